@@ -1,0 +1,116 @@
+"""The only writer: log, shards, manifest, and what is made of them when the run ends."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from actors.inputs import Inputs
+from culturepark.errors import CultureParkError
+from culturepark.messages import Outcome, unpack
+from culturepark.store.ledger import Ledger
+from culturepark.store.lock import RunLock
+from culturepark.store.publish import publish
+
+_PREDECESSOR_S = 20.0
+"""How long a predecessor that is just ending may take to let go of the run directory."""
+
+
+class Collector:
+    """Takes outcomes; a call returns when they are on disk.
+
+    Batches that come while one is being synced share the next sync, so the slower the disk, the more
+    of them share an fsync.
+    """
+
+    def __init__(self, inputs: bytes) -> None:
+        # Nothing here can fail: an error in a constructor would reach nobody in words.
+        self._given = Inputs.from_bytes(inputs)
+        self._run = self._given.run
+        self._waiting: list[tuple[list[msgspec.Raw], asyncio.Future[None]]] = []
+        self._writing = asyncio.Lock()
+        self._failure: CultureParkError | None = None
+        self._lock: RunLock | None = None
+        self._ledger: Ledger
+        self._log: structlog.stdlib.BoundLogger
+
+    async def done(self) -> bytes:
+        """One bit a dialogue of the plan, set for those that have ended. Raises RunDirError."""
+        async with self._writing:
+            await asyncio.to_thread(self._open)
+            return self._ledger.done()
+
+    async def receive(self, batch: bytes) -> None:
+        """Take a batch of outcomes; returns when they are durable. Raises RunDirError."""
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((unpack(batch), taken))
+        async with self._writing:
+            if not taken.done():
+                await self._write()
+        await taken
+
+    async def status(self) -> dict[str, Any]:
+        """The funnel of each culture, what was set aside, and what went wrong, if anything did."""
+        if self._lock is None:
+            await self.done()
+        return {
+            "funnels": {culture: dict(funnel) for culture, funnel in self._ledger.funnels.items()},
+            "set_aside": self._ledger.report.set_aside,
+            "replayed": self._ledger.report.replayed,
+            "failure": self._failure,
+        }
+
+    async def finish(self) -> None:
+        """Seal, publish the datasets, the card and the summary, and let go of the directory."""
+        async with self._writing:
+            await asyncio.to_thread(self._finish)
+
+    def _open(self) -> None:
+        """Become the writer and recover, once."""
+        if self._lock is not None:
+            return
+        lock = RunLock.take(Path(self._given.root), _PREDECESSOR_S)
+        self._log = self._given.logger("collector")
+        self._ledger = Ledger(self._run, lock)
+        self._lock = lock
+        report = self._ledger.report
+        self._log.info("opened", sealed_cells=report.sealed, replayed=report.replayed, set_aside=report.set_aside)
+
+    def _finish(self) -> None:
+        self._open()
+        self._ledger.close()
+        publish(self._run, self._ledger.funnels)
+        self._log.info("closed")
+        assert self._lock is not None  # it was opened
+        self._lock.release()
+
+    async def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            if self._failure:
+                raise self._failure
+            outcomes = await asyncio.to_thread(self._append_and_sync, [raws for raws, _ in waiting])
+        except CultureParkError as error:
+            self._failure = error
+            self._log.error("failed", where=error.where, what=error.what)
+            for _, taken in waiting:
+                taken.set_exception(error)
+            return
+        for outcome in outcomes:
+            brief = self._run.plan.brief(outcome.number)
+            if outcome.failed:
+                self._log.warning("dialogue_failed", dialogue=brief.id, kind=outcome.failed, reason=outcome.reason)
+            else:
+                self._log.info("dialogue_finished", dialogue=brief.id, turns=len(outcome.turns))
+        for _, taken in waiting:
+            taken.set_result(None)
+
+    def _append_and_sync(self, batches: list[list[msgspec.Raw]]) -> list[Outcome]:
+        self._open()
+        new = [self._ledger.append(bytes(raw)) for raws in batches for raw in raws]
+        self._ledger.sync()
+        return [outcome for outcome in new if outcome is not None]

@@ -1,0 +1,125 @@
+"""Driving a run from its start to its end: Ray, the actors, the signals, the progress."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from actors.mailbox import cause_of
+from actors.wiring import Crew, ray_session
+from culturepark.conductor import Progress
+from culturepark.errors import EndpointError, Interrupted
+from culturepark.store.lock import RunLock
+from culturepark.store.rundir import Run
+from culturepark.watching import Snapshot
+
+_POLL_S = 0.25
+_FINISH_S = 600.0
+_PREDECESSOR_S = 15.0
+
+
+def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = True) -> Snapshot:
+    """Run until every planned dialogue has ended; returns where it stands then.
+
+    `show` is called a few times a second. Raises Interrupted after a first Ctrl-C once the run is
+    drained and sealed, EndpointError if the models cannot go on, RunDirError if the disk cannot. A
+    second Ctrl-C ends the process at once.
+    """
+    RunLock.take(run.root, _PREDECESSOR_S).release()  # refuse at once, not after Ray has started
+    stop = _Signals() if take_signals else None
+    try:
+        with ray_session():
+            crew = Crew(run)
+            try:
+                return _drive(run, crew, show, stop)
+            finally:
+                crew.close()
+    finally:
+        if stop:
+            stop.restore()
+
+
+def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signals | None) -> Snapshot:
+    began = time.monotonic()
+    draining = False
+    snapshot: Snapshot | None = None
+    while True:
+        if stop and stop.asked.is_set() and not draining:
+            draining = _ask(crew.moderator.drain, "drain", "stopped on request") is not _DOWN
+        moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
+        if moderator is _DOWN or collector is _DOWN:
+            time.sleep(_POLL_S)  # it is starting again
+            continue
+        snapshot = Snapshot(
+            progress=_progress(moderator["progress"]),
+            funnels=collector["funnels"],
+            set_aside=tuple(collector["set_aside"]),
+            replayed=collector["replayed"],
+            elapsed_s=time.monotonic() - began,
+            draining=draining,
+        )
+        show(snapshot)
+        for failure in (collector["failure"], moderator["failure"]):
+            if failure is not None:
+                raise failure
+        if moderator["idle"]:
+            break
+        time.sleep(_POLL_S)
+    ray.get(crew.collector.finish.remote(), timeout=_FINISH_S)
+    final: dict[str, Any] = ray.get(crew.collector.status.remote(), timeout=60)
+    snapshot.funnels = final["funnels"]
+    show(snapshot)
+    _raise_if_stopped(run, snapshot.progress)
+    return snapshot
+
+
+def _raise_if_stopped(run: Run, progress: Progress) -> None:
+    if not progress.stopped:
+        return
+    again = f"Run the same command again to go on: {progress.planned - progress.ended} dialogues are owed."
+    if progress.stopped_by == "drain":
+        raise Interrupted(str(run.root), "stopped on request; what was done is on disk.", again)
+    what = f"the run was stopped: {progress.stopped}."
+    raise EndpointError(f"[{progress.stopped_by}]", what, f"Try `culturepark doctor`. {again}")
+
+
+_DOWN = object()
+
+
+def _ask(method: Any, *args: Any) -> Any:
+    """An actor's answer, or `_DOWN` while it is being restarted."""
+    try:
+        return ray.get(method.remote(*args), timeout=30)
+    except RayTaskError as error:
+        raise cause_of(error) from None
+    except (RayActorError, GetTimeoutError):
+        return _DOWN
+
+
+def _progress(fields: dict[str, Any]) -> Progress:
+    return Progress(**fields)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM: the first asks to drain, the second ends the process."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(self) -> None:
+        """Put back what handled these signals before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.asked.is_set():
+            os._exit(130)  # Ray's processes end with this one
+        self.asked.set()

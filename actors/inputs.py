@@ -1,0 +1,89 @@
+"""What every actor is given when it is made: all that a plan follows from, as bytes."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from culturepark.cultures import Culture
+from culturepark.models import open_chat, open_embedder
+from culturepark.plan import Plan
+from culturepark.ports import ChatModel
+from culturepark.prompts.profile import profile_named
+from culturepark.seeds import Seed
+from culturepark.settings import Role, Settings
+from culturepark.store.rundir import Run, RunFile
+
+
+class Inputs(Struct, frozen=True, dict=True):
+    """A run, as it crosses to other processes. `settings` already say where embedded models listen."""
+
+    root: str
+    file: RunFile
+    settings: Settings
+    seeds: tuple[Seed, ...]
+    cultures: dict[str, Culture]
+
+    @classmethod
+    def of(cls, run: Run, settings: Settings) -> Inputs:
+        """The inputs of a run."""
+        return cls(str(run.root), run.file, settings, run.plan.seeds, run.plan.cultures)
+
+    def to_bytes(self) -> bytes:
+        """As bytes."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Inputs:
+        """From bytes."""
+        return msgspec.msgpack.decode(raw, type=cls)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, worked out here."""
+        return Plan(self.settings, self.seeds, self.cultures)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return Run(Path(self.root), self.file, self.settings, self.plan)
+
+    def chat(self, role: Role) -> ChatModel:
+        """The chat model of a role."""
+        return open_chat(self.settings.model_of(role), self.settings.limits)
+
+    def embedder(self):
+        """The embedder."""
+        return open_embedder(self.settings.model_of("embedder"), self.settings.limits)
+
+    def profile(self, role: Role):
+        """The prompts of a role."""
+        return profile_named(self.settings.model_of(role).profile)
+
+    def logger(self, actor: str) -> structlog.stdlib.BoundLogger:
+        """A log of one JSON object a line, in the run directory, one file an actor."""
+        return open_logger(Path(self.root), actor)
+
+
+def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
+    """A log of one JSON object a line at `logs/<actor>.jsonl`."""
+    folder = root / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / f"{actor}.jsonl").open("a", encoding="utf-8", buffering=1)
+    return structlog.wrap_logger(
+        structlog.WriteLogger(file),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: msgspec.json.encode(event).decode()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+        actor=actor,
+    )

@@ -1,0 +1,135 @@
+"""The actor that conducts the dialogues: feeds messages to the conductor and posts what follows."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any
+
+import msgspec
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.directory import Directory, leave
+from actors.inputs import Inputs
+from actors.mailbox import cause_of
+from culturepark.conductor import COLLECTOR, Conductor, Post
+from culturepark.messages import Recorded, decode, decode_outcome, encode, unpack
+
+
+class Moderator:
+    """Conducts all dialogues of a run. Restarted, it asks the collector what is done and goes on."""
+
+    def __init__(self, inputs: bytes, directory: bytes, replicas: dict[str, int]) -> None:
+        given = Inputs.from_bytes(inputs)
+        self._given = given
+        self._log = given.logger("moderator")
+        self._directory = Directory.from_bytes(directory)
+        self._replicas = replicas
+        self._conductor: Conductor | None = None
+        self._starting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._draining_since: float | None = None
+
+    async def start(self) -> None:
+        """Begin, or begin again after a restart. Calling it again does nothing."""
+        async with self._starting:
+            if self._conductor is not None:
+                return
+            done: bytes = await self._directory.handle("collector").done.remote()
+            take = secrets.randbits(48)
+            conductor = Conductor(self._given.plan, self._given.settings, done, take, self._replicas)
+            for address in self._addresses():
+                task = asyncio.create_task(self._watch(address))
+                self._tasks.add(task)
+                task.add_done_callback(self._noticed)
+            self._conductor = conductor
+            progress = conductor.progress()
+            self._log.info("started", planned=progress.planned, ended=progress.ended, take=take)
+            self._send(conductor.fill(time.time()))
+
+    async def receive(self, batch: bytes) -> None:
+        """Take a batch of answers. After a restart, answers to a predecessor change nothing."""
+        if self._conductor is None:
+            return
+        now = time.time()
+        try:
+            for raw in unpack(batch):
+                self._send(self._conductor.on(decode(raw), now))
+        except Exception as error:  # our own fault: say so, rather than let every sender fail
+            self._failed(error)
+
+    async def watch(self) -> None:
+        """Return never: a caller that waits for this learns at once when the actor is gone."""
+        await asyncio.Event().wait()
+
+    async def status(self) -> dict[str, Any]:
+        """Where the run stands; begins the run if this process has not yet."""
+        await self.start()
+        assert self._conductor is not None  # start made it
+        if self._draining_since is not None:
+            late = time.monotonic() - self._draining_since > self._given.settings.limits.drain_s
+            if late and (numbers := self._conductor.abandon()):
+                self._log.warning("abandoned", dialogues=len(numbers))
+        progress = self._conductor.progress()
+        return {"progress": msgspec.to_builtins(progress), "idle": progress.idle, "failure": self._failure}
+
+    async def drain(self, by: str, reason: str) -> None:
+        """Start no more dialogues; let go of those that do not end in time."""
+        await self.start()
+        assert self._conductor is not None  # start made it
+        self._log.info("draining", by=by, reason=reason)
+        self._conductor.stop(by, reason)
+        self._draining_since = self._draining_since or time.monotonic()
+
+    def _addresses(self) -> list[str]:
+        agents = [
+            f"agent/{culture}/{i}"
+            for culture, count in self._replicas.items()
+            if culture != "refiner"
+            for i in range(count)
+        ]
+        return [*agents, *(f"refiner/{i}" for i in range(self._replicas["refiner"]))]
+
+    def _send(self, posts: list[Post]) -> None:
+        for post in posts:
+            taken = self._taken if post.address == COLLECTOR else None
+            box = self._directory.mailbox(post.address, on_taken=taken, on_failure=self._failed)
+            box.post(encode(post.message))
+
+    def _taken(self, batch: list[bytes]) -> None:
+        """The collector has these outcomes on disk."""
+        assert self._conductor is not None  # nothing was posted before
+        for raw in batch:
+            outcome = decode_outcome(raw)
+            self._send(self._conductor.on(Recorded(outcome.number, outcome.failed), time.time()))
+
+    async def _watch(self, address: str) -> None:
+        """Ask again what an actor was asked, each time it is lost."""
+        handle = self._directory.handle(address)
+        while True:
+            try:
+                await handle.watch.remote()
+            except RayTaskError as error:
+                raise cause_of(error) from error
+            except RayActorError as error:
+                assert self._conductor is not None  # start made it
+                posts = self._conductor.lost(address)
+                self._log.warning("actor_lost", address=address, asked_again=len(posts), why=str(error)[:200])
+                self._send(posts)
+                await asyncio.sleep(0.2)
+
+    def _noticed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Something that nobody can mend here: the driver reads it and ends the run."""
+        self._failure = self._failure or error
+        self._log.error("failed", error=f"{type(error).__name__}: {error}"[:500])
+        if self._conductor is None:
+            leave(str(error))
+        else:
+            self._conductor.stop("internal", str(error))

@@ -1,0 +1,149 @@
+"""The only place for Ray's own words: remote classes, options, names, placement, restarts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+# Set before Ray is imported, since it reads them then; a user's own values stand.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+os.environ.setdefault("RAY_worker_niceness", "0")  # the default of 15 starves agents beside an engine
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # a quarter of a call's cost
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # or workers start in a second environment
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.collector import Collector
+from actors.cultural_agent import CulturalAgent
+from actors.directory import Directory
+from actors.engine import ChatEngine, EmbeddingEngine
+from actors.inputs import Inputs
+from actors.moderator import Moderator
+from actors.refiner import RefinerActor
+from culturepark.models.embedded import embedded_name
+from culturepark.settings import ModelSettings, Settings
+from culturepark.store.rundir import Run
+
+_CONCURRENCY = 100_000
+"""Ray's default of 1,000 calls at once is less than the dialogues that one actor may hold."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """The cluster this process was submitted to, or else a private one for this process alone.
+
+    A private one listens on loopback, with token authentication, without a dashboard, in a
+    temporary directory that only this user can enter and that is removed at the end.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    home = tempfile.mkdtemp(prefix="culturepark-")  # mode 0700; short, since sockets live below it
+    try:
+        ray.init(
+            address="local",
+            _temp_dir=home,
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=128 << 20,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class Crew:
+    """The actors of one run. Made whole or not at all; `close` ends them."""
+
+    def __init__(self, run: Run) -> None:
+        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._engines: list[Any] = []
+        self._actors: list[Any] = []
+        settings = self._served(run.settings)
+        self._pinned = any(model.engine == "embedded" for model in settings.models.values())
+        inputs = Inputs.of(run, settings).to_bytes()
+        # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
+        self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
+        directory = Directory(self._namespace).to_bytes()
+
+        # The run directory is on this node, so its only writer is, too.
+        self.collector = self._actor(Collector, "collector", inputs, here=True)
+        replicas = {culture: settings.actors.agents_per_culture for culture in run.plan.agent_cultures()}
+        replicas["refiner"] = settings.actors.refiners
+        for culture, count in replicas.items():
+            for i in range(count):
+                if culture == "refiner":
+                    self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", directory)
+                else:
+                    address = f"agent/{culture}/{i}"
+                    self._actor(CulturalAgent, address, inputs, address, directory)
+        self.moderator = self._actor(Moderator, "moderator", inputs, directory, replicas, here=True)
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in (*self._actors, *self._engines):
+            ray.kill(actor, no_restart=True)
+
+    def _actor(self, cls: type, name: str, *args: Any, here: bool = False) -> Any:
+        options: dict[str, Any] = {
+            "name": name,
+            "namespace": self._namespace,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            # A retried call would run twice without telling anyone; we ask again by our own ids.
+            "max_task_retries": 0,
+            "max_concurrency": _CONCURRENCY,
+        }
+        if here or self._pinned:
+            options["scheduling_strategy"] = self._here
+        actor = ray.remote(cls).options(**options).remote(*args)
+        self._actors.append(actor)
+        return actor
+
+    def _served(self, settings: Settings) -> Settings:
+        """Start a server for each embedded model in use, and say where it listens."""
+        roles = settings.roles
+        embedder = roles.embedder if settings.refine.enabled else ""
+        used = {name for name in (roles.speaker, roles.extractor, roles.verifier, roles.rewriter) if name}
+        models = dict(settings.models)
+        for name in sorted({*used, embedder} - {""}):
+            if models[name].engine == "embedded":
+                models[name] = self._serve(models[name], embedder=name == embedder)
+        return replace(settings, models=models)
+
+    def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
+        port = _free_port()
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": self._here}
+        if embedder:
+            engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(port)
+        else:
+            engine = ray.remote(ChatEngine).options(**options).remote(msgspec.msgpack.encode(model), port)
+        self._engines.append(engine)
+        url: str = ray.get(engine.url.remote(), timeout=120)
+        return replace(model, base_urls=(url,), model=model.model or embedded_name(model, embedder).split(" ")[0])
+
+
+def _free_port() -> int:
+    """A port that is free now; the engine takes it at once, and again after a restart."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

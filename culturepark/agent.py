@@ -1,0 +1,146 @@
+"""A speaker of one culture: answers asks, and remembers dialogues only as a cache.
+
+The moderator's transcript is the truth. An agent that does not know a dialogue, since it was
+restarted or forgot it, says so and is told it whole.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from msgspec import Struct
+
+from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
+from culturepark.models.errors import ModelError
+from culturepark.plan import Brief, Plan
+from culturepark.ports import ChatModel, Completion, Prompt, Sampling, Usage
+from culturepark.prompts.profile import Cue, Profile
+from culturepark.settings import Settings
+
+_REMEMBERED = 20_000
+"""Dialogues an agent remembers; the one not heard of for longest is forgotten first."""
+
+_SPEAKS_AGAIN = 1
+"""Further attempts at a turn whose text comes out empty."""
+
+
+class _Memory(Struct):
+    """The prompt so far, and the next turn that continues it."""
+
+    prompt: Prompt
+    next_turn: int
+
+
+class CulturalSpeaker:
+    """Speaks for the personas of a culture."""
+
+    def __init__(self, plan: Plan, settings: Settings, model: ChatModel, profile: Profile) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._model = model
+        self._profile = profile
+        self._memory: OrderedDict[tuple[int, int, int], _Memory] = OrderedDict()
+
+    async def speak(self, ask: Ask) -> Spoke | Unknown | Balked:
+        """Answer an ask; never raises for what a model does."""
+        brief = self._plan.brief(ask.number)
+        prompt = self._prompt_for(ask, brief)
+        if prompt is None:
+            return Unknown(ask.number, ask.take, ask.turn)
+        cue = self._profile.cue(brief, ask.turn, ask.heard, self._plan.cultures)
+        prompt.add("user", cue.text)
+        try:
+            completion, text = await self._say(brief, ask, prompt, cue)
+        except ModelError as error:
+            return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, error.usage)
+        self._remember(ask, brief, prompt.add("assistant", text))
+        turn = Turn(
+            number=ask.turn,
+            speaker=self._speaker(ask.turn, brief),
+            text=text,
+            model=completion.model,
+            endpoint=completion.endpoint,
+            finish_reason=completion.finish_reason,
+            latency_s=round(completion.latency_s, 4),
+            usage=completion.usage,
+        )
+        return Spoke(ask.number, ask.take, turn)
+
+    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue) -> tuple[Completion, str]:
+        whole = prompt.copy().add("assistant", cue.prefill) if cue.prefill else prompt
+        name = brief.speakers[self._speaker(ask.turn, brief)].name
+        spent = Usage()
+        for _ in range(1 + _SPEAKS_AGAIN):
+            try:
+                completion = await self._model.complete(whole, self._sampling(brief), affinity=brief.id)
+            except ModelError as error:
+                error.usage += spent
+                raise
+            text = self._profile.clean(completion.text, cue, name, completion.finish_reason == "length")
+            if text:
+                usage = completion.usage + spent
+                return Completion(
+                    completion.text,
+                    usage,
+                    completion.finish_reason,
+                    completion.model,
+                    completion.endpoint,
+                    completion.latency_s,
+                ), text
+            spent += completion.usage
+        raise ModelError("empty_reply", "nothing was left of the reply once it was cleaned", usage=spent)
+
+    def _prompt_for(self, ask: Ask, brief: Brief) -> Prompt | None:
+        """The prompt up to this turn's cue; None if it is not known here."""
+        if ask.turn <= len(brief.speakers):
+            return self._beginning(ask.turn, brief)
+        if ask.transcript is not None:
+            prompt = self._beginning(ask.turn, brief)
+            for turn in ask.transcript:
+                if turn.speaker == self._speaker(ask.turn, brief):
+                    heard = ask.transcript[turn.number - 2].text if turn.number > 1 else ""
+                    cue = self._profile.cue(brief, turn.number, heard, self._plan.cultures)
+                    prompt.add("user", cue.text).add("assistant", turn.text)
+            return prompt
+        memory = self._memory.get((ask.number, ask.take, self._speaker(ask.turn, brief)))
+        if memory is None or memory.next_turn != ask.turn:
+            return None
+        return memory.prompt.copy()
+
+    def _beginning(self, turn: int, brief: Brief) -> Prompt:
+        speaker = self._speaker(turn, brief)
+        return Prompt().add("system", self._profile.system(brief, speaker, self._plan.cultures))
+
+    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt) -> None:
+        key = (ask.number, ask.take, self._speaker(ask.turn, brief))
+        following = ask.turn + len(brief.speakers)
+        if following > brief.utterances:
+            self._memory.pop(key, None)
+            return
+        self._memory[key] = _Memory(prompt, following)
+        self._memory.move_to_end(key)
+        if len(self._memory) > _REMEMBERED:
+            self._memory.popitem(last=False)
+
+    def _sampling(self, brief: Brief) -> Sampling:
+        role = {"cross": "speaker", "in-culture": "in-culture", "direct": "direct"}[brief.kind]
+        return sampling_with(self._profile.sampling(role), self._settings, "speaker")
+
+    @staticmethod
+    def _speaker(turn: int, brief: Brief) -> int:
+        return (turn - 1) % len(brief.speakers)
+
+
+def sampling_with(default: Sampling, settings: Settings, role: str) -> Sampling:
+    """A profile's sampling with what the settings say of this role."""
+    own = settings.sampling.get(role)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if own is None:
+        return default
+    return Sampling(
+        temperature=default.temperature if own.temperature is None else own.temperature,
+        max_tokens=default.max_tokens if own.max_tokens is None else own.max_tokens,
+        top_p=default.top_p if own.top_p is None else own.top_p,
+        stop=default.stop,
+        seed=default.seed,
+        extra=default.extra,
+    )

@@ -1,0 +1,218 @@
+"""Everything that crosses a boundary: between actors, and from actors to the disk.
+
+Actors pass bytes. `encode` and `decode` turn one message to msgpack and back; a batch is a msgpack
+array of messages. Every Struct here is importable from this module and nowhere else, since a
+Struct defined in a script loses its fields on the way to a worker. New fields come with a default,
+so that old bytes still read; `SCHEMA` counts changes that readers must know of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.ports import Usage
+
+SCHEMA = 1
+
+Verdict = Literal["entails", "contradicts", "novel"]
+
+FailureKind = Literal[
+    "unauthorised",  # the key is refused
+    "no_such_model",
+    "bad_request",  # the endpoint understood and refuses
+    "rate_limited",
+    "server",  # 5xx
+    "timeout",
+    "connection",
+    "invalid_reply",  # not what the protocol promises
+    "empty_reply",
+    "too_large",
+    "refused",  # a content filter
+    "internal",  # our own fault
+]
+
+RUN_STOPPERS: frozenset[FailureKind] = frozenset({"unauthorised", "no_such_model"})
+"""Failures that every later call would meet too: the run stops and the dialogues stay owed."""
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+class Turn(Struct, frozen=True):
+    """One utterance. `speaker` is an index into the dialogue's two personas; `number` starts at 1."""
+
+    number: int
+    speaker: int
+    text: str
+    model: str = ""
+    endpoint: str = ""
+    finish_reason: str = ""
+    latency_s: float = 0.0
+    usage: Usage = Usage()
+
+
+class Opinion(Struct, frozen=True):
+    """One opinion taken from a turn, with everything that was decided about it.
+
+    `start` and `end` are the span in the turn's text. `extracted` is what the extractor gave,
+    `text` what is kept after rewriting and post-processing. `verdict` is that of `text`;
+    `first_verdict` is that of the extracted text. `rejected` is empty for a candidate, else the
+    reason, with `detail` in words. `vector` holds float32 bytes, empty when it was not embedded.
+    """
+
+    id: str
+    turn: int
+    speaker: int
+    start: int
+    end: int
+    extracted: str
+    text: str
+    first_verdict: Verdict | None = None
+    verdict: Verdict | None = None
+    verdict_reason: str = ""
+    rewritten: bool = False
+    rejected: str = ""
+    detail: str = ""
+    vector: bytes = b""
+
+
+# --- moderator -> agent, agent -> moderator --------------------------------------------------------
+
+
+class Ask(Struct, frozen=True, tag="ask"):
+    """Say turn `turn` of dialogue `number`, having heard the other's last words.
+
+    An ask is answered for its (`number`, `turn`), so asking twice is harmless. `take` tells the
+    attempts at one dialogue apart: what was said in an earlier take is no part of this one.
+    `transcript` is only sent to an agent that said it does not know the dialogue.
+    """
+
+    number: int
+    take: int
+    turn: int
+    heard: str
+    transcript: tuple[Turn, ...] | None = None
+
+
+class Spoke(Struct, frozen=True, tag="spoke"):
+    """The answer to an ask."""
+
+    number: int
+    take: int
+    turn: Turn
+
+
+class Unknown(Struct, frozen=True, tag="unknown"):
+    """The agent has no transcript of this dialogue and needs it whole."""
+
+    number: int
+    take: int
+    turn: int
+
+
+class Balked(Struct, frozen=True, tag="balked"):
+    """A model call failed for good, having used `usage`. `turn` is 0 if it was in refinement."""
+
+    number: int
+    take: int
+    turn: int
+    kind: FailureKind
+    reason: str
+    usage: Usage = Usage()
+
+
+# --- moderator -> refiner, refiner -> moderator ------------------------------------------------------
+
+
+class Refine(Struct, frozen=True, tag="refine"):
+    """Refine this whole dialogue and hand the outcome to the collector."""
+
+    number: int
+    take: int
+    turns: tuple[Turn, ...]
+    started_s: float
+
+
+class Recorded(Struct, frozen=True, tag="recorded"):
+    """The outcome of this dialogue is on disk. `failed` is as in Outcome."""
+
+    number: int
+    failed: str = ""
+
+
+# --- to the collector ---------------------------------------------------------------------------
+
+
+class Outcome(Struct, frozen=True, tag="outcome"):
+    """How a planned dialogue ended: the record that the log holds.
+
+    `failed` is empty for a finished dialogue, else the kind of failure with `reason` in words.
+    `usage` is by role, retries and rejected replies included; `notes` holds what a reader of the
+    dialogue should know, such as a turn whose extraction could not be read.
+    """
+
+    number: int
+    turns: tuple[Turn, ...]
+    opinions: tuple[Opinion, ...] = ()
+    usage: dict[str, Usage] = {}
+    failed: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    schema: int = SCHEMA
+
+
+Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Outcome
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+_outcome = msgspec.msgpack.Decoder(Outcome)
+_batch = msgspec.msgpack.Decoder(list[msgspec.Raw])
+
+
+def encode(message: Message) -> bytes:
+    """One message as msgpack. Lone surrogates, which no UTF-8 can hold, become U+FFFD."""
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:
+        return _encoder.encode(msgspec.convert(_mended(msgspec.to_builtins(message)), type(message)))
+
+
+def decode(raw: bytes | msgspec.Raw) -> Message:
+    """The message in these bytes. Raises msgspec.DecodeError."""
+    return _decoder.decode(raw)
+
+
+def decode_outcome(raw: bytes) -> Outcome:
+    """The outcome in these bytes. Raises msgspec.DecodeError."""
+    return _outcome.decode(raw)
+
+
+def speaker_usage(turns: Iterable[Turn]) -> Usage:
+    """What all turns together took."""
+    return sum((turn.usage for turn in turns), Usage())
+
+
+def pack(messages: list[bytes]) -> bytes:
+    """Encoded messages as one batch."""
+    return _encoder.encode([msgspec.Raw(message) for message in messages])
+
+
+def unpack(batch: bytes) -> list[msgspec.Raw]:
+    """The encoded messages of a batch."""
+    return _batch.decode(batch)
+
+
+def _mended(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_mended(k): _mended(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        return [_mended(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return value

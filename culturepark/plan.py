@@ -1,0 +1,273 @@
+"""The plan: which dialogues are held, between whom, on what, holding which stance.
+
+A plan is a sequence that is computed, not stored: `plan.brief(number)` follows from the settings,
+the seeds and the number alone, so every process can work it out for itself, a message needs no
+more than the number, and a plan of ten million dialogues takes no more memory than one of ten.
+
+The order goes round by round: in each round every question of every culture gets one *cell*, up to
+`cell_dialogues` dialogues of one culture and question. A cell is what is selected from and sealed
+as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.cultures import Culture, Gender, Persona, culture_named, draw_persona
+from culturepark.errors import ConfigError
+from culturepark.prompts import PROMPT_VERSION
+from culturepark.seeds import Answers, Seed, draw, stance_of
+from culturepark.seeds.stance import Stance
+from culturepark.settings import IDENTITY_ROOMS, Kind, PlanSettings, Settings, Style
+
+PLAN_VERSION = 1
+"""Changes when the same settings would give other dialogues."""
+
+
+class Cell(Struct, frozen=True):
+    """A run of consecutive dialogues of one culture and question.
+
+    `place` is the cell's rank among the cells of its culture.
+    """
+
+    index: int
+    place: int
+    culture: str
+    seed_id: str
+    first: int
+    size: int
+
+
+class Brief(Struct, frozen=True):
+    """All that is known of a dialogue before its first word.
+
+    `speakers` are in order of speaking; `stances` run beside them, None for somebody who holds no
+    drawn stance (the main contact). `delegates` are the indices of those whose opinions count.
+    """
+
+    number: int
+    id: str
+    cell: int
+    kind: Kind
+    style: Style
+    culture: str
+    seed: Seed
+    answers: Answers
+    speakers: tuple[Persona, ...]
+    stances: tuple[Stance | None, ...]
+    delegates: tuple[int, ...]
+    utterances: int
+    language: str
+    direct_reasons: int
+
+
+class Plan:
+    """All dialogues of a run, by number from 0.
+
+    Raises ConfigError if a culture or question is unknown, a culture has no survey answers at all,
+    or nothing is left to talk about.
+    """
+
+    def __init__(self, settings: Settings, seeds: Sequence[Seed], cultures: Mapping[str, Culture]) -> None:
+        self.settings: PlanSettings = settings.plan
+        self.cultures = dict(cultures)
+        self._seeds = _chosen_seeds(self.settings, seeds)
+        self.delegates = _delegates(self.settings, cultures)
+        self.contact = culture_named(cultures, self.settings.contact, "$.plan.contact")
+        pairs = [(c, s) for s in range(len(self._seeds)) for c in range(len(self.delegates))]
+        self._pairs = [(c, s) for c, s in pairs if self._answers(c, s)]
+        self.unasked = [(self.delegates[c].id, self._seeds[s].id) for c, s in pairs if not self._answers(c, s)]
+        """Culture and question for each pair that gets no dialogue, as it was never asked there."""
+        silent = [d.id for d in self.delegates if d.id not in {self.delegates[c].id for c, _ in self._pairs}]
+        if silent:
+            what = f"the seeds hold no answers for {', '.join(silent)}."
+            fix = "Import a survey that asked there, check `survey_keys`, or leave the culture out."
+            raise ConfigError("$.plan.cultures", what, fix)
+        self._per_pair = self.settings.dialogues_per_question
+        self._round = min(settings.refine.cell_dialogues, self._per_pair)
+        self._rounds = -(-self._per_pair // self._round)
+        self._per_culture = {
+            d: [p for p, (c, _) in enumerate(self._pairs) if c == d] for d in range(len(self.delegates))
+        }
+        self._place = {p: i for pairs in self._per_culture.values() for i, p in enumerate(pairs)}
+        self.fingerprint = self._fingerprint(settings)
+        self.brief = lru_cache(maxsize=4096)(self._brief)
+
+    @property
+    def seeds(self) -> tuple[Seed, ...]:
+        """The questions in use."""
+        return self._seeds
+
+    def __len__(self) -> int:
+        return len(self._pairs) * self._per_pair
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells the plan has."""
+        return len(self._pairs) * self._rounds
+
+    def cell(self, index: int) -> Cell:
+        """The cell with this index, from 0."""
+        rnd, pair = divmod(index, len(self._pairs))
+        size = self._round_size(rnd)
+        first = rnd * self._round * len(self._pairs) + pair * size
+        culture, seed = self._pairs[pair]
+        place = rnd * len(self._per_culture[culture]) + self._place[pair]
+        return Cell(index, place, self.delegates[culture].id, self._seeds[seed].id, first, size)
+
+    def cell_of(self, number: int) -> int:
+        """The index of the cell that dialogue `number` belongs to."""
+        rnd, rest = self._round_of(number)
+        return rnd * len(self._pairs) + rest // self._round_size(rnd)
+
+    def culture_of(self, number: int) -> str:
+        """The delegate culture of dialogue `number`."""
+        rnd, rest = self._round_of(number)
+        return self.delegates[self._pairs[rest // self._round_size(rnd)][0]].id
+
+    def planned(self) -> dict[str, int]:
+        """Dialogues of each culture."""
+        return {
+            d.id: len(self._per_culture[i]) * self._per_pair for i, d in enumerate(self.delegates)
+        }
+
+    def find(self, dialogue_id: str) -> int | None:
+        """The number of the dialogue with this id; None if the plan has none. Looks at each."""
+        return next((n for n in range(len(self)) if self.brief(n).id == dialogue_id), None)
+
+    def utterances_of(self, number: int) -> int:
+        """Turns of dialogue `number`: one for a direct generation."""
+        return 1 if self._kind(number) == "direct" else self.settings.utterances
+
+    def agent_cultures(self) -> list[str]:
+        """Cultures that need an agent."""
+        contact = [self.contact.id] if "cross" in self.settings.kinds else []
+        return [*contact, *(d.id for d in self.delegates)]
+
+    # --- how a number becomes a brief
+
+    def _round_size(self, rnd: int) -> int:
+        return self._round if rnd < self._rounds - 1 else self._per_pair - self._round * (self._rounds - 1)
+
+    def _round_of(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        full = self._round * len(self._pairs)
+        rnd = min(number // full, self._rounds - 1)
+        return rnd, number - rnd * full
+
+    def _locate(self, number: int) -> tuple[int, int, int]:
+        """Culture index, seed index and replica of a dialogue."""
+        rnd, rest = self._round_of(number)
+        pair, within = divmod(rest, self._round_size(rnd))
+        culture, seed = self._pairs[pair]
+        return culture, seed, rnd * self._round + within
+
+    def _kind(self, number: int) -> Kind:
+        return self.settings.kinds[self._locate(number)[2] % len(self.settings.kinds)]
+
+    def _answers(self, culture: int, seed: int) -> Answers | None:
+        answers = self._seeds[seed].answers_of(self.delegates[culture].survey_keys)
+        return answers if answers and answers.asked else None
+
+    def _brief(self, number: int) -> Brief:
+        culture_index, seed_index, replica = self._locate(number)
+        culture, seed = self.delegates[culture_index], self._seeds[seed_index]
+        answers = self._answers(culture_index, seed_index)
+        assert answers is not None  # pairs that were never asked are not in the plan
+        plan = self.settings
+        # Kinds alternate first; the rest is shifted by question and culture, so that even one
+        # dialogue a question shows every style, opener and pairing across the plan.
+        variant, kind_index = divmod(replica, len(plan.kinds))
+        kind = plan.kinds[kind_index]
+        variant += 3 * seed_index + culture_index
+        variant, style_index = divmod(variant, len(plan.styles))
+        variant, opener_index = divmod(variant, len(plan.openers))
+        style, opener = plan.styles[style_index], plan.openers[opener_index]
+        pairing = plan.pairings[variant % len(plan.pairings)]
+
+        rng = random.Random(_digest("draw", plan.seed, culture.id, seed.id, replica))
+        first, second = _genders(pairing)
+        if kind == "direct":
+            who: list[tuple[Culture, Gender]] = [(culture, first)]
+        elif kind == "in-culture":
+            who = [(culture, first), (culture, second)]
+        else:
+            pair: tuple[Culture, Culture] = (
+                (self.contact, culture) if opener == "contact" else (culture, self.contact)
+            )
+            who = [(pair[0], first), (pair[1], second)]
+        speakers: list[Persona] = []
+        stances: list[Stance | None] = []
+        for of, gender in who:
+            speakers.append(draw_persona(of, gender, rng, speakers[0].name if speakers else None))
+            if of is culture:
+                code = draw(seed, answers, plan.stance, rng, weighted=plan.weighted)
+                stances.append(stance_of(seed, answers, code))
+            else:
+                stances.append(None)
+        return Brief(
+            number=number,
+            id="d" + _digest(PLAN_VERSION, plan.seed, kind, self.contact.id, culture.id, seed.id, replica)[:20],
+            cell=self.cell_of(number),
+            kind=kind,
+            style=style,
+            culture=culture.id,
+            seed=seed,
+            answers=answers,
+            speakers=tuple(speakers),
+            stances=tuple(stances),
+            delegates=tuple(i for i, (of, _) in enumerate(who) if of is culture),
+            utterances=1 if kind == "direct" else plan.utterances,
+            language=culture.language if plan.language == "native" else "English",
+            direct_reasons=plan.direct_reasons,
+        )
+
+    def _fingerprint(self, settings: Settings) -> str:
+        rooms: dict[str, object] = {room: getattr(settings, room) for room in IDENTITY_ROOMS}
+        # Where a model is served may change between resumes; which model it is may not.
+        rooms["models"] = {
+            name: [model.engine, model.model, Path(model.path).name, model.hub, model.profile]
+            for name, model in settings.models.items()
+        }
+        used = [c for c in self.cultures.values() if c.id in {*(d.id for d in self.delegates), self.contact.id}]
+        # Deterministic order wants text keys; option codes are numbers.
+        facts = msgspec.to_builtins([PLAN_VERSION, PROMPT_VERSION, rooms, self._seeds, used], str_keys=True)
+        content = msgspec.json.encode(facts, order="deterministic")
+        return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _genders(pairing: str) -> tuple[Gender, Gender]:
+    first, _, second = pairing.partition("-")
+    return ("woman" if first == "woman" else "man", "woman" if second == "woman" else "man")
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()
+
+
+def _chosen_seeds(settings: PlanSettings, seeds: Sequence[Seed]) -> tuple[Seed, ...]:
+    if not settings.questions:
+        return tuple(seeds)
+    known = {seed.id: seed for seed in seeds}
+    missing = [question for question in settings.questions if question not in known]
+    if missing:
+        what = f"no seed has the id {missing[0]!r}."
+        fix = f"Ids look like {', '.join(list(known)[:3])}; `culturepark seeds list` shows all."
+        raise ConfigError("$.plan.questions", what, fix)
+    return tuple(known[question] for question in settings.questions)
+
+
+def _delegates(settings: PlanSettings, cultures: Mapping[str, Culture]) -> list[Culture]:
+    names = settings.cultures or tuple(name for name in cultures if name != settings.contact)
+    if settings.contact in names and "cross" in settings.kinds:
+        what = f"{settings.contact!r} is the main contact and cannot be a delegate too."
+        raise ConfigError("$.plan.cultures", what, "Take it out, or set another `plan.contact`.")
+    return [culture_named(cultures, name, "$.plan.cultures") for name in names]

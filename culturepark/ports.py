@@ -1,0 +1,118 @@
+"""What the domain needs of the world. Adapters live in `culturepark/models`, `culturepark/store`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""Embeddings, shape (texts, dimensions), float32, each row of length 1."""
+
+
+class Usage(Struct, frozen=True):
+    """What model calls took: counts of calls and tokens, summed with `+`.
+
+    `unreported` counts calls whose endpoint told no usage: their tokens are unknown, not zero.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    unreported: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.unreported + other.unreported,
+        )
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True):
+    """How a reply is sampled; sent as it stands. `extra` holds what only some servers know."""
+
+    temperature: float = 0.7
+    max_tokens: int = 168
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    extra: dict[str, Any] = {}
+
+
+class Prompt:
+    """A chat prompt that only grows: messages are encoded once, when they are added.
+
+    The bytes of an earlier prompt are a prefix of the bytes of a later one, so a server's prefix
+    cache stays warm and a long history costs nothing to send again but the sending.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Sequence[bytes] = ()) -> None:
+        self._parts = list(parts)
+
+    def add(self, role: str, content: str) -> Prompt:
+        """Append one message; returns self."""
+        self._parts.append(msgspec.json.encode({"role": role, "content": content}))
+        return self
+
+    def copy(self) -> Prompt:
+        """A prompt that can grow by itself from here."""
+        return Prompt(self._parts)
+
+    def encoded(self) -> bytes:
+        """The JSON array of messages, without its closing bracket."""
+        return b"[" + b",".join(self._parts)
+
+    def messages(self) -> list[dict[str, str]]:
+        """The messages, decoded."""
+        return [msgspec.json.decode(part) for part in self._parts]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+class Completion(Struct, frozen=True):
+    """A model's reply. `finish_reason` is the endpoint's word: `stop`, `length`, ..."""
+
+    text: str
+    usage: Usage
+    finish_reason: str
+    model: str
+    endpoint: str
+    latency_s: float
+
+
+class ChatModel(Protocol):
+    """Something that answers a chat prompt."""
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        affinity: str,
+        schema: dict[str, Any] | None = None,
+    ) -> Completion:
+        """Answer `prompt`.
+
+        `affinity` keeps calls of one dialogue on one replica. `schema` is a JSON schema the reply
+        must obey, where the endpoint can hold it to that. Raises ModelError.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """Something that turns texts into vectors."""
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """One row a text, in order. Raises ModelError."""
+        ...

@@ -1,0 +1,66 @@
+"""What a prompt profile offers, and which one a model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from culturepark.cultures import Culture
+from culturepark.plan import Brief
+from culturepark.ports import Prompt, Sampling
+
+
+class Cue(Struct, frozen=True):
+    """What a speaker reads before a turn, and the first words of its answer, if they are given."""
+
+    text: str
+    prefill: str = ""
+
+
+class Profile(Protocol):
+    """Prompts for one size of model. All of them are pure functions of their arguments."""
+
+    name: Literal["full", "small"]
+    judges: bool
+    """Whether the model extracts and verifies by itself. If not, sentences are taken word for
+    word and the embedder verifies."""
+
+    def sampling(self, role: str) -> Sampling:
+        """The default sampling of a role: speaker, direct, extractor, verifier, rewriter."""
+        ...
+
+    def system(self, brief: Brief, speaker: int, cultures: Mapping[str, Culture]) -> str:
+        """Who the speaker is, for the whole dialogue."""
+        ...
+
+    def cue(self, brief: Brief, turn: int, heard: str, cultures: Mapping[str, Culture]) -> Cue:
+        """What the speaker of this turn reads, having heard the other's words."""
+        ...
+
+    def clean(self, reply: str, cue: Cue, name: str, cut: bool) -> str:
+        """A reply as it goes into the transcript. `cut`: it ran into its limit."""
+        ...
+
+    def extraction(self, brief: Brief, speaker: int, text: str) -> tuple[Prompt, dict[str, Any] | None]:
+        """Ask for the opinions in one turn; with the JSON schema of the answer."""
+        ...
+
+    def verification(self, brief: Brief, speaker: int, opinion: str) -> tuple[Prompt, dict[str, Any] | None]:
+        """Ask how an opinion stands to the speaker's stance; with the JSON schema of the answer."""
+        ...
+
+    def rewriting(self, brief: Brief, speaker: int, opinion: str) -> tuple[Prompt, Cue]:
+        """Ask for the opinion rewritten so that it fits the stance."""
+        ...
+
+
+@lru_cache(maxsize=4)
+def profile_named(name: Literal["full", "small"]) -> Profile:
+    """The profile with this name."""
+    from culturepark.prompts.full import FullProfile
+    from culturepark.prompts.small import SmallProfile
+
+    return SmallProfile() if name == "small" else FullProfile()

@@ -1,0 +1,35 @@
+"""Training rows: what a tuned model will read and answer."""
+
+from __future__ import annotations
+
+from culturepark.messages import Opinion
+from culturepark.plan import Brief
+
+
+def training_messages(brief: Brief, opinion: Opinion, demonym: str) -> list[dict[str, str]]:
+    """One chat: a system message, a question, an answer.
+
+    An opinion that supports the stance becomes the reason for the survey answer, after CulturePark
+    (arXiv 2405.15145). A novel one is no reason for that answer, so it is asked for openly.
+    """
+    stance = brief.stances[opinion.speaker]
+    assert stance is not None  # only delegates' opinions become samples
+    system = f"You are a helpful {demonym} assistant who knows {demonym} culture well."
+    if opinion.verdict == "entails":
+        options = "\n".join(f"{option.code}. {option.label}" for option in brief.seed.options)
+        question = (
+            f'How do you see this statement? "{brief.seed.statement}"\n{options}\n'
+            "Answer with the number of one option, and give your reason."
+        )
+        answer = f"{stance.code}. {brief.seed.option(stance.code).label}. {opinion.text}"
+    else:
+        question = (
+            f'We are talking about this: "{brief.seed.statement}" What else comes to your mind from your own '
+            "life and culture?"
+        )
+        answer = opinion.text
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]

@@ -1,0 +1,128 @@
+"""Prompts for models of under about a billion parameters.
+
+What holds such a model to a stance is the opening of its answer, which is given to it (`prefill`);
+what it adds is how it goes on. These settings were found by trial on SmolLM2-135M. They are no part
+of the method: larger models get `full`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from culturepark.cultures import Culture, describe
+from culturepark.plan import Brief
+from culturepark.ports import Prompt, Sampling
+from culturepark.prompts.full import script_step
+from culturepark.prompts.profile import Cue
+from culturepark.prompts.text import tidy, unquoted, whole_sentences, without_name
+
+# How each step of the script begins, for somebody with a stance: the paper's cues (give reasons;
+# agree or not; more of your culture; more ideas; something to introduce; what it inspires) as the
+# first words of the answer.
+_DELEGATE = (
+    "{opening}",
+    "I hear you, but {opening_low}",
+    "In {country}, many people would say that",
+    "Another reason why I see it that way is that",
+    "One custom we keep in {country} is that",
+    "In my own family,",
+    "After this talk, {opening_low}",
+)
+# The same for the contact, who holds no drawn stance.
+_CONTACT = (
+    'Hello {other}! I would like to hear what you think about this: "{statement}" In {country},',
+    "I see what you mean. Where I live,",
+    "That is not quite how I grew up. In {country},",
+    "I am not so sure about that, because",
+    "Something people often do in {country} is that",
+    "In my own family,",
+    "Thank you, {other}. What I take from this is that",
+)
+# Free chat gives no cues: only every other answer of somebody with a stance begins with it.
+_FREE_DELEGATE = ("{opening}", "I understand, but for me", "{opening}", "Well,")
+_FREE_CONTACT = (_CONTACT[0], "I see.", "Well,")
+
+
+class SmallProfile:
+    """Short prompts, given openings, short answers."""
+
+    name: Literal["full", "small"] = "small"
+    judges = False
+
+    def sampling(self, role: str) -> Sampling:
+        # min_p and repeat_penalty are llama.cpp's names; other servers would not know them.
+        steady = {"min_p": 0.1, "repeat_penalty": 1.15}
+        by_role = {
+            "speaker": Sampling(temperature=0.6, max_tokens=56, stop=("\n",), extra=steady),
+            "in-culture": Sampling(temperature=0.6, max_tokens=56, stop=("\n",), extra=steady),
+            "direct": Sampling(temperature=0.6, max_tokens=360, extra=steady),
+            "rewriter": Sampling(temperature=0.3, max_tokens=48, stop=("\n",), extra=steady),
+        }
+        return by_role.get(role, Sampling())  # a small model serves no other role
+
+    def system(self, brief: Brief, speaker: int, cultures: Mapping[str, Culture]) -> str:
+        me, stance = brief.speakers[speaker], brief.stances[speaker]
+        home = cultures[me.culture]
+        lines = [f"You are {describe(me, home)}."]
+        if len(brief.speakers) > 1:
+            other = brief.speakers[1 - speaker]
+            lines.append(f"You are talking with {describe(other, cultures[other.culture])}.")
+        if stance is not None:
+            lines.append(f"{stance.summary} You firmly hold this view.")
+        else:
+            lines.append(f'You are talking about this: "{brief.seed.statement}"')
+        lines.append(
+            "Speak as yourself, in the first person, in one or two short sentences, about your own life, "
+            f"family and customs in {home.country}."
+        )
+        return " ".join(lines)
+
+    def cue(self, brief: Brief, turn: int, heard: str, cultures: Mapping[str, Culture]) -> Cue:
+        speaker = (turn - 1) % len(brief.speakers)
+        me, stance = brief.speakers[speaker], brief.stances[speaker]
+        question = f"What do you think about this: {brief.seed.statement} What are your reasons?"
+        opening = stance.opening if stance is not None else ""
+        if brief.kind == "direct":
+            return Cue(f"{question} Give several reasons, one sentence each.", opening)
+        if brief.style == "self-guided":
+            script = _CONTACT if stance is None else _DELEGATE
+            begin = script[script_step(turn, brief.utterances, len(script))]
+        else:
+            script = _FREE_CONTACT if stance is None else _FREE_DELEGATE
+            own = (turn - 1) // 2
+            begin = script[0] if own == 0 else script[1 + (own - 1) % (len(script) - 1)]
+        if stance is None and turn > 1 and begin == _CONTACT[0]:
+            begin = "Where I come from in {country}," if heard else begin  # the question is on the table
+        names = {
+            "opening": opening,
+            "opening_low": opening if opening.startswith("I ") else opening[:1].lower() + opening[1:],
+            "country": cultures[me.culture].country,
+            "other": brief.speakers[1 - speaker].name,
+            "statement": brief.seed.statement,
+        }
+        return Cue(heard or question, begin.format_map(names))
+
+    def clean(self, reply: str, cue: Cue, name: str, cut: bool) -> str:
+        text = unquoted(without_name(tidy(reply), name))
+        if cue.prefill and not text.startswith(cue.prefill[:20]):
+            # Some servers give back the whole answer, some only what follows the given words.
+            text = f"{cue.prefill} {text}"
+        return whole_sentences(text)
+
+    def extraction(self, brief: Brief, speaker: int, text: str) -> tuple[Prompt, dict[str, Any] | None]:
+        raise AssertionError("a small model's opinions are its sentences, word for word")
+
+    def verification(self, brief: Brief, speaker: int, opinion: str) -> tuple[Prompt, dict[str, Any] | None]:
+        raise AssertionError("a small model does not judge; the embedder does")
+
+    def rewriting(self, brief: Brief, speaker: int, opinion: str) -> tuple[Prompt, Cue]:
+        stance = brief.stances[speaker]
+        assert stance is not None  # only delegates' opinions are rewritten
+        prompt = Prompt().add(
+            "system",
+            f"You are {brief.speakers[speaker].name}. {stance.summary} Put what you said into other words so "
+            "that it fits your view. Keep the subject. One sentence.",
+        )
+        prompt.add("user", f'You said: "{opinion}"')
+        return prompt, Cue("", stance.opening)

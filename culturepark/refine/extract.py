@@ -1,0 +1,104 @@
+"""From a turn to its opinions: reading what an extractor replied, and finding the spans."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.prompts.text import sentences, tidy
+
+MAX_OPINIONS = 12
+"""More opinions of one turn than this are not believed."""
+
+
+class Found(Struct, frozen=True):
+    """An opinion and the span of the turn it comes from."""
+
+    text: str
+    start: int
+    end: int
+
+
+def sentences_as_opinions(turn: str) -> list[Found]:
+    """Each sentence of a turn, word for word: nothing is put into anybody's mouth."""
+    return [Found(_unlisted(turn[a:b]), a, b) for a, b in sentences(turn)]
+
+
+def read_opinions(reply: str, turn: str) -> list[Found] | None:
+    """The opinions in an extractor's reply; None if it cannot be read.
+
+    Takes the JSON asked for, also in a code fence or with words around it, a bare JSON list, or a
+    list with numbers or dashes. A quote that is not in the turn gives the span of the whole turn.
+    """
+    items = _from_json(reply)
+    if items is None:
+        items = _from_list(reply)
+    if items is None:
+        return None
+    found: list[Found] = []
+    for opinion, quote in items[:MAX_OPINIONS]:
+        text = tidy(opinion).replace("\n", " ")
+        if text:
+            start, end = _span(turn, quote or opinion)
+            found.append(Found(text, start, end))
+    return found
+
+
+def _from_json(reply: str) -> list[tuple[str, str]] | None:
+    for candidate in _json_parts(reply):
+        try:
+            value: Any = msgspec.json.decode(candidate)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            value = value.get("opinions")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if not isinstance(value, list):
+            continue
+        items: list[tuple[str, str]] = []
+        for item in value:  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(item, str):
+                items.append((item, ""))
+            elif isinstance(item, dict) and isinstance(item.get("opinion"), str):  # pyright: ignore[reportUnknownMemberType]
+                quote: Any = item.get("quote")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                items.append((item["opinion"], quote if isinstance(quote, str) else ""))
+            else:
+                return None
+        return items
+    return None
+
+
+def _json_parts(reply: str) -> list[str]:
+    """The whole reply, then what stands between its outermost brackets."""
+    parts = [reply.strip()]
+    for opening, closing in ("{}", "[]"):
+        start, end = reply.find(opening), reply.rfind(closing)
+        if 0 <= start < end:
+            parts.append(reply[start : end + 1])
+    return parts
+
+
+_LISTED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*\u2022])\s+(.+)$")
+
+
+def _from_list(reply: str) -> list[tuple[str, str]] | None:
+    lines = [match.group(1) for line in reply.split("\n") if (match := _LISTED.match(line))]
+    return [(line, "") for line in lines] or None
+
+
+def _unlisted(text: str) -> str:
+    match = _LISTED.match(text)
+    return (match.group(1) if match else text).strip()
+
+
+def _span(turn: str, quote: str) -> tuple[int, int]:
+    quote = quote.strip()
+    at = turn.find(quote)
+    if at < 0:
+        at = turn.lower().find(quote.lower().rstrip("."))
+        if at < 0 or not quote:
+            return 0, len(turn)
+        return at, min(len(turn), at + len(quote))
+    return at, at + len(quote)

@@ -1,0 +1,278 @@
+"""One dialogue's refinement: extract, verify, rewrite, verify again, embed.
+
+Every opinion that was extracted comes out, as a candidate or rejected with a reason. What is kept
+of the candidates is decided later, cell by cell, in `select`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from culturepark.messages import Opinion, Turn
+from culturepark.models.errors import ModelError
+from culturepark.plan import Brief
+from culturepark.ports import ChatModel, Embedder, Prompt, Sampling, Usage, Vectors
+from culturepark.prompts import text as prose
+from culturepark.prompts.profile import Profile
+from culturepark.refine.extract import Found, read_opinions, sentences_as_opinions
+from culturepark.refine.hybrid import HybridVerifier
+from culturepark.refine.verify import Judgement, read_verdict
+from culturepark.settings import RefineSettings
+
+
+class RoleModel(Struct):
+    """The model, prompts and sampling of one role."""
+
+    model: ChatModel
+    profile: Profile
+    sampling: Sampling
+
+
+class Refinement(Struct, frozen=True):
+    """What came of one dialogue. `usage` is by role."""
+
+    opinions: tuple[Opinion, ...]
+    usage: dict[str, Usage]
+    notes: tuple[str, ...]
+
+
+class RefineError(Exception):
+    """A model call that failed for good, with what the refinement had used up to then."""
+
+    def __init__(self, cause: ModelError, usage: dict[str, Usage]) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.usage = usage
+
+
+class Refiner:
+    """Refines dialogues; keeps nothing between them but the positions of seeds, embedded once."""
+
+    def __init__(
+        self,
+        settings: RefineSettings,
+        roles: Mapping[str, RoleModel],
+        embedder: Embedder,
+    ) -> None:
+        self._settings = settings
+        self._roles = roles
+        self._embedder = embedder
+        self._hybrid = HybridVerifier(embedder)
+
+    async def refine(self, brief: Brief, turns: Sequence[Turn]) -> Refinement:
+        """Refine one dialogue. Raises RefineError."""
+        return await _Work(self, brief, turns).run()
+
+    @property
+    def settings(self) -> RefineSettings:
+        """What happens to opinions."""
+        return self._settings
+
+    @property
+    def hybrid(self) -> HybridVerifier:
+        """The verifier for models too small to judge."""
+        return self._hybrid
+
+    def role(self, name: str) -> RoleModel:
+        """The model of a role."""
+        return self._roles[name]
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts."""
+        return await self._embedder.embed(texts)
+
+
+class _Work:
+    """The refinement of one dialogue: its brief, its turns and what it has used."""
+
+    def __init__(self, refiner: Refiner, brief: Brief, turns: Sequence[Turn]) -> None:
+        self._refiner = refiner
+        self._brief = brief
+        self._turns = turns
+        self._usage: dict[str, Usage] = {}
+        self._notes: list[str] = []
+
+    async def run(self) -> Refinement:
+        try:
+            by_turn = await asyncio.gather(*(self._extract(t) for t in self._turns if self._counts(t)))
+            opinions = [self._sifted(o) for found in by_turn for o in found]
+            opinions = await self._verified(opinions)
+            opinions = await self._embedded(opinions)
+        except ModelError as error:
+            self._spend("failed", error.usage)
+            raise RefineError(error, self._usage) from error
+        return Refinement(tuple(opinions), self._usage, tuple(self._notes))
+
+    def _counts(self, turn: Turn) -> bool:
+        return turn.speaker in self._brief.delegates
+
+    # --- extraction
+
+    async def _extract(self, turn: Turn) -> list[Opinion]:
+        role = self._refiner.role("extractor")
+        if not role.profile.judges:
+            found = sentences_as_opinions(turn.text)
+        else:
+            prompt, schema = role.profile.extraction(self._brief, turn.speaker, turn.text)
+            found = await self._asked("extractor", prompt, schema, lambda reply: read_opinions(reply, turn.text))
+            if found is None:
+                self._notes.append(f"turn {turn.number}: the extractor's reply could not be read twice")
+                found = []
+        return [self._opinion(turn, i, one) for i, one in enumerate(found, 1)]
+
+    def _opinion(self, turn: Turn, place: int, found: Found) -> Opinion:
+        name = self._brief.speakers[turn.speaker].name
+        return Opinion(
+            id=f"{self._brief.id}-t{turn.number}-o{place}",
+            turn=turn.number,
+            speaker=turn.speaker,
+            start=found.start,
+            end=found.end,
+            extracted=found.text,
+            text=prose.first_person(prose.unquoted(found.text), name),
+        )
+
+    def _sifted(self, opinion: Opinion) -> Opinion:
+        """Drop what is no opinion before anything is spent on it."""
+        if prose.holds_no_opinion(opinion.text):
+            return replace(opinion, rejected="no_opinion", detail="a question, a courtesy or no opinion")
+        count = prose.words(opinion.text)
+        if count < self._refiner.settings.min_words:
+            return replace(opinion, rejected="too_short", detail=f"{count} words")
+        return opinion
+
+    # --- verification and rewriting
+
+    async def _verified(self, opinions: list[Opinion]) -> list[Opinion]:
+        open_ones = [o for o in opinions if not o.rejected]
+        judgements = await self._judge([(o.speaker, o.text) for o in open_ones])
+        judged = dict(
+            zip((o.id for o in open_ones), map(self._with_verdict, open_ones, judgements), strict=True)
+        )
+        if self._refiner.settings.rewrite:
+            wrong = [o for o in judged.values() if o.verdict == "contradicts"]
+            for mended in await self._rewritten(wrong):
+                judged[mended.id] = mended
+        return [self._ruled(judged.get(o.id, o)) for o in opinions]
+
+    def _with_verdict(self, opinion: Opinion, judgement: Judgement | None) -> Opinion:
+        if judgement is None:
+            what = "the verifier's reply could not be read twice"
+            return replace(opinion, rejected="unreadable_verdict", detail=what)
+        return replace(
+            opinion,
+            first_verdict=judgement.verdict,
+            verdict=judgement.verdict,
+            verdict_reason=judgement.reason,
+        )
+
+    async def _rewritten(self, opinions: list[Opinion]) -> list[Opinion]:
+        """Rewrite opinions that contradict, and judge the text that would be kept."""
+        texts = await asyncio.gather(*(self._rewrite(o) for o in opinions))
+        changed = [(o, text) for o, text in zip(opinions, texts, strict=True)]
+        old = self._refiner.settings.faults.verify_old_text
+        verdicts = await self._judge([(o.speaker, o.text if old else text) for o, text in changed])
+        out: list[Opinion] = []
+        for (opinion, text), judgement in zip(changed, verdicts, strict=True):
+            if judgement is None:
+                out.append(self._with_verdict(replace(opinion, text=text, rewritten=True), None))
+                continue
+            out.append(
+                replace(
+                    opinion,
+                    text=text,
+                    rewritten=True,
+                    verdict=judgement.verdict,
+                    verdict_reason=judgement.reason,
+                )
+            )
+        return out
+
+    async def _rewrite(self, opinion: Opinion) -> str:
+        role = self._refiner.role("rewriter")
+        prompt, cue = role.profile.rewriting(self._brief, opinion.speaker, opinion.text)
+        if cue.prefill:
+            prompt.add("assistant", cue.prefill)
+        completion = await self._complete("rewriter", prompt, None)
+        name = self._brief.speakers[opinion.speaker].name
+        cut = completion.finish_reason == "length"
+        text = role.profile.clean(completion.text, cue, name, cut).replace("\n", " ")
+        return prose.first_person(text, name)
+
+    def _ruled(self, opinion: Opinion) -> Opinion:
+        """Reject what must not be kept, by its last verdict."""
+        if opinion.rejected:
+            return opinion
+        settings = self._refiner.settings
+        if opinion.verdict == "contradicts":
+            reason = "contradicts_after_rewrite" if opinion.rewritten else "contradicts"
+            return replace(opinion, rejected=reason, detail=opinion.verdict_reason)
+        if opinion.rewritten and opinion.verdict != "entails":
+            # A rewrite was made to fit the stance; one that lost the subject is no opinion of anybody.
+            return replace(opinion, rejected="off_topic_after_rewrite", detail=opinion.verdict_reason)
+        if opinion.verdict == "novel" and (not settings.train_on_novel or settings.faults.drop_novel):
+            return replace(opinion, rejected="novel", detail="novel opinions are not trained on")
+        return opinion
+
+    async def _judge(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | None]:
+        """Judge (speaker, text) pairs against their speakers' stances."""
+        if not self._refiner.role("verifier").profile.judges:
+            return await self._judge_by_vectors(opinions)
+        return list(await asyncio.gather(*(self._judge_by_model(s, text) for s, text in opinions)))
+
+    async def _judge_by_model(self, speaker: int, text: str) -> Judgement | None:
+        prompt, schema = self._refiner.role("verifier").profile.verification(self._brief, speaker, text)
+        return await self._asked("verifier", prompt, schema, read_verdict)
+
+    async def _judge_by_vectors(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | None]:
+        judged: list[Judgement | None] = [None] * len(opinions)
+        for speaker in self._brief.delegates:
+            stance = self._brief.stances[speaker]
+            assert stance is not None  # delegates hold one
+            rows = [i for i, (who, _) in enumerate(opinions) if who == speaker]
+            texts = [opinions[i][1] for i in rows]
+            results = await self._refiner.hybrid.verify_many(self._brief.seed, stance.code, texts)
+            self._spend("embedder", Usage(calls=1 if texts else 0))
+            for i, result in zip(rows, results, strict=True):
+                judged[i] = result
+        return judged
+
+    # --- embedding
+
+    async def _embedded(self, opinions: list[Opinion]) -> list[Opinion]:
+        rows = [i for i, o in enumerate(opinions) if not o.rejected]
+        if not rows:
+            return opinions
+        vectors = await self._refiner.embed([opinions[i].text for i in rows])
+        self._spend("embedder", Usage(calls=1))
+        out = list(opinions)
+        for i, vector in zip(rows, vectors, strict=True):
+            out[i] = replace(opinions[i], vector=np.ascontiguousarray(vector, dtype=np.float32).tobytes())
+        return out
+
+    # --- calls
+
+    async def _asked(self, role: str, prompt: Prompt, schema: dict[str, Any] | None, read: Any) -> Any:
+        """What `read` makes of the reply; asked once more if it makes nothing of it."""
+        completion = await self._complete(role, prompt, schema)
+        answer = read(completion.text)
+        if answer is not None:
+            return answer
+        again = prompt.copy().add("assistant", completion.text[:2000])
+        again.add("user", "That could not be read. Reply again with the JSON object alone, nothing around it.")
+        return read((await self._complete(role, again, schema)).text)
+
+    async def _complete(self, role: str, prompt: Prompt, schema: dict[str, Any] | None):
+        of = self._refiner.role(role)
+        completion = await of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema)
+        self._spend(role, completion.usage)
+        return completion
+
+    def _spend(self, role: str, usage: Usage) -> None:
+        self._usage[role] = self._usage.get(role, Usage()) + usage

@@ -1,0 +1,399 @@
+"""Settings: one Struct a room, read from TOML, unknown keys refused with their path.
+
+Each room is frozen and says in a docstring under each field what the field does. `load_settings`
+is the only way in; what it returns has been checked as far as that goes without calling anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from culturepark.errors import ConfigError
+from culturepark.paths import config_dir
+
+Count = Annotated[int, Meta(ge=0, le=100_000_000)]
+Positive = Annotated[int, Meta(ge=1, le=100_000_000)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Price = Annotated[float, Meta(ge=0, le=1_000_000)]
+
+Kind = Literal["cross", "in-culture", "direct"]
+Style = Literal["self-guided", "free-chat"]
+Pairing = Literal["woman-woman", "woman-man", "man-woman", "man-man"]
+Role = Literal["speaker", "extractor", "verifier", "rewriter", "embedder"]
+CHAT_ROLES: tuple[Role, ...] = ("speaker", "extractor", "verifier", "rewriter")
+
+
+class Room(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of all settings."""
+
+
+class PlanSettings(Room):
+    """Which dialogues are held."""
+
+    cultures: tuple[str, ...] = ()
+    """Delegate cultures by id; empty means every culture of the registry but the contact."""
+    contact: str = "english"
+    """The culture of the main contact in cross-culture dialogues."""
+    culture_files: tuple[str, ...] = ()
+    """Folders with further culture files."""
+    seeds: tuple[str, ...] = ("builtin",)
+    """Where questions come from: `builtin`, or paths of JSONL seed files."""
+    questions: tuple[str, ...] = ()
+    """Ids of the questions to use; empty means all."""
+    dialogues_per_question: Positive = 4
+    """Dialogues for each culture and question that was asked there."""
+    kinds: tuple[Kind, ...] = ("cross", "in-culture")
+    """Taken in turn: with the main contact, between two people of the culture, or `direct`: no
+    dialogue, one request for reasons (the baseline)."""
+    styles: tuple[Style, ...] = ("self-guided", "free-chat")
+    """Taken in turn: a script of cues, or the other's last words as the only cue."""
+    pairings: tuple[Pairing, ...] = ("woman-woman", "woman-man", "man-woman", "man-man")
+    """Genders of first and second speaker, taken in turn."""
+    openers: tuple[Literal["contact", "delegate"], ...] = ("contact", "delegate")
+    """Who speaks first, taken in turn."""
+    utterances: Annotated[int, Meta(ge=2, le=100)] = 14
+    """Turns of a dialogue, both speakers together."""
+    stance: Literal["distribution", "mode", "paper"] = "distribution"
+    """How a delegate's answer follows from people's answers: one draw from their shares, the most
+    common answer, or the published reference's truncated mean."""
+    weighted: bool = False
+    """Draw from the survey's weighted shares where a seed has them."""
+    language: Literal["english", "native"] = "english"
+    """The language of the dialogues: English, or the delegate's own."""
+    direct_reasons: Annotated[int, Meta(ge=1, le=50)] = 10
+    """Reasons asked for in a `direct` generation."""
+    seed: int = 1
+    """The seed of every draw."""
+
+
+class ModelSettings(Room):
+    """One model and where it is served."""
+
+    engine: Literal["openai", "embedded", "scripted"]
+    """`openai`: any OpenAI-compatible endpoint. `embedded`: a GGUF file served on this machine, or
+    the packaged embedder. `scripted`: a fake for tests and benchmarks that follows a rule."""
+    model: str = ""
+    """The model's name at the endpoint."""
+    base_urls: tuple[str, ...] = ()
+    """Replicas of the endpoint; empty means OPENAI_BASE_URL, or OpenAI's own address."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The name of the environment variable that holds the key. The key itself never goes into a
+    configuration."""
+    profile: Literal["full", "small"] = "full"
+    """Which prompts it gets: `full`, or `small` for models of under about a billion parameters."""
+    path: str = ""
+    """embedded: the GGUF file; empty means the packaged SmolLM2."""
+    hub: str = ""
+    """embedded: `owner/name:file.gguf` on the model hub, fetched by `culturepark embedded fetch`
+    and by nothing else."""
+    context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
+    """embedded: context of one conversation."""
+    parallel: Annotated[int, Meta(ge=1, le=512)] = 8
+    """embedded: conversations decoded at once."""
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """embedded: CPU threads; 0 means all cores."""
+    gpu_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    """embedded: layers put on a GPU."""
+    dimensions: Count = 0
+    """embedder: ask the endpoint for vectors of this length; 0 means its own."""
+    structured: bool = True
+    """Whether the endpoint obeys `response_format` with a JSON schema."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls the limit of a reply."""
+    headers: dict[str, str] = {}
+    """Further headers; never for keys."""
+    price_prompt: Price | None = None
+    """Money for a million prompt tokens; unset means unknown."""
+    price_cached: Price | None = None
+    """Money for a million prompt tokens read from the server's cache; unset means as prompt."""
+    price_completion: Price | None = None
+    """Money for a million completion tokens; unset means unknown."""
+
+
+class SamplingSettings(Room):
+    """How a role's replies are sampled. Unset fields are the prompt profile's."""
+
+    temperature: Annotated[float, Meta(ge=0, le=5)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    top_p: Share | None = None
+
+
+class RoleSettings(Room):
+    """Which model, by its name in [models], serves each role. An empty role follows the speaker."""
+
+    speaker: str = ""
+    extractor: str = ""
+    verifier: str = ""
+    rewriter: str = ""
+    embedder: str = ""
+
+    def of(self, role: Role) -> str:
+        """The name of the model that serves `role`."""
+        return getattr(self, role) or ("" if role == "embedder" else self.speaker)
+
+
+class PaperFaults(Room):
+    """Faults of the published reference, each off unless a comparison asks for it."""
+
+    drop_novel: bool = False
+    """Drop opinions that neither agree nor disagree with the seed."""
+    verify_old_text: bool = False
+    """Verify a rewrite by the text it replaced, so that almost none survives."""
+    keep_longest: bool = False
+    """Keep a cluster's longest opinion instead of its medoid."""
+
+
+class RefineSettings(Room):
+    """What happens to a dialogue's opinions."""
+
+    enabled: bool = True
+    """Off: dialogues only, no opinions and no samples."""
+    rewrite: bool = True
+    """Rewrite opinions that contradict the stance, and verify the rewritten text."""
+    train_on_novel: bool = True
+    """Whether opinions with the verdict `novel` may become samples."""
+    min_words: Annotated[int, Meta(ge=1, le=100)] = 5
+    """Shorter opinions are dropped."""
+    near_duplicate: Annotated[float, Meta(gt=0, le=1.01)] = 0.97
+    """Cosine similarity from which two opinions of a culture are the same; over 1 turns it off."""
+    clusters: Count = 10
+    """Samples kept of each cell, one medoid a cluster; 0 keeps all."""
+    cell_dialogues: Annotated[int, Meta(ge=1, le=4096)] = 16
+    """Dialogues of one culture and question that are selected from, and sealed, together."""
+    faults: PaperFaults = PaperFaults()
+
+
+class LimitSettings(Room):
+    """How much at once, how long, how often."""
+
+    dialogues_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    """Dialogues held at once, refinement included."""
+    requests_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    """Requests at once from one process to one model."""
+    deadline_s: Seconds = 120.0
+    """Wall-clock limit of one request."""
+    retries: Annotated[int, Meta(ge=0, le=100)] = 5
+    """Further attempts after a fault that may pass."""
+    backoff_s: Seconds = 1.0
+    """The first wait before a further attempt; it doubles, with jitter, up to `backoff_max_s`."""
+    backoff_max_s: Seconds = 60.0
+    """The longest wait, also when Retry-After asks for more."""
+    reply_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30)] = 4 << 20
+    """A reply may not be larger than this once decompressed."""
+    breaker: Positive = 20
+    """Failed dialogues in a row, with none finished between, that stop the run."""
+    drain_s: Seconds = 10.0
+    """How long a first Ctrl-C waits for dialogues in flight."""
+
+
+class ActorSettings(Room):
+    """How many processes."""
+
+    agents_per_culture: Annotated[int, Meta(ge=1, le=1024)] = 1
+    refiners: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+
+class StoreSettings(Room):
+    """How results are written."""
+
+    shard_dialogues: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
+    """Dialogues after which a set of shards is sealed, at the end of a cell."""
+    shard_mb: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Or this many megabytes of rows."""
+
+
+class Settings(Room):
+    """All settings of a run."""
+
+    models: dict[str, ModelSettings] = {}
+    roles: RoleSettings = RoleSettings()
+    plan: PlanSettings = PlanSettings()
+    sampling: dict[Literal["speaker", "extractor", "verifier", "rewriter"], SamplingSettings] = {}
+    refine: RefineSettings = RefineSettings()
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    actors: ActorSettings = ActorSettings()
+    store: StoreSettings = StoreSettings()
+
+    def model_of(self, role: Role) -> ModelSettings:
+        """The model that serves `role`."""
+        return self.models[self.roles.of(role)]
+
+
+IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine")
+"""Rooms that decide what is generated. The others may change when a run is resumed."""
+
+_MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
+
+
+def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Read a TOML file (None: the quickstart), apply `key=value` overrides, and check the whole.
+
+    Raises ConfigError naming the key by its path, the value and what is allowed.
+    """
+    path = path if path is not None else config_dir() / "quickstart.toml"
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(str(path), "there is no such file.", _config_hint()) from None
+    except IsADirectoryError:
+        raise ConfigError(str(path), "this is a folder, not a configuration file.", _config_hint()) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"it cannot be read: {error}.", _config_hint()) from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), f"this is not TOML: {error}.", "Mend that line.") from None
+    for override in overrides:
+        _override(raw, override)
+    settings = decode_settings(raw, str(path))
+    return _anchor(settings, path.parent)
+
+
+def decode_settings(raw: dict[str, Any], where: str) -> Settings:
+    """Typed settings of plain data; `where` names its origin in errors."""
+    _refuse_unknown(raw, Settings, where, "$")
+    try:
+        settings = msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        what, _, at = str(error).partition(" - at ")
+        key = at.strip("`") or "$"
+        value = _lookup(raw, key)
+        shown = "" if value is None else f" (it is {value!r})"
+        raise ConfigError(f"{where}: {key}", f"{what}{shown}.", "Mend the value and run again.") from None
+    _check(settings, where)
+    return settings
+
+
+def _check(settings: Settings, where: str) -> None:
+    """What types alone cannot say."""
+    for name, model in settings.models.items():
+        at = f"{where}: $.models.{name}"
+        if not _MODEL_NAME.match(name):
+            raise ConfigError(at, "a model's name is lower-case letters, digits and hyphens.", "Rename it.")
+        if model.engine == "openai" and not model.model:
+            fix = f"Name it: `--set models.{name}.model=NAME`."
+            raise ConfigError(f"{at}.model", "the endpoint's model has no name.", fix)
+        for url in model.base_urls:
+            if not re.match(r"^https?://[^\s/?#]+(/[^\s?#]*)?$", url) or "@" in url:
+                fix = "Write it like `http://localhost:8000/v1`, without keys or user names in it."
+                raise ConfigError(f"{at}.base_urls", f"{url.split('@')[-1]!r} is not an http(s) address.", fix)
+        if not re.match(r"^[A-Za-z_][A-Za-z0-9_]*$", model.api_key_env):
+            what = "this is not the name of an environment variable (its value is not shown here)."
+            fix = 'Put the key into a variable and name it: `api_key_env = "MY_KEY"`.'
+            raise ConfigError(f"{at}.api_key_env", what, fix)
+        for header in model.headers:
+            if header.lower() in ("authorization", "api-key", "x-api-key", "cookie"):
+                what = f"`{header}` carries a secret, and settings are saved with the results."
+                raise ConfigError(f"{at}.headers", what, "Name a variable in `api_key_env` instead.")
+        if model.path and model.hub:
+            raise ConfigError(at, "both `path` and `hub` are set.", "Keep one of them.")
+        if model.hub and not re.match(r"^[\w.-]+/[\w.-]+:[\w./-]+\.gguf$", model.hub):
+            fix = "Write it like `owner/name:file.gguf`."
+            raise ConfigError(f"{at}.hub", f"{model.hub!r} names no GGUF file on a hub.", fix)
+    if not settings.roles.speaker:
+        raise ConfigError(f"{where}: $.roles.speaker", "no model speaks.", "Name one of [models].")
+    if settings.refine.enabled and not settings.roles.embedder:
+        fix = "Name one of [models], or set `refine.enabled = false`."
+        raise ConfigError(f"{where}: $.roles.embedder", "refinement needs an embedder.", fix)
+    for role in (*CHAT_ROLES, "embedder"):
+        name = settings.roles.of(role)
+        if name and name not in settings.models:
+            fix = _did_you_mean(name, settings.models) + f"Models here: {', '.join(sorted(settings.models))}."
+            raise ConfigError(f"{where}: $.roles.{role}", f"there is no model {name!r}.", fix)
+    plan = settings.plan
+    for key in ("kinds", "styles", "pairings", "openers", "seeds"):
+        if not getattr(plan, key):
+            raise ConfigError(f"{where}: $.plan.{key}", "the list is empty.", "Name at least one.")
+    for key in ("cultures", "questions"):
+        values: tuple[str, ...] = getattr(plan, key)
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ConfigError(f"{where}: $.plan.{key}", f"named twice: {', '.join(twice)}.", "Name it once.")
+    if plan.utterances % 2:
+        what = f"{plan.utterances} turns cannot be shared evenly by two speakers."
+        raise ConfigError(f"{where}: $.plan.utterances", what, "Use an even number.")
+    if plan.language == "native" and settings.model_of("speaker").profile == "small":
+        what = "the small prompt profile speaks English only."
+        fix = 'Set `plan.language = "english"`, or use a larger model with `profile = "full"`.'
+        raise ConfigError(f"{where}: $.plan.language", what, fix)
+
+
+def _refuse_unknown(raw: Any, kind: Any, where: str, at: str) -> None:
+    """Name an unknown key with its neighbours, which the decoder does not do."""
+    if not isinstance(raw, dict):
+        return
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        known = {f.name: f.type for f in msgspec.structs.fields(kind)}
+        for key, value in raw.items():
+            if key not in known:
+                fix = _did_you_mean(key, known) + f"Keys here: {', '.join(sorted(known))}."
+                raise ConfigError(f"{where}: {at}.{key}", "there is no such key.", fix)
+            _refuse_unknown(value, known[key], where, f"{at}.{key}")
+    elif getattr(kind, "__origin__", None) is dict:
+        for key, value in raw.items():
+            _refuse_unknown(value, kind.__args__[1], where, f"{at}.{key}")
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Apply `a.b=value`; the value is TOML where it parses as TOML, text otherwise."""
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        what = f"{override!r} is not of the form key=value."
+        raise ConfigError("--set", what, "For example `--set plan.dialogues_per_question=2`.")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    here = raw
+    for part in parts[:-1]:
+        nested = here.setdefault(part, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"--set {key}", f"`{part}` is a value, not a table.", "Check the path.")
+        here = nested
+    here[parts[-1]] = parsed
+
+
+def _lookup(raw: Any, path: str) -> Any:
+    for part in re.findall(r"[^.\[\]$]+", path):
+        if isinstance(raw, dict):
+            raw = raw.get(part)
+        elif isinstance(raw, list) and part.isdigit() and int(part) < len(raw):
+            raw = raw[int(part)]
+        else:
+            return None
+    return raw
+
+
+def _anchor(settings: Settings, folder: Path) -> Settings:
+    """Paths in a configuration are relative to the file they stand in."""
+
+    def absolute(path: str) -> str:
+        return path and str((folder / os.path.expanduser(path)).resolve())
+
+    plan = msgspec.structs.replace(
+        settings.plan,
+        seeds=tuple(s if s == "builtin" else absolute(s) for s in settings.plan.seeds),
+        culture_files=tuple(absolute(c) for c in settings.plan.culture_files),
+    )
+    models = {n: msgspec.structs.replace(m, path=absolute(m.path)) for n, m in settings.models.items()}
+    return msgspec.structs.replace(settings, plan=plan, models=models)
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean `{close[0]}`? " if close else ""
+
+
+def _config_hint() -> str:
+    return "Leave the file out for the quickstart, or copy one of those in `config/`."

@@ -1,0 +1,275 @@
+"""The ledger: what every planned dialogue came to, durable and exactly once.
+
+Outcomes go to the log first; once synced they are acknowledged and never lost. When all dialogues
+of a cell have ended, its opinions are selected, in the order of the culture's cells, so that the
+choice does not depend on who was faster. Selected cells wait in memory until there are enough for
+shards; shards and the manifest entry that names them are one commit, after which the log segments
+that held those outcomes are dropped. Memory holds the open cells and the rows of the next shards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from culturepark.errors import RunDirError
+from culturepark.messages import Outcome, decode_outcome
+from culturepark.plan import Cell
+from culturepark.refine.select import Candidate, Choice, KeptVectors, select
+from culturepark.store import funnel as funnels
+from culturepark.store.files import REAL, Files
+from culturepark.store.funnel import Funnel
+from culturepark.store.lock import RunLock
+from culturepark.store.log import Log, replay
+from culturepark.store.manifest import Manifest
+from culturepark.store.readers import kept_vectors
+from culturepark.store.rows import DIALOGUES, OPINIONS, dialogue_row, opinion_row, table
+from culturepark.store.rundir import SHARD_DIRS, Run
+from culturepark.store.shards import commit_table, quarantine_strays
+
+_SEGMENT_BYTES = 64 << 20
+
+
+class Sealed(Struct, frozen=True):
+    """What a manifest entry says of its shards: the cells in them and what they add to the funnel."""
+
+    cells: list[int]
+    funnels: dict[str, dict[str, int]]
+
+
+class Report(Struct, frozen=True):
+    """What opening a ledger found: outcomes read back from the log, and what was set aside."""
+
+    sealed: int
+    replayed: int
+    set_aside: tuple[str, ...]
+
+
+class _Held(Struct):
+    """An outcome in an open cell, and the log segment that keeps it safe."""
+
+    outcome: Outcome
+    segment: int
+
+
+class Ledger:
+    """The only writer of a run directory. `lock` proves it."""
+
+    def __init__(self, run: Run, lock: RunLock, files: Files = REAL) -> None:
+        self._run = run
+        self._plan = run.plan
+        self._root: Path = run.root
+        self._lock = lock
+        self._files = files
+        self._manifest = Manifest.open(self._root / "manifest", lock.epoch, files)
+        strays = quarantine_strays(self._root, SHARD_DIRS, self._manifest, files)
+        self._sealed_cells = bytearray(self._plan.n_cells)
+        self.funnels: dict[str, Funnel] = {culture: Counter() for culture in self._plan.planned()}
+        """Counts by culture, of everything that is durable."""
+        self._next_place: dict[str, int] = dict.fromkeys(self.funnels, 0)
+        self._kept: dict[str, KeptVectors] = defaultdict(KeptVectors)
+        self._open: dict[int, dict[int, _Held]] = {}
+        self._ready: dict[tuple[str, int], int] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SHARD_DIRS}
+        self._rows_bytes = 0
+        self._selected: list[int] = []
+        self._unsealed = Counter[int]()
+        self._unsynced: list[tuple[int, Outcome]] = []
+        self._pending: set[int] = set()
+        sealed = self._recall_sealed()
+        self._log = Log.open(self._root / "log", files)
+        replayed = self._recall_log()
+        set_aside = [*(f"{s.path} -> {s.moved_to}" for s in strays), *(str(d) for d in self._log.damage)]
+        self.report = Report(sealed, replayed, tuple(set_aside))
+
+    # --- what is known
+
+    def has(self, number: int) -> bool:
+        """Whether this dialogue's outcome is here."""
+        cell = self._plan.cell_of(number)
+        return bool(self._sealed_cells[cell]) or number in self._open.get(cell, ())
+
+    def done(self) -> bytes:
+        """One bit a dialogue of the plan, set for those that have ended."""
+        bits = np.zeros(len(self._plan), dtype=np.uint8)
+        for index in np.flatnonzero(np.frombuffer(self._sealed_cells, dtype=np.uint8)):
+            cell = self._plan.cell(int(index))
+            bits[cell.first : cell.first + cell.size] = 1
+        for held in self._open.values():
+            bits[list(held)] = 1
+        return np.packbits(bits).tobytes()
+
+    @property
+    def waiting(self) -> int:
+        """Outcomes held in memory."""
+        return sum(len(held) for held in self._open.values()) + len(self._rows["dialogues"])
+
+    # --- taking outcomes
+
+    def append(self, raw: bytes) -> Outcome | None:
+        """Take an encoded outcome into the next `sync`; None if this dialogue has one already."""
+        outcome = decode_outcome(raw)
+        if outcome.number in self._pending or self.has(outcome.number):
+            return None
+        self._log.append(raw)
+        self._unsynced.append((self._log.segment, outcome))
+        self._pending.add(outcome.number)
+        return outcome
+
+    def sync(self) -> list[int]:
+        """Make durable what was appended; returns the numbers that may be acknowledged.
+
+        Cells that are whole now are selected, and shards sealed if there are enough.
+        """
+        taken, self._unsynced = self._unsynced, []
+        self._log.sync()
+        self._lock.check()
+        self._pending.difference_update(outcome.number for _, outcome in taken)
+        for segment, outcome in taken:
+            self._hold(outcome, segment)
+        self._select_ready()
+        settings = self._run.settings.store
+        if (
+            len(self._rows["dialogues"]) >= settings.shard_dialogues
+            or self._rows_bytes > settings.shard_mb << 20
+        ):
+            self.seal()
+        elif self._log.size_bytes > _SEGMENT_BYTES:
+            self._log.rotate()
+        return [outcome.number for _, outcome in taken]
+
+    def seal(self) -> None:
+        """Write the selected cells as shards and commit them; then let go of their log segments."""
+        if not self._selected:
+            return
+        self._lock.check()
+        number = len(self._manifest.entries) + 1
+        shards = [
+            # The epoch in the name keeps a shard from meeting one that a crash left behind.
+            commit_table(
+                self._root,
+                f"{kind}/part-{number:06d}-{self._lock.epoch:04d}.parquet",
+                table(rows, DIALOGUES if kind == "dialogues" else OPINIONS),
+                kind,
+                self._files,
+            )
+            for kind, rows in self._rows.items()
+            if rows
+        ]
+        counts: dict[str, Funnel] = {}
+        held: list[_Held] = []
+        for index in self._selected:
+            cell = self._plan.cell(index)
+            into = counts.setdefault(cell.culture, Counter())
+            funnels.add(into, self._cell_funnels.pop(index))
+            held += self._open.pop(index).values()
+        self._manifest.append(shards, Sealed(self._selected, {c: dict(f) for c, f in counts.items()}))
+        for index in self._selected:
+            self._sealed_cells[index] = 1
+        self._selected = []
+        self._rows = {kind: [] for kind in SHARD_DIRS}
+        self._rows_bytes = 0
+        self._unsealed.subtract(h.segment for h in held)
+        self._log.rotate()
+        for segment in self._log.segments()[:-1]:
+            if self._unsealed[segment] > 0:
+                break
+            self._log.drop(segment)
+
+    def close(self) -> None:
+        """Seal what can be sealed and close the log."""
+        self.sync()
+        self.seal()
+        self._log.close()
+
+    # --- within
+
+    def _recall_sealed(self) -> int:
+        self._cell_funnels: dict[int, Funnel] = {}
+        for entry in self._manifest.entries:
+            facts = entry.data_as(Sealed)
+            for index in facts.cells:
+                self._sealed_cells[index] = 1
+            for culture, counts in facts.funnels.items():
+                funnels.add(self.funnels[culture], counts)
+        for index in np.flatnonzero(np.frombuffer(self._sealed_cells, dtype=np.uint8)):
+            cell = self._plan.cell(int(index))
+            self._next_place[cell.culture] = max(self._next_place[cell.culture], cell.place + 1)
+        for culture, sample_id, vector in kept_vectors(self._root, self._manifest):
+            self._kept[culture].add(sample_id, vector)
+        return int(np.frombuffer(self._sealed_cells, dtype=np.uint8).sum())
+
+    def _recall_log(self) -> int:
+        count = 0
+        for entry in replay(self._root / "log"):
+            outcome = decode_outcome(entry.payload)
+            if not 0 <= outcome.number < len(self._plan):
+                what = f"the log holds dialogue {outcome.number}, which the plan does not have."
+                raise RunDirError(str(self._root / "log"), what, "This log belongs to another run.")
+            if not self.has(outcome.number):
+                self._hold(outcome, entry.segment)
+                count += 1
+        self._select_ready()
+        return count
+
+    def _hold(self, outcome: Outcome, segment: int) -> None:
+        index = self._plan.cell_of(outcome.number)
+        held = self._open.setdefault(index, {})
+        held[outcome.number] = _Held(outcome, segment)
+        self._unsealed[segment] += 1
+        counts = funnels.of_outcome(outcome)
+        funnels.add(self._cell_funnels.setdefault(index, Counter()), counts)
+        cell = self._plan.cell(index)
+        funnels.add(self.funnels[cell.culture], counts)
+        if len(held) == cell.size:
+            self._ready[cell.culture, cell.place] = index
+
+    def _select_ready(self) -> None:
+        """Select whole cells, each culture's in their order."""
+        for culture in self._next_place:
+            while (index := self._ready.pop((culture, self._next_place[culture]), None)) is not None:
+                self._select(self._plan.cell(index))
+                self._next_place[culture] += 1
+
+    def _select(self, cell: Cell) -> None:
+        outcomes = [self._open[cell.index][n].outcome for n in range(cell.first, cell.first + cell.size)]
+        settings = self._run.settings.refine
+        candidates: list[Candidate] = []
+        vectors: list[Any] = []
+        for outcome in outcomes:
+            stances = self._plan.brief(outcome.number).stances if outcome.opinions else ()
+            for opinion in outcome.opinions:
+                if opinion.rejected:
+                    continue
+                stance = stances[opinion.speaker]
+                group = (stance.side or stance.code if stance else None, opinion.verdict)
+                candidates.append(Candidate(opinion.id, opinion.text, group))
+                vectors.append(np.frombuffer(opinion.vector, dtype=np.float32))
+        choices = select(
+            candidates,
+            np.array(vectors, dtype=np.float32),
+            self._kept[cell.culture],
+            near_duplicate=settings.near_duplicate,
+            clusters=settings.clusters,
+            keep_longest=settings.faults.keep_longest,
+        )
+        by_id = dict(zip((c.id for c in candidates), choices, strict=True))
+        counts = funnels.of_choices(choices)
+        funnels.add(self.funnels[cell.culture], counts)
+        funnels.add(self._cell_funnels[cell.index], counts)
+        for outcome in outcomes:
+            self._add_rows(outcome, by_id)
+        self._selected.append(cell.index)
+
+    def _add_rows(self, outcome: Outcome, choices: dict[str, Choice]) -> None:
+        brief, facts = self._plan.brief(outcome.number), self._run.facts
+        self._rows["dialogues"].append(dialogue_row(brief, outcome, facts))
+        for opinion in outcome.opinions:
+            row = opinion_row(brief, opinion, choices.get(opinion.id), facts, self._plan.cultures)
+            self._rows["samples" if row["kept"] else "rejected"].append(row)
+            self._rows_bytes += 1500 + 3 * len(opinion.text) + len(opinion.vector)
+        self._rows_bytes += 600 + sum(150 + len(turn.text) for turn in outcome.turns)

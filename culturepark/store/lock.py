@@ -1,0 +1,155 @@
+"""One writer per run directory, and proof of it: a lock that dies with its process, and an epoch."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.errors import RunDirError
+from culturepark.store.files import REAL, Files, disk_error, disk_errors, make_dirs, write_new
+
+_POLL_S = 0.1
+
+
+class Holder(Struct, frozen=True):
+    """Who holds a run directory, and since when (UTC)."""
+
+    pid: int
+    host: str
+    since: str
+
+
+class RunLock:
+    """The right to write to a run directory.
+
+    The lock is the kernel's (`flock`): it ends with the process, however that ends, so there is no stale
+    lock. Where a network file system does not hold it across machines, the epoch does: every writer takes
+    the next number, and the older one stops at its next `check`. So: sync, then `check`, then acknowledge.
+    """
+
+    def __init__(self, root: Path, fd: int, epoch: int) -> None:
+        """For `take` only."""
+        self.root = root
+        """The run directory, with symbolic links followed once and for all."""
+        self.epoch = epoch
+        self._fd = fd
+
+    @classmethod
+    def take(
+        cls,
+        run_dir: Path,
+        wait_s: float = 0,
+        *,
+        files: Files = REAL,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> RunLock:
+        """Become the writer of `run_dir`, which is made if need be.
+
+        `wait_s` is for a previous writer that is just ending. Raises RunDirError naming the process that
+        holds the directory.
+        """
+        root = run_dir.resolve()
+        make_dirs(root, files)
+        path = root / "lock"
+        fd = _lock(path, root, math.ceil(wait_s / _POLL_S), sleep)
+        try:
+            me = msgspec.json.encode(
+                Holder(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
+            )
+            with disk_errors(path):
+                os.truncate(fd, 0)
+                os.pwrite(fd, me + b"\n", 0)
+            return cls(root, fd, _next_epoch(root / "epochs", me, files))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def check(self) -> None:
+        """Raises RunDirError if another process has become the writer since, or the lock was released."""
+        # Listed, not looked up: a network file system may remember for a while that a name was absent.
+        newest = _newest_epoch(self.root / "epochs")
+        if newest != self.epoch or self._fd < 0:
+            raise RunDirError(
+                str(self.root),
+                f"this process is no longer the writer (its epoch is {self.epoch}, the newest is {newest})",
+                "Another process has taken over. Let one process at a time write here.",
+            )
+
+    def release(self) -> None:
+        """Give the directory free. Calling it again does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _lock(path: Path, root: Path, polls: int, sleep: Callable[[float], object]) -> int:
+    """An open file that holds the lock. Raises RunDirError."""
+    while True:
+        with disk_errors(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)  # the file was deleted in the meantime, and a lock on it excludes nobody
+        except BlockingIOError:
+            holder = os.pread(fd, 4096, 0)
+            os.close(fd)
+            if polls <= 0:
+                raise RunDirError(
+                    str(root),
+                    f"another run is writing here: {_describe(holder)}",
+                    "Wait for it or stop it, or use another run directory.",
+                ) from None
+            polls -= 1
+            sleep(_POLL_S)
+        except OSError as error:
+            os.close(fd)
+            raise disk_error(path, error) from error
+
+
+def _describe(holder: bytes) -> str:
+    try:
+        who = msgspec.json.decode(holder, type=Holder)
+    except msgspec.MsgspecError:  # it is just writing its name
+        return "a process that has only begun"
+    return f"process {who.pid} on {who.host}, since {who.since}"
+
+
+def _next_epoch(directory: Path, holder: bytes, files: Files) -> int:
+    """Take the first free number durably. Raises RunDirError."""
+    make_dirs(directory, files)
+    while True:
+        epoch = _newest_epoch(directory) + 1
+        try:
+            write_new(directory / f"{epoch:06d}", holder + b"\n", files)
+        except FileExistsError:
+            continue  # another machine was quicker
+        return epoch
+
+
+def _newest_epoch(directory: Path) -> int:
+    with disk_errors(directory):
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            return 0
+    return max((int(name) for name in names if name.isdecimal() and name.isascii()), default=0)

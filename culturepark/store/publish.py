@@ -1,0 +1,141 @@
+"""What a run leaves for its users beside the shards: chat files, the dataset card, the summary.
+
+All of it follows from the manifest and can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from culturepark.store import funnel as funnels
+from culturepark.store.files import write_atomically
+from culturepark.store.funnel import Funnel
+from culturepark.store.manifest import Manifest
+from culturepark.store.paths import inside, safe_name
+from culturepark.store.readers import rows
+from culturepark.store.rundir import SHARD_DIRS, Run
+
+
+def publish(run: Run, counts: Mapping[str, Funnel]) -> dict[str, Any]:
+    """Write datasets, card and summary; returns the summary."""
+    manifest = Manifest.read(run.root / "manifest")
+    for culture in run.plan.planned():
+        for name, lines in (("chat", _chat), ("prompt-completion", _prompt_completion)):
+            path = inside(run.root, f"datasets/{safe_name(culture)}/{name}.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lines(run.root, manifest, culture))
+    summary = summarise(run, counts, manifest)
+    write_atomically(run.root / "summary.json", msgspec.json.format(msgspec.json.encode(summary)))
+    write_atomically(run.root / "README.md", card(run, summary).encode())
+    return summary
+
+
+def summarise(run: Run, counts: Mapping[str, Funnel], manifest: Manifest) -> dict[str, Any]:
+    """Counts by culture and in all, usage by role, and the shards. Sums that do not hold are in
+    `problems`."""
+    planned = run.plan.planned()
+    total: Funnel = Counter()
+    for funnel in counts.values():
+        funnels.add(total, funnel)
+    whole = sum(planned.values()) == total["finished"] + total["failed"]
+    found = [
+        f"{culture}: {problem}"
+        for culture, funnel in counts.items()
+        for problem in funnels.problems(funnel, planned[culture], whole)
+    ]
+    return {
+        "run_id": run.file.run_id,
+        "complete": whole,
+        "total": funnels.view(total, sum(planned.values())),
+        "cultures": {c: funnels.view(f, planned[c]) for c, f in sorted(counts.items())},
+        "unasked": [{"culture": culture, "seed_id": seed} for culture, seed in run.plan.unasked],
+        "usage": funnels.usage_view(total, run.settings),
+        "models": run.file.models,
+        "shards": {kind: [shard.path for shard in manifest.shards(kind)] for kind in SHARD_DIRS},
+        "problems": found,
+    }
+
+
+def card(run: Run, summary: Mapping[str, Any]) -> str:
+    """The dataset card: what this is, how it was made, what it holds, and what to beware of."""
+    plan, settings = run.plan, run.settings
+    # A kind without shards is left out: a pattern that matches nothing makes the whole unreadable.
+    configs = "\n".join(
+        f"- config_name: {kind}\n  data_files: {kind}/*.parquet"
+        + ("\n  default: true" if kind == "samples" else "")
+        for kind in ("samples", "rejected", "dialogues")
+        if summary["shards"][kind]
+    )
+    table = "\n".join(
+        f"| {name} | {c['finished']} | {c['failed']} | {c['extracted']} | {c['kept']} | {c['rejected']} |"
+        for name, c in summary["cultures"].items()
+    )
+    models = "\n".join(f"- {role}: {name}" for role, name in summary["models"].items())
+    surveys = ", ".join(sorted({f"{s.survey} {s.wave}".strip() or "own questions" for s in plan.seeds}))
+    languages = (
+        sorted({c.language for c in plan.delegates}) if settings.plan.language == "native" else ["English"]
+    )
+    return f"""---
+pretty_name: culturepark run {run.file.run_id}
+tags:
+- synthetic
+- culture
+- culturepark
+configs:
+{configs}
+---
+
+# culturepark run {run.file.run_id}
+
+Synthetic opinions from dialogues between language-model agents of different cultures, made with
+culturepark {run.file.code_version} (after CulturePark, arXiv 2405.15145). Every row carries its survey
+question, the share of people who answered so, the persona, the models, the verdicts and the rewrite.
+
+- Questions: {len(plan.seeds)} from {surveys}. Stances: {settings.plan.stance}.
+- Languages of the text: {", ".join(languages)}.
+- Run complete: {"yes" if summary["complete"] else "no, it can be resumed"}.
+
+## Models
+
+{models}
+
+## Contents
+
+| culture | finished | failed | opinions | kept | rejected |
+|---|---:|---:|---:|---:|---:|
+{table}
+
+`samples/` holds what was kept, `rejected/` what was not and why, `dialogues/` the transcripts.
+`datasets/<culture>/chat.jsonl` holds the kept samples as chat messages for fine-tuning, and
+`prompt-completion.jsonl` the same in two fields. Read `samples/` with
+`datasets.load_dataset("parquet", data_files="samples/*.parquet")`.
+
+## Beware
+
+The people in these dialogues do not exist, and what they say was made up by a language model that was told a
+survey answer. It shows what such a model associates with that answer and country. It is no evidence of what
+people there think: for that, read the survey. A small model's reasons wander and its facts are unreliable.
+Verdicts `entails` and `novel` were given by the verifier named above, with its error rate.
+"""
+
+
+def _chat(root: Path, manifest: Manifest, culture: str) -> Iterator[bytes]:
+    for row in _samples(root, manifest, culture):
+        yield msgspec.json.encode({"messages": row["messages"]}) + b"\n"
+
+
+def _prompt_completion(root: Path, manifest: Manifest, culture: str) -> Iterator[bytes]:
+    for row in _samples(root, manifest, culture):
+        *before, last = row["messages"]
+        prompt = "\n\n".join(message["content"] for message in before)
+        yield msgspec.json.encode({"prompt": prompt, "completion": last["content"]}) + b"\n"
+
+
+def _samples(root: Path, manifest: Manifest, culture: str) -> Iterator[dict[str, Any]]:
+    columns = ("culture", "messages")
+    return (row for row in rows(root, manifest, "samples", columns) if row["culture"] == culture)

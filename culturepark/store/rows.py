@@ -1,0 +1,276 @@
+"""The rows of a run: one fixed Arrow schema for dialogues, one for opinions kept or rejected.
+
+Every shard of a kind has the same schema whatever it holds, so `datasets.load_dataset("parquet")`
+reads them all. Provenance is in the row: nothing else is needed to say where a sample came from.
+"""
+
+# pyarrow ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+
+from culturepark import __version__
+from culturepark.cultures import Culture, Persona
+from culturepark.messages import Opinion, Outcome
+from culturepark.plan import Brief
+from culturepark.prompts import PROMPT_VERSION
+from culturepark.prompts.rows import training_messages
+from culturepark.refine.select import Choice
+from culturepark.seeds.stance import Stance
+
+_S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_PERSON = pa.struct(
+    [
+        ("culture", _S),
+        ("name", _S),
+        ("gender", _S),
+        ("age", _S),
+        ("place", _S),
+        ("occupation", _S),
+        ("stance_code", _I),
+        ("stance_label", _S),
+        ("stance_share", _F),
+    ]
+)
+_ABOUT = [
+    ("run_id", _S),
+    ("number", _I),
+    ("culture", _S),
+    ("kind", _S),
+    ("style", _S),
+    ("language", _S),
+    ("seed_id", _S),
+    ("survey", _S),
+    ("wave", _S),
+    ("topic", _S),
+    ("statement", _S),
+    ("country", _S),
+    ("n_valid", _I),
+    ("distribution_hash", _S),
+    ("prompt_version", _S),
+    ("code_version", _S),
+]
+
+DIALOGUES = pa.schema(
+    [
+        ("id", _S),
+        *_ABOUT,
+        ("speakers", pa.list_(_PERSON)),
+        (
+            "turns",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("number", _I),
+                        ("speaker", _I),
+                        ("name", _S),
+                        ("text", _S),
+                        ("model", _S),
+                        ("endpoint", _S),
+                        ("finish_reason", _S),
+                        ("latency_s", _F),
+                        ("prompt_tokens", _I),
+                        ("cached_tokens", _I),
+                        ("completion_tokens", _I),
+                    ]
+                )
+            ),
+        ),
+        ("status", _S),
+        ("failure", _S),
+        ("reason", _S),
+        ("notes", pa.list_(_S)),
+        ("n_opinions", _I),
+        (
+            "usage",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("role", _S),
+                        ("calls", _I),
+                        ("prompt_tokens", _I),
+                        ("cached_tokens", _I),
+                        ("completion_tokens", _I),
+                        ("unreported", _I),
+                    ]
+                )
+            ),
+        ),
+        ("started_s", _F),
+        ("ended_s", _F),
+    ]
+)
+"""One row a planned dialogue, finished or failed."""
+
+OPINIONS = pa.schema(
+    [
+        ("id", _S),
+        ("dialogue_id", _S),
+        *_ABOUT,
+        ("persona", _PERSON),
+        ("turn", _I),
+        ("start", _I),
+        ("end", _I),
+        ("extracted", _S),
+        ("text", _S),
+        ("first_verdict", _S),
+        ("verdict", _S),
+        ("verdict_reason", _S),
+        ("rewritten", _B),
+        ("kept", _B),
+        ("rejected", _S),
+        ("detail", _S),
+        ("instead", _S),
+        ("cluster", _I),
+        ("messages", pa.list_(pa.struct([("role", _S), ("content", _S)]))),
+        ("speaker_model", _S),
+        ("extractor_model", _S),
+        ("verifier_model", _S),
+        ("rewriter_model", _S),
+        ("embedder_model", _S),
+        ("sampling", _S),
+        ("embedding", pa.list_(pa.float32())),
+    ]
+)
+"""One row an extracted opinion. `samples` shards hold those with `kept`, `rejected` shards the rest."""
+
+
+class RunFacts(Struct, frozen=True):
+    """What is the same for every row of a run.
+
+    `models` names the model of each role as provenance does, `sampling` is the JSON of how they
+    were sampled.
+    """
+
+    run_id: str
+    models: dict[str, str]
+    sampling: str
+
+
+def dialogue_row(brief: Brief, outcome: Outcome, facts: RunFacts) -> dict[str, Any]:
+    """The row of one dialogue."""
+    names = [persona.name for persona in brief.speakers]
+    return {
+        "id": brief.id,
+        **_about(brief, facts),
+        "speakers": [_person(p, s) for p, s in zip(brief.speakers, brief.stances, strict=True)],
+        "turns": [
+            {
+                "number": turn.number,
+                "speaker": turn.speaker,
+                "name": names[turn.speaker],
+                "text": turn.text,
+                "model": turn.model,
+                "endpoint": turn.endpoint,
+                "finish_reason": turn.finish_reason,
+                "latency_s": turn.latency_s,
+                "prompt_tokens": turn.usage.prompt_tokens,
+                "cached_tokens": turn.usage.cached_tokens,
+                "completion_tokens": turn.usage.completion_tokens,
+            }
+            for turn in outcome.turns
+        ],
+        "status": "failed" if outcome.failed else "finished",
+        "failure": outcome.failed,
+        "reason": outcome.reason,
+        "notes": list(outcome.notes),
+        "n_opinions": len(outcome.opinions),
+        "usage": [
+            {
+                "role": role,
+                "calls": usage.calls,
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "unreported": usage.unreported,
+            }
+            for role, usage in sorted(outcome.usage.items())
+        ],
+        "started_s": outcome.started_s,
+        "ended_s": outcome.ended_s,
+    }
+
+
+def opinion_row(
+    brief: Brief, opinion: Opinion, choice: Choice | None, facts: RunFacts, cultures: Mapping[str, Culture]
+) -> dict[str, Any]:
+    """The row of one opinion; `choice` is None for one that refinement rejected."""
+    kept = choice is not None and choice.kept
+    messages = training_messages(brief, opinion, cultures[brief.culture].demonym) if kept else []
+    return {
+        "id": opinion.id,
+        "dialogue_id": brief.id,
+        **_about(brief, facts),
+        "persona": _person(brief.speakers[opinion.speaker], brief.stances[opinion.speaker]),
+        "turn": opinion.turn,
+        "start": opinion.start,
+        "end": opinion.end,
+        "extracted": opinion.extracted,
+        "text": opinion.text,
+        "first_verdict": opinion.first_verdict,
+        "verdict": opinion.verdict,
+        "verdict_reason": opinion.verdict_reason,
+        "rewritten": opinion.rewritten,
+        "kept": kept,
+        "rejected": opinion.rejected or ("" if choice is None else choice.reason),
+        "detail": opinion.detail,
+        "instead": choice.instead if choice else "",
+        "cluster": choice.cluster if choice else -1,
+        "messages": messages,
+        "speaker_model": facts.models.get("speaker", ""),
+        "extractor_model": facts.models.get("extractor", ""),
+        "verifier_model": facts.models.get("verifier", ""),
+        "rewriter_model": facts.models.get("rewriter", "") if opinion.rewritten else "",
+        "embedder_model": facts.models.get("embedder", ""),
+        "sampling": facts.sampling,
+        "embedding": np.frombuffer(opinion.vector, dtype=np.float32),
+    }
+
+
+def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of the fixed schema."""
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _about(brief: Brief, facts: RunFacts) -> dict[str, Any]:
+    return {
+        "run_id": facts.run_id,
+        "number": brief.number,
+        "culture": brief.culture,
+        "kind": brief.kind,
+        "style": brief.style,
+        "language": brief.language,
+        "seed_id": brief.seed.id,
+        "survey": brief.seed.survey,
+        "wave": brief.seed.wave,
+        "topic": brief.seed.topic,
+        "statement": brief.seed.statement,
+        "country": brief.answers.country,
+        "n_valid": brief.answers.n_valid,
+        "distribution_hash": brief.answers.digest(),
+        "prompt_version": PROMPT_VERSION,
+        "code_version": __version__,
+    }
+
+
+def _person(persona: Persona, stance: Stance | None) -> dict[str, Any]:
+    return {
+        "culture": persona.culture,
+        "name": persona.name,
+        "gender": persona.gender,
+        "age": persona.age,
+        "place": persona.place,
+        "occupation": persona.occupation,
+        "stance_code": stance.code if stance else None,
+        "stance_label": stance.label if stance else None,
+        "stance_share": stance.share if stance else None,
+    }

@@ -1,0 +1,168 @@
+"""The run directory: what lies where, and whether a directory holds this run.
+
+run.json          settings, fingerprint, versions, models; its presence means the plan is fixed
+seeds.jsonl       the questions, as they were used
+cultures.json     the cultures, as they were used
+log/              outcomes that are not in shards yet
+manifest/         what is in shards: readers trust nothing else
+dialogues/ samples/ rejected/   Parquet shards
+datasets/<culture>/             chat JSONL for fine-tuning
+summary.json  README.md         counts that add up; the dataset card
+logs/             structured logs
+orphans/          what a crash left behind, set aside and never served
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from culturepark import __version__
+from culturepark.cultures import Culture
+from culturepark.errors import RunDirError
+from culturepark.plan import Plan
+from culturepark.prompts import PROMPT_VERSION
+from culturepark.seeds import read_seeds, write_seeds
+from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings, decode_settings
+from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
+from culturepark.store.rows import RunFacts
+
+SHARD_DIRS = ("dialogues", "samples", "rejected")
+_OURS = {"seeds.jsonl", "cultures.json", "lock", "epochs", "logs", "orphans"}
+
+
+class RunFile(Struct, frozen=True):
+    """What `run.json` holds."""
+
+    run_id: str
+    fingerprint: str
+    code_version: str
+    prompt_version: str
+    planned: dict[str, int]
+    unasked: list[tuple[str, str]]
+    models: dict[str, str]
+    settings: dict[str, Any]
+    schema: int = 1
+
+
+class Run(Struct, frozen=True):
+    """A run directory with what is needed to read or continue it."""
+
+    root: Path
+    file: RunFile
+    settings: Settings
+    plan: Plan
+
+    @property
+    def facts(self) -> RunFacts:
+        """What is the same for every row."""
+        sampling = msgspec.json.encode(self.file.settings.get("sampling", {})).decode()
+        return RunFacts(self.file.run_id, self.file.models, sampling)
+
+
+def model_names(settings: Settings) -> dict[str, str]:
+    """What provenance calls the model of each role."""
+    from culturepark.models.embedded import embedded_name
+
+    roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder")
+    names: dict[str, str] = {}
+    for role in roles:
+        if not settings.roles.of(role):
+            continue
+        model = settings.model_of(role)
+        if model.engine == "embedded":
+            names[role] = embedded_name(model, embedder=role == "embedder")
+        else:
+            names[role] = "scripted" if model.engine == "scripted" else model.model
+    if settings.refine.enabled:
+        if settings.model_of("extractor").profile == "small":
+            names["extractor"] = "sentences, word for word"
+        if settings.model_of("verifier").profile == "small":
+            names["verifier"] = f"hybrid on {names['embedder']}"
+    return names
+
+
+def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) -> Run:
+    """Make `root` the directory of this run, or find that it is already.
+
+    Raises RunDirError if it holds another run or other files; then nothing on disk has changed.
+    """
+    with disk_errors(root):
+        present = set(os.listdir(root)) if root.is_dir() else set[str]()
+        if root.exists() and not root.is_dir():
+            raise RunDirError(str(root), "this is a file, not a directory.", "Name another directory.")
+    if "run.json" in present:
+        run = load_run(root)
+        if run.file.fingerprint != plan.fingerprint:
+            what = f"it holds another run; {_difference(run, settings)}."
+            raise RunDirError(str(root), what, "Use another --out, or the settings that it began with.")
+        return msgspec.structs.replace(run, settings=settings)
+    foreign = sorted(present - _OURS)
+    if foreign:
+        what = f"it is not empty and holds no run (it holds {', '.join(foreign[:3])})."
+        raise RunDirError(str(root), what, "Name a new or empty directory.")
+    file = RunFile(
+        run_id=f"r{plan.fingerprint[:16]}",
+        fingerprint=plan.fingerprint,
+        code_version=__version__,
+        prompt_version=PROMPT_VERSION,
+        planned=plan.planned(),
+        unasked=plan.unasked,
+        models=model_names(settings),
+        settings=msgspec.to_builtins(settings),
+    )
+    make_dirs(root, files)
+    write_seeds(root / "seeds.jsonl", plan.seeds)
+    write_atomically(root / "cultures.json", msgspec.json.encode(plan.cultures), files)
+    write_atomically(root / "run.json", msgspec.json.format(msgspec.json.encode(file)), files)
+    return Run(root, file, settings, plan)
+
+
+def load_run(root: Path) -> Run:
+    """Read a run directory without its configuration. Raises RunDirError."""
+    path = root / "run.json"
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=RunFile)
+        cultures = msgspec.json.decode((root / "cultures.json").read_bytes(), type=dict[str, Culture])
+    except FileNotFoundError as error:
+        what = f"{Path(str(error.filename)).name} is missing, so this is no run directory."
+        raise RunDirError(
+            str(root), what, "Name the directory that `culturepark generate --out` made."
+        ) from None
+    except OSError as error:
+        raise RunDirError(str(path), f"it cannot be read: {error.strerror}.", "Check the disk.") from None
+    except msgspec.MsgspecError as error:
+        fix = "Put the file back from a copy; without it a run cannot be told from another."
+        raise RunDirError(str(path), f"it is damaged: {error}.", fix) from None
+    settings = decode_settings(file.settings, str(path))
+    plan = Plan(settings, read_seeds(root / "seeds.jsonl"), cultures)
+    if plan.fingerprint != file.fingerprint:
+        if file.prompt_version != PROMPT_VERSION or file.code_version != __version__:
+            what = f"it was made by version {file.code_version} with prompts {file.prompt_version}."
+            raise RunDirError(str(path), what, "Use that version to read or resume it.")
+        what = "its settings, seeds or cultures were changed after it began."
+        raise RunDirError(str(path), what, "Put run.json, seeds.jsonl and cultures.json back as they were.")
+    return Run(root, file, settings, plan)
+
+
+def _difference(run: Run, settings: Settings) -> str:
+    """The first settings in which this run differs from the one in the directory."""
+    now = msgspec.to_builtins(settings)
+    changed: list[str] = []
+    for room in IDENTITY_ROOMS:
+        _compare(run.file.settings.get(room), now.get(room), room, changed)
+    if not changed:
+        return "its seeds or cultures differ"
+    return f"these settings differ: {', '.join(changed[:3])}"
+
+
+def _compare(old: Any, new: Any, path: str, changed: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            _compare(old.get(key), new.get(key), f"{path}.{key}", changed)  # pyright: ignore[reportUnknownMemberType]
+    elif msgspec.json.encode(old) != msgspec.json.encode(new):
+        changed.append(path)
