@@ -78,7 +78,9 @@ class Collector:
         self._ledger = Ledger(self._run, lock)
         self._lock = lock
         report = self._ledger.report
-        self._log.info("opened", sealed_cells=report.sealed, replayed=report.replayed, set_aside=report.set_aside)
+        self._log.info(
+            "opened", sealed_cells=report.sealed, replayed=report.replayed, set_aside=report.set_aside
+        )
 
     def _finish(self) -> None:
         self._open()
@@ -103,7 +105,9 @@ class Collector:
         for outcome in outcomes:
             brief = self._run.plan.brief(outcome.number)
             if outcome.failed:
-                self._log.warning("dialogue_failed", dialogue=brief.id, kind=outcome.failed, reason=outcome.reason)
+                self._log.warning(
+                    "dialogue_failed", dialogue=brief.id, kind=outcome.failed, reason=outcome.reason
+                )
             else:
                 self._log.info("dialogue_finished", dialogue=brief.id, turns=len(outcome.turns))
         for _, taken in waiting:

@@ -13,14 +13,14 @@ from culturepark.messages import Ask, Balked, decode, encode, unpack
 class CulturalAgent:
     """Answers asks in batches; each answer goes to the moderator when it is there."""
 
-    def __init__(self, inputs: bytes, address: str, directory: bytes) -> None:
+    def __init__(self, inputs: bytes, address: str, namespace: str) -> None:
         given = Inputs.from_bytes(inputs)
         self._log = given.logger(address.replace("/", "-"))
         self._speaker = CulturalSpeaker(
             given.plan, given.settings, given.chat("speaker"), given.profile("speaker")
         )
         self._plan = given.plan
-        self._directory = Directory.from_bytes(directory)
+        self._directory = Directory(namespace)
         self._busy: set[tuple[int, int, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -6,28 +6,17 @@ import asyncio
 import os
 from typing import Any
 
-import msgspec
 import ray
-from msgspec import Struct
 
 from actors.mailbox import Mailbox
 
 
-class Directory(Struct, frozen=True, dict=True):
-    """Addresses are actor names within the run's namespace."""
+class Directory:
+    """Addresses are actor names within the run's namespace. Each process has its own."""
 
-    namespace: str
-
-    def to_bytes(self) -> bytes:
-        """As bytes."""
-        return msgspec.msgpack.encode(self)
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> Directory:
-        """From bytes."""
-        directory = msgspec.msgpack.decode(raw, type=cls)
-        directory.__dict__["_mailboxes"] = {}
-        return directory
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self._mailboxes: dict[str, Mailbox] = {}
 
     def handle(self, address: str) -> Any:
         """The actor at an address. Raises ValueError if there is none."""
@@ -35,16 +24,15 @@ class Directory(Struct, frozen=True, dict=True):
 
     def mailbox(self, address: str, **options: Any) -> Mailbox:
         """The one mailbox of this process to an address; `options` count when it is made."""
-        boxes: dict[str, Mailbox] = self.__dict__["_mailboxes"]
-        if address not in boxes:
+        if address not in self._mailboxes:
             handle = self.handle(address)
 
             async def send(batch: bytes) -> None:
                 await handle.receive.remote(batch)
 
             options.setdefault("on_failure", lambda error: leave(f"mailbox to {address}: {error}"))
-            boxes[address] = Mailbox(send, **options)
-        return boxes[address]
+            self._mailboxes[address] = Mailbox(send, **options)
+        return self._mailboxes[address]
 
 
 def leave(reason: str) -> None:

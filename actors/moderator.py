@@ -20,11 +20,11 @@ from culturepark.messages import Recorded, decode, decode_outcome, encode, unpac
 class Moderator:
     """Conducts all dialogues of a run. Restarted, it asks the collector what is done and goes on."""
 
-    def __init__(self, inputs: bytes, directory: bytes, replicas: dict[str, int]) -> None:
+    def __init__(self, inputs: bytes, namespace: str, replicas: dict[str, int]) -> None:
         given = Inputs.from_bytes(inputs)
         self._given = given
         self._log = given.logger("moderator")
-        self._directory = Directory.from_bytes(directory)
+        self._directory = Directory(namespace)
         self._replicas = replicas
         self._conductor: Conductor | None = None
         self._starting = asyncio.Lock()

@@ -28,11 +28,11 @@ _ROLES: tuple[Role, ...] = ("extractor", "verifier", "rewriter")
 class RefinerActor:
     """Takes whole dialogues; tells the moderator of each one that is on disk."""
 
-    def __init__(self, inputs: bytes, address: str, directory: bytes) -> None:
+    def __init__(self, inputs: bytes, address: str, namespace: str) -> None:
         given = Inputs.from_bytes(inputs)
         self._log = given.logger(address.replace("/", "-"))
         self._plan = given.plan
-        self._directory = Directory.from_bytes(directory)
+        self._directory = Directory(namespace)
         self._busy: set[tuple[int, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         roles: dict[str, RoleModel] = {}

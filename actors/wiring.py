@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -27,7 +28,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.collector import Collector
 from actors.cultural_agent import CulturalAgent
-from actors.directory import Directory
 from actors.engine import ChatEngine, EmbeddingEngine
 from actors.inputs import Inputs
 from actors.moderator import Moderator
@@ -48,7 +48,7 @@ def ray_session() -> Iterator[None]:
     temporary directory that only this user can enter and that is removed at the end.
     """
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -62,7 +62,7 @@ def ray_session() -> Iterator[None]:
             _node_ip_address="127.0.0.1",
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=128 << 20,
         )
         yield
@@ -83,20 +83,19 @@ class Crew:
         inputs = Inputs.of(run, settings).to_bytes()
         # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
-        directory = Directory(self._namespace).to_bytes()
 
         # The run directory is on this node, so its only writer is, too.
         self.collector = self._actor(Collector, "collector", inputs, here=True)
-        replicas = {culture: settings.actors.agents_per_culture for culture in run.plan.agent_cultures()}
+        replicas = dict.fromkeys(run.plan.agent_cultures(), settings.actors.agents_per_culture)
         replicas["refiner"] = settings.actors.refiners
         for culture, count in replicas.items():
             for i in range(count):
                 if culture == "refiner":
-                    self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", directory)
+                    self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", self._namespace)
                 else:
                     address = f"agent/{culture}/{i}"
-                    self._actor(CulturalAgent, address, inputs, address, directory)
-        self.moderator = self._actor(Moderator, "moderator", inputs, directory, replicas, here=True)
+                    self._actor(CulturalAgent, address, inputs, address, self._namespace)
+        self.moderator = self._actor(Moderator, "moderator", inputs, self._namespace, replicas, here=True)
 
     def close(self) -> None:
         """End all actors."""
@@ -139,7 +138,9 @@ class Crew:
             engine = ray.remote(ChatEngine).options(**options).remote(msgspec.msgpack.encode(model), port)
         self._engines.append(engine)
         url: str = ray.get(engine.url.remote(), timeout=120)
-        return replace(model, base_urls=(url,), model=model.model or embedded_name(model, embedder).split(" ")[0])
+        return replace(
+            model, base_urls=(url,), model=model.model or embedded_name(model, embedder).split(" ")[0]
+        )
 
 
 def _free_port() -> int:

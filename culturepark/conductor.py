@@ -191,7 +191,13 @@ class Conductor:
                 return None
 
     def _outcome(
-        self, number: int, slot: _Slot, now_s: float, kind: str = "", reason: str = "", usage: Usage | None = None
+        self,
+        number: int,
+        slot: _Slot,
+        now_s: float,
+        kind: str = "",
+        reason: str = "",
+        usage: Usage | None = None,
     ) -> Outcome:
         spent = speaker_usage(slot.dialogue.turns) + (usage or Usage())
         return Outcome(
@@ -218,7 +224,9 @@ class Conductor:
             self.stop(message.kind, message.reason)
             del self._slots[message.number]
             return []
-        return self._advance(message.number, Broke(message.turn, message.kind, message.reason), now_s, message.usage)
+        return self._advance(
+            message.number, Broke(message.turn, message.kind, message.reason), now_s, message.usage
+        )
 
     def _recorded(self, number: int, failed: str, now_s: float) -> list[Post]:
         if self._slots.pop(number, None) is None:

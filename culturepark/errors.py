@@ -1,11 +1,11 @@
 """The error tree. Each error tells the reader where, what happened and what to do next.
 
-    CulturePark     everything this project raises on purpose
-    |- ConfigError      the user's configuration or command line            exit 2
-    |- SeedError        a survey or seed file                               exit 2
-    |- EndpointError    a model endpoint, found at preflight or mid-run     exit 3
-    |- RunDirError      the run directory: held, foreign, broken, full      exit 4
-    `- Interrupted      stopped on request before the end; resume goes on   exit 5
+CulturePark     everything this project raises on purpose
+|- ConfigError      the user's configuration or command line            exit 2
+|- SeedError        a survey or seed file                               exit 2
+|- EndpointError    a model endpoint, found at preflight or mid-run     exit 3
+|- RunDirError      the run directory: held, foreign, broken, full      exit 4
+`- Interrupted      stopped on request before the end; resume goes on   exit 5
 """
 
 from __future__ import annotations

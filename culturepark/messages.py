@@ -8,8 +8,8 @@ so that old bytes still read; `SCHEMA` counts changes that readers must know of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
 
 import msgspec
 from msgspec import Struct
@@ -212,7 +212,7 @@ def _mended(value: object) -> object:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
-        return {_mended(k): _mended(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {_mended(k): _mended(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_mended(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_mended(v) for v in cast(Sequence[Any], value)]
     return value

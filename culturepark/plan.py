@@ -83,7 +83,9 @@ class Plan:
         self.contact = culture_named(cultures, self.settings.contact, "$.plan.contact")
         pairs = [(c, s) for s in range(len(self._seeds)) for c in range(len(self.delegates))]
         self._pairs = [(c, s) for c, s in pairs if self._answers(c, s)]
-        self.unasked = [(self.delegates[c].id, self._seeds[s].id) for c, s in pairs if not self._answers(c, s)]
+        self.unasked = [
+            (self.delegates[c].id, self._seeds[s].id) for c, s in pairs if not self._answers(c, s)
+        ]
         """Culture and question for each pair that gets no dialogue, as it was never asked there."""
         silent = [d.id for d in self.delegates if d.id not in {self.delegates[c].id for c, _ in self._pairs}]
         if silent:
@@ -134,9 +136,7 @@ class Plan:
 
     def planned(self) -> dict[str, int]:
         """Dialogues of each culture."""
-        return {
-            d.id: len(self._per_culture[i]) * self._per_pair for i, d in enumerate(self.delegates)
-        }
+        return {d.id: len(self._per_culture[i]) * self._per_pair for i, d in enumerate(self.delegates)}
 
     def find(self, dialogue_id: str) -> int | None:
         """The number of the dialogue with this id; None if the plan has none. Looks at each."""
@@ -215,7 +215,8 @@ class Plan:
                 stances.append(None)
         return Brief(
             number=number,
-            id="d" + _digest(PLAN_VERSION, plan.seed, kind, self.contact.id, culture.id, seed.id, replica)[:20],
+            id="d"
+            + _digest(PLAN_VERSION, plan.seed, kind, self.contact.id, culture.id, seed.id, replica)[:20],
             cell=self.cell_of(number),
             kind=kind,
             style=style,
@@ -237,7 +238,9 @@ class Plan:
             name: [model.engine, model.model, Path(model.path).name, model.hub, model.profile]
             for name, model in settings.models.items()
         }
-        used = [c for c in self.cultures.values() if c.id in {*(d.id for d in self.delegates), self.contact.id}]
+        used = [
+            c for c in self.cultures.values() if c.id in {*(d.id for d in self.delegates), self.contact.id}
+        ]
         # Deterministic order wants text keys; option codes are numbers.
         facts = msgspec.to_builtins([PLAN_VERSION, PROMPT_VERSION, rooms, self._seeds, used], str_keys=True)
         content = msgspec.json.encode(facts, order="deterministic")

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -33,11 +33,7 @@ Role = Literal["speaker", "extractor", "verifier", "rewriter", "embedder"]
 CHAT_ROLES: tuple[Role, ...] = ("speaker", "extractor", "verifier", "rewriter")
 
 
-class Room(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The base of all settings."""
-
-
-class PlanSettings(Room):
+class PlanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which dialogues are held."""
 
     cultures: tuple[str, ...] = ()
@@ -76,7 +72,7 @@ class PlanSettings(Room):
     """The seed of every draw."""
 
 
-class ModelSettings(Room):
+class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model and where it is served."""
 
     engine: Literal["openai", "embedded", "scripted"]
@@ -120,7 +116,7 @@ class ModelSettings(Room):
     """Money for a million completion tokens; unset means unknown."""
 
 
-class SamplingSettings(Room):
+class SamplingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a role's replies are sampled. Unset fields are the prompt profile's."""
 
     temperature: Annotated[float, Meta(ge=0, le=5)] | None = None
@@ -128,7 +124,7 @@ class SamplingSettings(Room):
     top_p: Share | None = None
 
 
-class RoleSettings(Room):
+class RoleSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which model, by its name in [models], serves each role. An empty role follows the speaker."""
 
     speaker: str = ""
@@ -142,7 +138,7 @@ class RoleSettings(Room):
         return getattr(self, role) or ("" if role == "embedder" else self.speaker)
 
 
-class PaperFaults(Room):
+class PaperFaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Faults of the published reference, each off unless a comparison asks for it."""
 
     drop_novel: bool = False
@@ -153,7 +149,7 @@ class PaperFaults(Room):
     """Keep a cluster's longest opinion instead of its medoid."""
 
 
-class RefineSettings(Room):
+class RefineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What happens to a dialogue's opinions."""
 
     enabled: bool = True
@@ -173,7 +169,7 @@ class RefineSettings(Room):
     faults: PaperFaults = PaperFaults()
 
 
-class LimitSettings(Room):
+class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much at once, how long, how often."""
 
     dialogues_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 64
@@ -196,14 +192,14 @@ class LimitSettings(Room):
     """How long a first Ctrl-C waits for dialogues in flight."""
 
 
-class ActorSettings(Room):
+class ActorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many processes."""
 
     agents_per_culture: Annotated[int, Meta(ge=1, le=1024)] = 1
     refiners: Annotated[int, Meta(ge=1, le=1024)] = 1
 
 
-class StoreSettings(Room):
+class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How results are written."""
 
     shard_dialogues: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
@@ -212,7 +208,7 @@ class StoreSettings(Room):
     """Or this many megabytes of rows."""
 
 
-class Settings(Room):
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of a run."""
 
     models: dict[str, ModelSettings] = {}
@@ -286,7 +282,9 @@ def _check(settings: Settings, where: str) -> None:
         for url in model.base_urls:
             if not re.match(r"^https?://[^\s/?#]+(/[^\s?#]*)?$", url) or "@" in url:
                 fix = "Write it like `http://localhost:8000/v1`, without keys or user names in it."
-                raise ConfigError(f"{at}.base_urls", f"{url.split('@')[-1]!r} is not an http(s) address.", fix)
+                raise ConfigError(
+                    f"{at}.base_urls", f"{url.split('@')[-1]!r} is not an http(s) address.", fix
+                )
         if not re.match(r"^[A-Za-z_][A-Za-z0-9_]*$", model.api_key_env):
             what = "this is not the name of an environment variable (its value is not shown here)."
             fix = 'Put the key into a variable and name it: `api_key_env = "MY_KEY"`.'
@@ -332,16 +330,17 @@ def _refuse_unknown(raw: Any, kind: Any, where: str, at: str) -> None:
     """Name an unknown key with its neighbours, which the decoder does not do."""
     if not isinstance(raw, dict):
         return
+    table = cast(dict[str, Any], raw)
     if isinstance(kind, type) and issubclass(kind, Struct):
         known = {f.name: f.type for f in msgspec.structs.fields(kind)}
-        for key, value in raw.items():
+        for key, value in table.items():
             if key not in known:
                 fix = _did_you_mean(key, known) + f"Keys here: {', '.join(sorted(known))}."
                 raise ConfigError(f"{where}: {at}.{key}", "there is no such key.", fix)
             _refuse_unknown(value, known[key], where, f"{at}.{key}")
-    elif getattr(kind, "__origin__", None) is dict:
-        for key, value in raw.items():
-            _refuse_unknown(value, kind.__args__[1], where, f"{at}.{key}")
+    elif get_origin(kind) is dict:
+        for key, value in table.items():
+            _refuse_unknown(value, get_args(kind)[1], where, f"{at}.{key}")
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -357,19 +356,19 @@ def _override(raw: dict[str, Any], override: str) -> None:
         parsed = value
     here = raw
     for part in parts[:-1]:
-        nested = here.setdefault(part, {})
+        nested: Any = here.setdefault(part, {})
         if not isinstance(nested, dict):
             raise ConfigError(f"--set {key}", f"`{part}` is a value, not a table.", "Check the path.")
-        here = nested
+        here = cast(dict[str, Any], nested)
     here[parts[-1]] = parsed
 
 
 def _lookup(raw: Any, path: str) -> Any:
     for part in re.findall(r"[^.\[\]$]+", path):
         if isinstance(raw, dict):
-            raw = raw.get(part)
-        elif isinstance(raw, list) and part.isdigit() and int(part) < len(raw):
-            raw = raw[int(part)]
+            raw = cast(dict[str, Any], raw).get(part)
+        elif isinstance(raw, list) and part.isdigit() and int(part) < len(cast(list[Any], raw)):
+            raw = cast(list[Any], raw)[int(part)]
         else:
             return None
     return raw

@@ -45,7 +45,9 @@ _decoder = msgspec.json.Decoder(_Reply)
 class HttpChatModel:
     """One model at one endpoint. Implements ports.ChatModel."""
 
-    def __init__(self, model: ModelSettings, limits: LimitSettings, endpoint: HttpEndpoint | None = None) -> None:
+    def __init__(
+        self, model: ModelSettings, limits: LimitSettings, endpoint: HttpEndpoint | None = None
+    ) -> None:
         self._http = endpoint or HttpEndpoint(model, limits)
         self._model = model.model or "embedded"
         self._embedded = model.engine == "embedded"
@@ -69,9 +71,7 @@ class HttpChatModel:
     async def _complete(
         self, prompt: Prompt, sampling: Sampling, affinity: str, schema: dict[str, Any] | None
     ) -> Completion:
-        body = b"".join(
-            (b'{"messages":', prompt.encoded(), b"],", self._parameters(sampling, schema)[1:])
-        )
+        body = b"".join((b'{"messages":', prompt.encoded(), b"],", self._parameters(sampling, schema)[1:]))
         spent = Usage()
         attempt = 0
         while True:
@@ -110,7 +110,9 @@ class HttpChatModel:
             reply = _decoder.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             usage = spent + Usage(calls=1, unreported=1)
-            raise ModelError("invalid_reply", f"the reply is not a chat completion: {error}", usage=usage) from None
+            raise ModelError(
+                "invalid_reply", f"the reply is not a chat completion: {error}", usage=usage
+            ) from None
         usage = spent + _usage(reply.usage)
         if not reply.choices:
             raise ModelError("invalid_reply", "the reply has no choices", usage=usage)

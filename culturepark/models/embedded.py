@@ -139,7 +139,9 @@ class ChatServer:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import xllamacpp  # pyright: ignore[reportMissingTypeStubs]
 
-        params: Any = xllamacpp.CommonParams()
+        engine: Any = xllamacpp  # a compiled module without types
+
+        params = engine.CommonParams()
         params.model.path = str(weights_of(model))
         params.model_alias = {model.model or "embedded"}
         params.hostnames = [_LOOPBACK]
@@ -154,7 +156,7 @@ class ChatServer:
         params.fit_params = False
         params.offline = True
         params.endpoint_metrics = True
-        self._server: Any = xllamacpp.Server(params)
+        self._server = engine.Server(params)
 
     @property
     def url(self) -> str:
@@ -192,14 +194,15 @@ class EmbeddingServer:
     async def _embeddings(self, request: web.Request) -> web.Response:
         try:
             body: Any = msgspec.json.decode(await request.read())
-            texts = msgspec.convert([body["input"]] if isinstance(body["input"], str) else body["input"], list[str])
+            texts = msgspec.convert(
+                [body["input"]] if isinstance(body["input"], str) else body["input"], list[str]
+            )
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
         async with self._busy:
-            vectors = await asyncio.to_thread(self._model.passage, texts) if texts else []
+            vectors: Any = await asyncio.to_thread(self._model.passage, texts) if texts else []
         data = [
-            {"object": "embedding", "index": i, "embedding": [float(x) for x in vector]}
-            for i, vector in enumerate(vectors)
+            {"object": "embedding", "index": i, "embedding": vectors[i].tolist()} for i in range(len(texts))
         ]
         words = sum(len(text.split()) for text in texts)
         usage = {"prompt_tokens": words, "total_tokens": words}

@@ -33,7 +33,9 @@ _decoder = msgspec.json.Decoder(_Reply)
 class HttpEmbedder:
     """One embedding model at one endpoint. Implements ports.Embedder."""
 
-    def __init__(self, model: ModelSettings, limits: LimitSettings, endpoint: HttpEndpoint | None = None) -> None:
+    def __init__(
+        self, model: ModelSettings, limits: LimitSettings, endpoint: HttpEndpoint | None = None
+    ) -> None:
         self._http = endpoint or HttpEndpoint(model, limits)
         self._model = model.model or "embedded"
         self._dimensions = model.dimensions

@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
@@ -61,7 +61,9 @@ def api_key_of(model: ModelSettings) -> str:
             raise ConfigError(f"{name}_FILE", f"others may read {file}.", f"Run `chmod 600 {file}`.")
         return Path(file).read_text("utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"{name}_FILE", f"{file} cannot be read: {error.strerror}.", "Check the path.") from None
+        raise ConfigError(
+            f"{name}_FILE", f"{file} cannot be read: {error.strerror}.", "Check the path."
+        ) from None
 
 
 class HttpEndpoint:
@@ -119,7 +121,9 @@ class HttpEndpoint:
         headers = {**self._headers, SESSION_HEADER: affinity} if affinity else self._headers
         try:
             async with asyncio.timeout(self._limits.deadline_s):
-                async with self._open().post(url, data=body, headers=headers, allow_redirects=False) as response:
+                async with self._open().post(
+                    url, data=body, headers=headers, allow_redirects=False
+                ) as response:
                     raw = await self._read(response)
         except TimeoutError:
             raise ModelError("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
@@ -158,7 +162,10 @@ class HttpEndpoint:
         else:
             kind = "bad_request"
         return ModelError(
-            kind, f"HTTP {status}: {self._safe(_message_in(raw))}", status=status, wait_s=seconds_of(retry_after)
+            kind,
+            f"HTTP {status}: {self._safe(_message_in(raw))}",
+            status=status,
+            wait_s=seconds_of(retry_after),
         )
 
     def _safe(self, text: str) -> str:
@@ -203,6 +210,8 @@ def _message_in(raw: bytes) -> str:
         body: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return raw[:400].decode("utf-8", "replace")
-    error: Any = body.get("error", body) if isinstance(body, dict) else body  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    message: Any = error.get("message", error) if isinstance(error, dict) else error  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    return str(message)[:400]
+    if isinstance(body, dict):
+        body = cast(dict[str, Any], body).get("error", cast(object, body))
+    if isinstance(body, dict):
+        body = cast(dict[str, Any], body).get("message", cast(object, body))
+    return str(body)[:400]

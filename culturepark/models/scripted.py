@@ -42,7 +42,7 @@ class ScriptedChat:
         known = dict(part.split("=", 1) for part in rules.split() if "=" in part)
         self._latency_s = float(known.get("latency_ms", 0)) / 1000
         self._fail_every = int(known.get("fail_every", 0))
-        self._fail_kind = cast(FailureKind, known.get("fail_kind", "server"))
+        self._fail_kind: FailureKind = cast(FailureKind, known.get("fail_kind", "server"))
 
     async def complete(
         self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None

@@ -19,15 +19,26 @@ from culturepark.prompts.text import tidy, unquoted, whole_sentences, without_na
 
 # How each step of the script begins, for somebody with a stance: the paper's cues (give reasons;
 # agree or not; more of your culture; more ideas; something to introduce; what it inspires) as the
-# first words of the answer.
+# first words of the answer. Two people of one culture begin differently, or they echo each other.
 _DELEGATE = (
-    "{opening}",
-    "I hear you, but {opening_low}",
-    "In {country}, many people would say that",
-    "Another reason why I see it that way is that",
-    "One custom we keep in {country} is that",
-    "In my own family,",
-    "After this talk, {opening_low}",
+    (
+        "{opening}",
+        "I hear you, but {opening_low}",
+        "In {country}, many people would say that",
+        "Another reason why I see it that way is that",
+        "One custom we keep in {country} is that",
+        "In my own family,",
+        "After this talk, {opening_low}",
+    ),
+    (
+        "For my part, {opening_low}",
+        "What I see around me in {country} is that",
+        "When I was a child, my parents",
+        "To add something new, {opening_low}",
+        "People who live near me",
+        "A thing we often do in {country} is",
+        "To sum up, {opening_low}",
+    ),
 )
 # The same for the contact, who holds no drawn stance.
 _CONTACT = (
@@ -39,9 +50,14 @@ _CONTACT = (
     "In my own family,",
     "Thank you, {other}. What I take from this is that",
 )
-# Free chat gives no cues: only every other answer of somebody with a stance begins with it.
-_FREE_DELEGATE = ("{opening}", "I understand, but for me", "{opening}", "Well,")
-_FREE_CONTACT = (_CONTACT[0], "I see.", "Well,")
+_CONTACT_ANSWERS = "Where I come from in {country},"
+"""How the contact begins when the other spoke first: the question is on the table already."""
+# Free chat gives no cues but for the stance itself, which somebody who holds one comes back to.
+_FREE_DELEGATE = (
+    ("{opening}", "I understand, but for me", "I still say so: {opening_low}", "My family and I"),
+    ("For my part, {opening_low}", "Where I live,", "As I said, {opening_low}", "My neighbours"),
+)
+_FREE_CONTACT = (_CONTACT[0], "I see. My friends", "Well, here in {country}")
 
 
 class SmallProfile:
@@ -51,8 +67,15 @@ class SmallProfile:
     judges = False
 
     def sampling(self, role: str) -> Sampling:
-        # min_p and repeat_penalty are llama.cpp's names; other servers would not know them.
-        steady = {"min_p": 0.1, "repeat_penalty": 1.15}
+        # llama.cpp's own names; other servers would not know them. DRY keeps the talk from going
+        # round in circles: it makes long repetitions of anything said before unlikely.
+        steady = {
+            "min_p": 0.1,
+            "repeat_penalty": 1.12,
+            "dry_multiplier": 0.8,
+            "dry_allowed_length": 3,
+            "dry_penalty_last_n": 2048,
+        }
         by_role = {
             "speaker": Sampling(temperature=0.6, max_tokens=56, stop=("\n",), extra=steady),
             "in-culture": Sampling(temperature=0.6, max_tokens=56, stop=("\n",), extra=steady),
@@ -85,15 +108,7 @@ class SmallProfile:
         opening = stance.opening if stance is not None else ""
         if brief.kind == "direct":
             return Cue(f"{question} Give several reasons, one sentence each.", opening)
-        if brief.style == "self-guided":
-            script = _CONTACT if stance is None else _DELEGATE
-            begin = script[script_step(turn, brief.utterances, len(script))]
-        else:
-            script = _FREE_CONTACT if stance is None else _FREE_DELEGATE
-            own = (turn - 1) // 2
-            begin = script[0] if own == 0 else script[1 + (own - 1) % (len(script) - 1)]
-        if stance is None and turn > 1 and begin == _CONTACT[0]:
-            begin = "Where I come from in {country}," if heard else begin  # the question is on the table
+        begin = self._begin(brief, turn, heard, stance is None, speaker)
         names = {
             "opening": opening,
             "opening_low": opening if opening.startswith("I ") else opening[:1].lower() + opening[1:],
@@ -103,11 +118,26 @@ class SmallProfile:
         }
         return Cue(heard or question, begin.format_map(names))
 
+    def _begin(self, brief: Brief, turn: int, heard: str, is_contact: bool, speaker: int) -> str:
+        """The pattern of a turn's first words."""
+        if is_contact and turn <= 2 and heard:
+            return _CONTACT_ANSWERS
+        # Somebody who talks with the contact takes the first script, whoever speaks first.
+        which = speaker if len(brief.delegates) > 1 else 0
+        if brief.style == "self-guided":
+            script = _CONTACT if is_contact else _DELEGATE[which]
+            return script[script_step(turn, brief.utterances, len(script))]
+        script = _FREE_CONTACT if is_contact else _FREE_DELEGATE[which]
+        own = (turn - 1) // 2
+        return script[0] if own == 0 else script[1 + (own - 1) % (len(script) - 1)]
+
     def clean(self, reply: str, cue: Cue, name: str, cut: bool) -> str:
         text = unquoted(without_name(tidy(reply), name))
         if cue.prefill and not text.startswith(cue.prefill[:20]):
             # Some servers give back the whole answer, some only what follows the given words.
             text = f"{cue.prefill} {text}"
+        if text.count('"') % 2:  # it began to narrate: "..." she said
+            text = text[: text.rindex('"')].rstrip()
         return whole_sentences(text)
 
     def extraction(self, brief: Brief, speaker: int, text: str) -> tuple[Prompt, dict[str, Any] | None]:

@@ -70,7 +70,8 @@ def _sentence_ends(text: str, start: int = 0, end: int | None = None):
     end = len(text) if end is None else end
     for match in _SENTENCE_END.finditer(text, start, end):
         wide = text[match.start()] in "\u3002\uff01\uff1f"
-        if not wide and match.end() < end and not text[match.end()].isspace():
+        after = text[match.end() : match.end() + 3]
+        if not wide and match.end() < end and (not after[0].isspace() or after.lstrip()[:1].islower()):
             continue
         before = text[max(start, match.start() - 5) : match.start()]
         if match.group() == "." and re.search(r"(?:^|[\s(])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|e\.g|i\.e|vs)$", before):
@@ -109,9 +110,36 @@ def first_person(text: str, name: str) -> str:
     return f"I {base}{rest}"
 
 
+_LEAD_IN = re.compile(
+    r"^(?:(?:i hear you|i understand|i see)(?: what you mean)?, but (?!for )|"
+    r"(?:for my part|after this talk|to sum up|"
+    r"to add something new|as i said|i still say so|well|yes|no|you know|you see)[,:] )+",
+    re.IGNORECASE,
+)
+
+
+def without_lead_in(text: str) -> str:
+    """An opinion without the words that only tie it to the talk around it ("I hear you, but ...")."""
+    bare = _LEAD_IN.sub("", text)
+    return bare[:1].upper() + bare[1:] if bare else text
+
+
 _NO_OPINION = re.compile(
     r"\b(?:no|not any|without(?: any)?|does not (?:contain|express|state)|doesn't (?:contain|express|state))"
     r"(?: clear| explicit| specific| particular)? opinions?\b|\bas an ai\b|\blanguage model\b",
+    re.IGNORECASE,
+)
+
+
+_COURTESY = re.compile(
+    r"^(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)*(?:thank(?:s| you)\b|hello\b|hi\b|"
+    r"goodbye|bye\b|welcome|please\b|"
+    r"you(?:'re| are) (?:very )?welcome|i(?:'m| am) (?:so |very |really )?(?:glad|"
+    r"happy|grateful|pleased|sorry)\b|"
+    r"i (?:really )?appreciate|it(?:'s| was| is) (?:been )?(?:a pleasure|lovely|nice|great|wonderful)|"
+    r"(?:that|it)(?:'s| is) (?:very |really |so |a )?(?:kind|wonderful|great|"
+    r"interesting|lovely|good|nice|true)\b[^,;]{0,20}[.!]|"
+    r"if (?:there is|there's|you have) any(?:thing|\s)|let me know|i look forward|feel free|don't hesitate)",
     re.IGNORECASE,
 )
 
@@ -120,4 +148,4 @@ def holds_no_opinion(text: str) -> bool:
     """Whether a text says of itself that it holds no opinion, or is a question or mere courtesy."""
     if _NO_OPINION.search(text) or text.rstrip("\"' ").endswith(("?", "\uff1f", "\u061f")):
         return True
-    return bool(re.match(r"^(?:thank(?:s| you)|hello|hi|goodbye|bye|welcome)\b[^.]{0,60}[.!]?$", text, re.IGNORECASE))
+    return bool(_COURTESY.match(text))

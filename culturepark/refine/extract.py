@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -22,9 +22,25 @@ class Found(Struct, frozen=True):
     end: int
 
 
+_LEANING = re.compile(
+    r"^(?:it|its|this|that|they|their|these|those|such|and|but|so|because|which|he|she|there|then|also|otherwise)\b",
+    re.IGNORECASE,
+)
+
+
 def sentences_as_opinions(turn: str) -> list[Found]:
-    """Each sentence of a turn, word for word: nothing is put into anybody's mouth."""
-    return [Found(_unlisted(turn[a:b]), a, b) for a, b in sentences(turn)]
+    """The sentences of a turn, word for word: nothing is put into anybody's mouth.
+
+    A sentence that leans on the one before it ("It ...", "They ...", "And ...") stays with it, since
+    by itself nobody could tell what it is about.
+    """
+    spans: list[tuple[int, int]] = []
+    for start, end in sentences(turn):
+        if spans and _LEANING.match(turn[start:end]) and "\n" not in turn[spans[-1][1] : start]:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return [Found(_unlisted(turn[a:b]), a, b) for a, b in spans]
 
 
 def read_opinions(reply: str, turn: str) -> list[Found] | None:
@@ -54,20 +70,25 @@ def _from_json(reply: str) -> list[tuple[str, str]] | None:
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             continue
         if isinstance(value, dict):
-            value = value.get("opinions")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            value = cast(dict[str, Any], value).get("opinions")
         if not isinstance(value, list):
             continue
-        items: list[tuple[str, str]] = []
-        for item in value:  # pyright: ignore[reportUnknownVariableType]
-            if isinstance(item, str):
-                items.append((item, ""))
-            elif isinstance(item, dict) and isinstance(item.get("opinion"), str):  # pyright: ignore[reportUnknownMemberType]
-                quote: Any = item.get("quote")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                items.append((item["opinion"], quote if isinstance(quote, str) else ""))
-            else:
-                return None
-        return items
+        items = [_pair(item) for item in cast(list[Any], value)]
+        return None if None in items else [item for item in items if item is not None]
     return None
+
+
+def _pair(item: Any) -> tuple[str, str] | None:
+    """Opinion and quote of one item of the list."""
+    if isinstance(item, str):
+        return item, ""
+    if not isinstance(item, dict):
+        return None
+    fields = cast(dict[str, Any], item)
+    opinion, quote = fields.get("opinion"), fields.get("quote")
+    if not isinstance(opinion, str):
+        return None
+    return opinion, quote if isinstance(quote, str) else ""
 
 
 def _json_parts(reply: str) -> list[str]:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
-from culturepark.messages import Verdict
 from culturepark.ports import Embedder, Vectors
 from culturepark.refine.calibration import Thresholds, shipped_calibration
 from culturepark.refine.verify import Judgement

@@ -7,8 +7,8 @@ of the candidates is decided later, cell by cell, in `select`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -24,6 +24,8 @@ from culturepark.refine.extract import Found, read_opinions, sentences_as_opinio
 from culturepark.refine.hybrid import HybridVerifier
 from culturepark.refine.verify import Judgement, read_verdict
 from culturepark.settings import RefineSettings
+
+T = TypeVar("T")
 
 
 class RoleModel(Struct):
@@ -120,7 +122,9 @@ class _Work:
             found = sentences_as_opinions(turn.text)
         else:
             prompt, schema = role.profile.extraction(self._brief, turn.speaker, turn.text)
-            found = await self._asked("extractor", prompt, schema, lambda reply: read_opinions(reply, turn.text))
+            found = await self._asked(
+                "extractor", prompt, schema, lambda reply: read_opinions(reply, turn.text)
+            )
             if found is None:
                 self._notes.append(f"turn {turn.number}: the extractor's reply could not be read twice")
                 found = []
@@ -135,7 +139,7 @@ class _Work:
             start=found.start,
             end=found.end,
             extracted=found.text,
-            text=prose.first_person(prose.unquoted(found.text), name),
+            text=prose.first_person(prose.without_lead_in(prose.unquoted(found.text)), name),
         )
 
     def _sifted(self, opinion: Opinion) -> Opinion:
@@ -258,14 +262,18 @@ class _Work:
 
     # --- calls
 
-    async def _asked(self, role: str, prompt: Prompt, schema: dict[str, Any] | None, read: Any) -> Any:
+    async def _asked(
+        self, role: str, prompt: Prompt, schema: dict[str, Any] | None, read: Callable[[str], T | None]
+    ) -> T | None:
         """What `read` makes of the reply; asked once more if it makes nothing of it."""
         completion = await self._complete(role, prompt, schema)
         answer = read(completion.text)
         if answer is not None:
             return answer
         again = prompt.copy().add("assistant", completion.text[:2000])
-        again.add("user", "That could not be read. Reply again with the JSON object alone, nothing around it.")
+        again.add(
+            "user", "That could not be read. Reply again with the JSON object alone, nothing around it."
+        )
         return read((await self._complete(role, again, schema)).text)
 
     async def _complete(self, role: str, prompt: Prompt, schema: dict[str, Any] | None):

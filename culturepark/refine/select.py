@@ -172,4 +172,5 @@ def _clusters(vectors: Vectors, k: int) -> list[list[int]]:
 
 def _medoid(vectors: Vectors) -> int:
     """The row with the highest mean similarity to the others; the first of equals."""
-    return int(np.round((vectors @ vectors.T).sum(axis=1), 5).argmax())
+    nearness = (vectors @ vectors.T).sum(axis=1).round(5).tolist()
+    return nearness.index(max(nearness))

@@ -60,7 +60,7 @@ _ABOUT = [
     ("code_version", _S),
 ]
 
-DIALOGUES = pa.schema(
+DIALOGUES: Any = pa.schema(
     [
         ("id", _S),
         *_ABOUT,
@@ -111,7 +111,7 @@ DIALOGUES = pa.schema(
 )
 """One row a planned dialogue, finished or failed."""
 
-OPINIONS = pa.schema(
+OPINIONS: Any = pa.schema(
     [
         ("id", _S),
         ("dialogue_id", _S),
@@ -236,7 +236,7 @@ def opinion_row(
     }
 
 
-def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+def table(rows: list[dict[str, Any]], schema: Any) -> Any:
     """Rows as a table of the fixed schema."""
     return pa.Table.from_pylist(rows, schema=schema)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -162,7 +162,8 @@ def _difference(run: Run, settings: Settings) -> str:
 
 def _compare(old: Any, new: Any, path: str, changed: list[str]) -> None:
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-            _compare(old.get(key), new.get(key), f"{path}.{key}", changed)  # pyright: ignore[reportUnknownMemberType]
+        before, after = cast(dict[str, Any], old), cast(dict[str, Any], new)
+        for key in sorted({*before, *after}):
+            _compare(before.get(key), after.get(key), f"{path}.{key}", changed)
     elif msgspec.json.encode(old) != msgspec.json.encode(new):
         changed.append(path)

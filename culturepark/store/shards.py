@@ -29,7 +29,7 @@ class Stray(Struct, frozen=True):
     moved_to: str
 
 
-def commit_table(root: Path, path: str, table: pa.Table, kind: str, files: Files = REAL) -> Shard:
+def commit_table(root: Path, path: str, table: Any, kind: str, files: Files = REAL) -> Shard:
     """Write `table` as zstd Parquet to `path` below `root`; returns what a manifest entry says of it.
 
     The file is fsynced and read back before it gets its name, and a file that is there already is never

