@@ -117,6 +117,9 @@ class CulturalSpeaker:
         if following > brief.utterances:
             self._memory.pop(key, None)
             return
+        known = self._memory.get(key)
+        if known is not None and known.next_turn >= following:
+            return  # asked twice: the answer that went out first is the one in the transcript
         self._memory[key] = _Memory(prompt, following)
         self._memory.move_to_end(key)
         if len(self._memory) > _REMEMBERED:

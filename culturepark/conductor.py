@@ -86,9 +86,8 @@ class Conductor:
         self._settings = settings
         self._take = take
         self._replicas = dict(replicas)
-        bits = np.unpackbits(np.frombuffer(done, dtype=np.uint8), count=len(plan))
-        self._ended = int(bits.sum())
-        self._owed = _zeros(bits)
+        self._ended = int(np.bitwise_count(np.frombuffer(done, dtype=np.uint8)).sum())
+        self._owed = _zeros(done, len(plan))
         self._slots: dict[int, _Slot] = {}
         self._turns = 0
         self._failed = 0
@@ -240,8 +239,12 @@ class Conductor:
         return self.fill(now_s)
 
 
-def _zeros(bits: np.ndarray) -> Iterator[int]:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]
-    """The positions of zeros, found as they are needed."""
-    for start in range(0, len(bits), 65536):
-        for offset in np.flatnonzero(bits[start : start + 65536] == 0):
-            yield start + int(offset)
+def _zeros(bits: bytes, count: int) -> Iterator[int]:
+    """The positions of zeros among the first `count` bits, found as they are needed."""
+    block = 4096
+    for start in range(0, len(bits), block):
+        some = np.unpackbits(np.frombuffer(bits[start : start + block], dtype=np.uint8))
+        for offset in np.flatnonzero(some == 0):
+            if (position := 8 * start + int(offset)) >= count:
+                return
+            yield position

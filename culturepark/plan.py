@@ -235,7 +235,14 @@ class Plan:
         rooms: dict[str, object] = {room: getattr(settings, room) for room in IDENTITY_ROOMS}
         # Where a model is served may change between resumes; which model it is may not.
         rooms["models"] = {
-            name: [model.engine, model.model, Path(model.path).name, model.hub, model.profile]
+            name: [
+                model.engine,
+                model.model,
+                Path(model.path).name,
+                model.hub,
+                model.profile,
+                model.dimensions,
+            ]
             for name, model in settings.models.items()
         }
         used = [

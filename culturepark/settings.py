@@ -12,13 +12,16 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from culturepark.errors import ConfigError
 from culturepark.paths import config_dir
+
+T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, le=100_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=100_000_000)]
@@ -68,7 +71,7 @@ class PlanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """The language of the dialogues: English, or the delegate's own."""
     direct_reasons: Annotated[int, Meta(ge=1, le=50)] = 10
     """Reasons asked for in a `direct` generation."""
-    seed: int = 1
+    seed: Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)] = 1
     """The seed of every draw."""
 
 
@@ -228,7 +231,26 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine")
 """Rooms that decide what is generated. The others may change when a run is resumed."""
 
-_MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE)
+ADDRESS_FIX = "Write it like `http://localhost:8000/v1`, without keys or user names in it."
+_SECRET_HEADER = re.compile(r"auth|cookie|credential|key|passw|secret|token", re.IGNORECASE)
+
+
+def is_address(url: str) -> bool:
+    """Whether this is a plain http(s) address: no user name, query or fragment, a port that can be."""
+    if not _ADDRESS.fullmatch(url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def shown_address(url: str) -> str:
+    """An address as it may be printed: without what could be a secret."""
+    return re.split(r"[?#]", url.rsplit("@", 1)[-1])[0]
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
@@ -258,41 +280,94 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
 def decode_settings(raw: dict[str, Any], where: str) -> Settings:
     """Typed settings of plain data; `where` names its origin in errors."""
     _refuse_unknown(raw, Settings, where, "$")
-    try:
-        settings = msgspec.convert(raw, Settings)
-    except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at ")
-        key = at.strip("`") or "$"
-        value = _lookup(raw, key)
-        shown = "" if value is None else f" (it is {value!r})"
-        raise ConfigError(f"{where}: {key}", f"{what}{shown}.", "Mend the value and run again.") from None
+    # The decoder does not say which entry of a table it means, so these are tried one by one.
+    for room, kind in (("models", ModelSettings), ("sampling", SamplingSettings)):
+        if isinstance(entries := raw.get(room), dict):
+            for name, entry in cast(dict[str, Any], entries).items():
+                _converted(entry, kind, where, f"$.{room}.{name}")
+    settings = _converted(raw, Settings, where, "$")
     _check(settings, where)
     return settings
+
+
+def _converted(raw: Any, kind: type[T], where: str, at: str) -> T:
+    """Plain data as `kind`. Raises ConfigError naming the key below `at`."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        what, _, inner = str(error).partition(" - at ")
+        path = inner.strip("`").removeprefix("$")
+        value = _lookup(raw, path)
+        # Values of [models] are not shown: one of them might be a key that got into the wrong place.
+        if isinstance(value, bool | int | float | str) and not at.startswith("$.models"):
+            what += f" (it is {value!r})"
+        fix = _choices(kind, path) or "Mend the value and run again."
+        raise ConfigError(f"{where}: {at}{path}", f"{_in_words(what)}.", fix) from None
+
+
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
+
+def _in_words(what: str) -> str:
+    """The decoder's words without its jargon."""
+    what = re.sub(r"^Object missing required field `(\w+)`", r"`\1` is missing", what)
+    what = re.sub(
+        r"^Invalid enum value '.*'(?= \(it is)|^Invalid enum value '.*'$", "this is no choice", what
+    )
+    what = re.sub(r"^Expected ", "this must be ", what)
+    what = re.sub(r", got `(\w+)`", lambda m: f", not {_WORDS.get(m.group(1), m.group(1))}", what)
+    return re.sub(
+        r"`(\w+(?: \| \w+)*)`",
+        lambda m: " or ".join(
+            _WORDS.get(part, f"`{part}`") for part in m.group(1).split(" | ") if part != "null"
+        ),
+        what,
+    )
+
+
+def _choices(kind: Any, path: str) -> str:
+    """What may stand at a key that takes one of a few words; empty for other keys."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            kind = next((f.type for f in msgspec.structs.fields(kind) if f.name == part), None)
+        elif get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+    return f"Choices: {', '.join(get_args(kind))}." if get_origin(kind) is Literal else ""
 
 
 def _check(settings: Settings, where: str) -> None:
     """What types alone cannot say."""
     for name, model in settings.models.items():
         at = f"{where}: $.models.{name}"
-        if not _MODEL_NAME.match(name):
+        if not _MODEL_NAME.fullmatch(name):
             raise ConfigError(at, "a model's name is lower-case letters, digits and hyphens.", "Rename it.")
         if model.engine == "openai" and not model.model:
             fix = f"Name it: `--set models.{name}.model=NAME`."
             raise ConfigError(f"{at}.model", "the endpoint's model has no name.", fix)
         for url in model.base_urls:
-            if not re.match(r"^https?://[^\s/?#]+(/[^\s?#]*)?$", url) or "@" in url:
-                fix = "Write it like `http://localhost:8000/v1`, without keys or user names in it."
-                raise ConfigError(
-                    f"{at}.base_urls", f"{url.split('@')[-1]!r} is not an http(s) address.", fix
-                )
-        if not re.match(r"^[A-Za-z_][A-Za-z0-9_]*$", model.api_key_env):
+            if not is_address(url):
+                what = f"{shown_address(url)!r} is not an http(s) address."
+                raise ConfigError(f"{at}.base_urls", what, ADDRESS_FIX)
+        if not _names_variable(model.api_key_env):
             what = "this is not the name of an environment variable (its value is not shown here)."
             fix = 'Put the key into a variable and name it: `api_key_env = "MY_KEY"`.'
             raise ConfigError(f"{at}.api_key_env", what, fix)
-        for header in model.headers:
-            if header.lower() in ("authorization", "api-key", "x-api-key", "cookie"):
-                what = f"`{header}` carries a secret, and settings are saved with the results."
+        for header, value in model.headers.items():
+            if _SECRET_HEADER.search(header) or re.search(r"\bsk-|\bBearer\b", value):
+                what = f"`{header}` looks like a secret, and settings are saved with the results."
                 raise ConfigError(f"{at}.headers", what, "Name a variable in `api_key_env` instead.")
+            if not re.fullmatch(r"[A-Za-z0-9-]+", header) or not value.isprintable():
+                what = f"{header!r} cannot be sent as a header."
+                raise ConfigError(
+                    f"{at}.headers", what, "Use letters, digits and hyphens, and one line of text."
+                )
         if model.path and model.hub:
             raise ConfigError(at, "both `path` and `hub` are set.", "Keep one of them.")
         if model.hub and not re.match(r"^[\w.-]+/[\w.-]+:[\w./-]+\.gguf$", model.hub):
@@ -326,6 +401,14 @@ def _check(settings: Settings, where: str) -> None:
         raise ConfigError(f"{where}: $.plan.language", what, fix)
 
 
+def _names_variable(text: str) -> bool:
+    """Whether this can be the name of an environment variable, and does not look like a key itself."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        return False
+    looks_like_key = len(text) >= 20 and re.search(r"[a-z]", text) and re.search(r"[0-9]", text)
+    return not looks_like_key or text in os.environ
+
+
 def _refuse_unknown(raw: Any, kind: Any, where: str, at: str) -> None:
     """Name an unknown key with its neighbours, which the decoder does not do."""
     if not isinstance(raw, dict):
@@ -339,8 +422,12 @@ def _refuse_unknown(raw: Any, kind: Any, where: str, at: str) -> None:
                 raise ConfigError(f"{where}: {at}.{key}", "there is no such key.", fix)
             _refuse_unknown(value, known[key], where, f"{at}.{key}")
     elif get_origin(kind) is dict:
+        keys, values = get_args(kind)
         for key, value in table.items():
-            _refuse_unknown(value, get_args(kind)[1], where, f"{at}.{key}")
+            if get_origin(keys) is Literal and key not in get_args(keys):
+                fix = _did_you_mean(key, get_args(keys)) + f"Keys here: {', '.join(get_args(keys))}."
+                raise ConfigError(f"{where}: {at}.{key}", "there is no such key.", fix)
+            _refuse_unknown(value, values, where, f"{at}.{key}")
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -348,7 +435,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        what = f"{override!r} is not of the form key=value."
+        shown = repr(override) if re.fullmatch(r"[a-z_.]{1,60}", override) else "what follows it"
+        what = f"{shown} is not of the form key=value."
         raise ConfigError("--set", what, "For example `--set plan.dialogues_per_question=2`.")
     try:
         parsed = tomllib.loads(f"v = {value}")["v"]
@@ -378,7 +466,10 @@ def _anchor(settings: Settings, folder: Path) -> Settings:
     """Paths in a configuration are relative to the file they stand in."""
 
     def absolute(path: str) -> str:
-        return path and str((folder / os.path.expanduser(path)).resolve())
+        try:
+            return path and str((folder / os.path.expanduser(path)).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(repr(path), f"this cannot be a path: {error}.", "Mend it.") from None
 
     plan = msgspec.structs.replace(
         settings.plan,

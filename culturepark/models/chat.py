@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -13,14 +13,11 @@ from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
 
 
-class _Details(Struct):
-    cached_tokens: int | None = None
-
-
 class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
+    # Some servers leave counts out or spell them oddly; a good reply is not thrown away for that.
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    prompt_tokens_details: Any = None
 
 
 class _Message(Struct):
@@ -75,7 +72,11 @@ class HttpChatModel:
         spent = Usage()
         attempt = 0
         while True:
-            reply = await self._http.post("/chat/completions", body, affinity=affinity)
+            try:
+                reply = await self._http.post("/chat/completions", body, affinity=affinity, skip=attempt)
+            except ModelError as error:
+                error.usage += spent
+                raise
             try:
                 return self._read(reply.body, reply.url, reply.latency_s, spent)
             except ModelError as error:
@@ -110,20 +111,21 @@ class HttpChatModel:
             reply = _decoder.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             usage = spent + Usage(calls=1, unreported=1)
-            raise ModelError(
-                "invalid_reply", f"the reply is not a chat completion: {error}", usage=usage
-            ) from None
+            what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
+            raise ModelError("invalid_reply", what, usage=usage) from None
         usage = spent + _usage(reply.usage)
         if not reply.choices:
             raise ModelError("invalid_reply", "the reply has no choices", usage=usage)
         choice = reply.choices[0]
-        reason = choice.finish_reason or ""
+        reason = self._http.safe(choice.finish_reason or "")
         if reason == "content_filter" or (choice.message.refusal and not choice.message.content):
-            raise ModelError("refused", (choice.message.refusal or "content filter")[:240], usage=usage)
+            what = self._http.safe(choice.message.refusal or "content filter")
+            raise ModelError("refused", what, usage=usage)
         text = choice.message.content or ""
         if not text.strip():
             raise ModelError("empty_reply", f"the reply is empty (finish_reason {reason!r})", usage=usage)
-        return Completion(text, usage, reason, reply.model or self._model, url, latency_s)
+        model = self._http.safe(reply.model or "") or self._model
+        return Completion(text, usage, reason, model, url, latency_s)
 
     async def close(self) -> None:
         """Close the session."""
@@ -131,15 +133,20 @@ class HttpChatModel:
 
 
 def _usage(usage: _Usage | None) -> Usage:
-    if usage is None:
+    prompt = _count(usage.prompt_tokens) if usage else None
+    completion = _count(usage.completion_tokens) if usage else None
+    if usage is None or prompt is None or completion is None:
         return Usage(calls=1, unreported=1)
     details = usage.prompt_tokens_details
+    cached = _count(cast(dict[str, Any], details).get("cached_tokens")) if isinstance(details, dict) else None
     return Usage(
-        calls=1,
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=(details.cached_tokens or 0) if details else 0,
-        completion_tokens=usage.completion_tokens,
+        calls=1, prompt_tokens=prompt, cached_tokens=min(cached or 0, prompt), completion_tokens=completion
     )
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens, if this can be one."""
+    return value if type(value) is int and 0 <= value < 1 << 40 else None
 
 
 def _refuses_format(error: ModelError) -> bool:

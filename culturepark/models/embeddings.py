@@ -39,6 +39,8 @@ class HttpEmbedder:
         self._http = endpoint or HttpEndpoint(model, limits)
         self._model = model.model or "embedded"
         self._dimensions = model.dimensions
+        self._limits = limits
+        self._width = 0
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """One row of length 1 a text, in order. Raises ModelError."""
@@ -49,14 +51,32 @@ class HttpEmbedder:
         fields: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
         if self._dimensions:
             fields["dimensions"] = self._dimensions
-        reply = await self._http.post("/embeddings", msgspec.json.encode(fields))
+        body = msgspec.json.encode(fields)
+        attempt = 0
+        while True:
+            reply = await self._http.post("/embeddings", body, skip=attempt)
+            try:
+                return self._read(reply.body, len(texts))
+            except ModelError:
+                if attempt >= min(2, self._limits.retries):
+                    raise
+                attempt += 1
+
+    def _read(self, raw: bytes, count: int) -> Vectors:
         try:
-            rows = sorted(_decoder.decode(reply.body).data, key=lambda row: row.index)
+            rows = sorted(_decoder.decode(raw).data, key=lambda row: row.index)
             vectors = np.array([row.embedding for row in rows], dtype=np.float32)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            raise ModelError("invalid_reply", f"the reply is not a list of embeddings: {error}") from None
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            what = f"{len(texts)} texts gave embeddings of shape {vectors.shape}"
+        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+            what = f"the reply is not a list of embeddings: {self._http.safe(str(error))}"
+            raise ModelError("invalid_reply", what) from None
+        if vectors.ndim != 2 or [row.index for row in rows] != list(range(count)) or not vectors.shape[1]:
+            what = f"{count} texts gave embeddings of shape {vectors.shape}"
+            raise ModelError("invalid_reply", what)
+        width = vectors.shape[1]
+        self._width = self._width or width
+        if width != self._width:
+            # Replicas that serve different models would give vectors that cannot be compared.
+            what = f"embeddings have {width} dimensions, and had {self._width} before"
             raise ModelError("invalid_reply", what)
         return unit(vectors)
 

@@ -26,11 +26,17 @@ from culturepark.errors import ConfigError
 from culturepark.messages import FailureKind
 from culturepark.models.errors import ModelError
 from culturepark.prompts.text import tidy
-from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
 
 OPENAI_URL = "https://api.openai.com/v1"
 SESSION_HEADER = "X-Session-ID"
 """Carries the dialogue's id, for routers that keep a session on one replica."""
+
+
+_SHOWN_CHARS = 240
+"""No more of an endpoint's words than this goes into an error."""
+_READ_BYTES = 65_536
+"""No more of an error body than this is looked at."""
 
 
 class Reply(Struct, frozen=True):
@@ -43,27 +49,44 @@ class Reply(Struct, frozen=True):
 
 
 def base_urls_of(model: ModelSettings) -> tuple[str, ...]:
-    """The replicas of an endpoint, without a slash at their end."""
-    urls = model.base_urls or (os.environ.get("OPENAI_BASE_URL") or OPENAI_URL,)
-    return tuple(url.rstrip("/") for url in urls)
+    """The replicas of an endpoint, without a slash at their end. Raises ConfigError if
+    OPENAI_BASE_URL is used and is no plain address."""
+    if model.base_urls:
+        return tuple(url.rstrip("/") for url in model.base_urls)
+    url = os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
+    if not is_address(url):
+        what = f"{shown_address(url)!r} is not an http(s) address."
+        raise ConfigError("OPENAI_BASE_URL", what, ADDRESS_FIX)
+    return (url.rstrip("/"),)
 
 
 def api_key_of(model: ModelSettings) -> str:
     """The key in the named variable, or in the file that `<NAME>_FILE` names; empty if neither is
-    set. Raises ConfigError if the file can be read by others, or not at all."""
+    set. Raises ConfigError if the file can be read by others, or not at all, or if what it holds
+    cannot be a key."""
     name = model.api_key_env
     if key := os.environ.get(name, "").strip():
-        return key
+        return _checked_key(key, name)
     if not (file := os.environ.get(f"{name}_FILE", "")):
         return ""
     try:
         if stat.S_IMODE(Path(file).stat().st_mode) & 0o077:
             raise ConfigError(f"{name}_FILE", f"others may read {file}.", f"Run `chmod 600 {file}`.")
-        return Path(file).read_text("utf-8").strip()
+        return _checked_key(Path(file).read_text("utf-8").strip(), f"{name}_FILE")
     except OSError as error:
         raise ConfigError(
             f"{name}_FILE", f"{file} cannot be read: {error.strerror}.", "Check the path."
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}_FILE", f"{file} holds no text.", "Put the key alone into it.") from None
+
+
+def _checked_key(key: str, where: str) -> str:
+    # It goes into a header, where a line break or a curly quote cannot stand.
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        what = "what it holds cannot be a key (it is not shown here)."
+        raise ConfigError(where, what, "Put the key alone there: no quotes, spaces or line breaks.")
+    return key
 
 
 class HttpEndpoint:
@@ -92,9 +115,12 @@ class HttpEndpoint:
         self._sleep = sleep
         self._rng = rng or random.Random()
 
-    async def post(self, path: str, body: bytes, *, affinity: str = "") -> Reply:
-        """The reply to `body`, after as many attempts as the limits allow. Raises ModelError."""
-        start = zlib.crc32(affinity.encode()) if affinity else self._rng.randrange(1 << 30)
+    async def post(self, path: str, body: bytes, *, affinity: str = "", skip: int = 0) -> Reply:
+        """The reply to `body`, after as many attempts as the limits allow. Raises ModelError.
+
+        `skip` passes over that many replicas, whose replies were of no use.
+        """
+        start = skip + (zlib.crc32(affinity.encode()) if affinity else self._rng.randrange(1 << 30))
         attempt = 0
         while True:
             url = self.urls[(start + attempt) % len(self.urls)]
@@ -128,11 +154,11 @@ class HttpEndpoint:
         except TimeoutError:
             raise ModelError("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
         except aiohttp.ClientPayloadError as error:
-            raise ModelError("connection", f"the reply broke off: {self._safe(str(error))}") from None
+            raise ModelError("connection", f"the reply broke off: {self.safe(str(error))}") from None
         except aiohttp.ClientResponseError as error:
-            raise ModelError("invalid_reply", f"this is not HTTP: {self._safe(error.message)}") from None
+            raise ModelError("invalid_reply", f"this is not HTTP: {self.safe(error.message)}") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ModelError("connection", self._safe(str(error) or type(error).__name__)) from None
+            raise ModelError("connection", self.safe(str(error) or type(error).__name__)) from None
         if response.status == 200:
             return raw
         raise self._refusal(response.status, response.headers.get("Retry-After"), raw)
@@ -163,16 +189,18 @@ class HttpEndpoint:
             kind = "bad_request"
         return ModelError(
             kind,
-            f"HTTP {status}: {self._safe(_message_in(raw))}",
+            f"HTTP {status}: {self.safe(_message_in(raw))}",
             status=status,
             wait_s=seconds_of(retry_after),
         )
 
-    def _safe(self, text: str) -> str:
+    def safe(self, text: str) -> str:
         """An endpoint's words as they may be logged: short, printable, without the key."""
+        text = tidy(text).replace("\n", " ")
         if self._key:
             text = text.replace(self._key, "[key]")
-        return re.sub(r"\b(sk|Bearer)[-_ ][\w.-]{8,}", r"\1-[key]", tidy(text).replace("\n", " "))[:240]
+        # Cut last: a key that lies across the cut would be left in part.
+        return re.sub(r"\b(sk|Bearer)[-_ ][\w.-]{8,}", r"\1-[key]", text)[:_SHOWN_CHARS]
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -209,9 +237,9 @@ def _message_in(raw: bytes) -> str:
     try:
         body: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return raw[:400].decode("utf-8", "replace")
+        return raw[:_READ_BYTES].decode("utf-8", "replace")
     if isinstance(body, dict):
         body = cast(dict[str, Any], body).get("error", cast(object, body))
     if isinstance(body, dict):
         body = cast(dict[str, Any], body).get("message", cast(object, body))
-    return str(body)[:400]
+    return str(body)[:_READ_BYTES]

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 import numpy as np
 
+from culturepark.errors import ConfigError
 from culturepark.messages import FailureKind
 from culturepark.models.embeddings import unit
 from culturepark.models.errors import ModelError
@@ -40,9 +41,15 @@ class ScriptedChat:
 
     def __init__(self, rules: str = "") -> None:
         known = dict(part.split("=", 1) for part in rules.split() if "=" in part)
-        self._latency_s = float(known.get("latency_ms", 0)) / 1000
-        self._fail_every = int(known.get("fail_every", 0))
         self._fail_kind: FailureKind = cast(FailureKind, known.get("fail_kind", "server"))
+        try:
+            self._latency_s = float(known.get("latency_ms", 0)) / 1000
+            self._fail_every = int(known.get("fail_every", 0))
+            if self._fail_kind not in get_args(FailureKind):
+                raise ValueError(f"{self._fail_kind!r} is no kind of failure")
+        except ValueError as error:
+            fix = "For example `latency_ms=20 fail_every=100 fail_kind=server`."
+            raise ConfigError("scripted model", f"its rules cannot be read: {error}.", fix) from None
 
     async def complete(
         self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None

@@ -16,7 +16,10 @@ def tidy(text: str) -> str:
     tokens, spaces single, newlines kept single."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    text = _MARKUP.sub("", _CONTROL.sub("", text))
+    text = _CONTROL.sub("", text)
+    # What stood around a token may be one when it is gone.
+    while (bare := _MARKUP.sub("", text)) != text:
+        text = bare
     lines = (re.sub(r"[ \u00a0]{2,}", " ", line).strip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 

@@ -43,8 +43,8 @@ def sentences_as_opinions(turn: str) -> list[Found]:
     return [Found(_unlisted(turn[a:b]), a, b) for a, b in spans]
 
 
-def read_opinions(reply: str, turn: str) -> list[Found] | None:
-    """The opinions in an extractor's reply; None if it cannot be read.
+def read_opinions(reply: str, turn: str, at_most: int = MAX_OPINIONS) -> list[Found] | None:
+    """The first `at_most` opinions in an extractor's reply; None if it cannot be read.
 
     Takes the JSON asked for, also in a code fence or with words around it, a bare JSON list, or a
     list with numbers or dashes. A quote that is not in the turn gives the span of the whole turn.
@@ -55,10 +55,10 @@ def read_opinions(reply: str, turn: str) -> list[Found] | None:
     if items is None:
         return None
     found: list[Found] = []
-    for opinion, quote in items[:MAX_OPINIONS]:
+    for opinion, quote in items[:at_most]:
         text = tidy(opinion).replace("\n", " ")
         if text:
-            start, end = _span(turn, quote or opinion)
+            start, end = _span(turn, quote.strip() or opinion)
             found.append(Found(text, start, end))
     return found
 
@@ -115,11 +115,11 @@ def _unlisted(text: str) -> str:
 
 
 def _span(turn: str, quote: str) -> tuple[int, int]:
-    quote = quote.strip()
-    at = turn.find(quote)
-    if at < 0:
-        at = turn.lower().find(quote.lower().rstrip("."))
-        if at < 0 or not quote:
-            return 0, len(turn)
-        return at, min(len(turn), at + len(quote))
-    return at, at + len(quote)
+    # Not by lowering both: some letters change their length with their case.
+    for words in (
+        quote.strip(),
+        quote.strip(" ."),
+    ):
+        if words and (match := re.search(re.escape(words), turn, re.IGNORECASE)):
+            return match.span()
+    return 0, len(turn)

@@ -7,8 +7,8 @@ of the candidates is decided later, cell by cell, in `select`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from msgspec import Struct
@@ -26,6 +26,10 @@ from culturepark.refine.verify import Judgement, read_verdict
 from culturepark.settings import RefineSettings
 
 T = TypeVar("T")
+
+
+_ONE_EMBEDDING = Usage(calls=1, unreported=1)
+"""Embedders tell no tokens: they are unknown, not zero."""
 
 
 class RoleModel(Struct):
@@ -102,7 +106,7 @@ class _Work:
 
     async def run(self) -> Refinement:
         try:
-            by_turn = await asyncio.gather(*(self._extract(t) for t in self._turns if self._counts(t)))
+            by_turn = await self._together(self._extract(t) for t in self._turns if self._counts(t))
             opinions = [self._sifted(o) for found in by_turn for o in found]
             opinions = await self._verified(opinions)
             opinions = await self._embedded(opinions)
@@ -178,14 +182,16 @@ class _Work:
 
     async def _rewritten(self, opinions: list[Opinion]) -> list[Opinion]:
         """Rewrite opinions that contradict, and judge the text that would be kept."""
-        texts = await asyncio.gather(*(self._rewrite(o) for o in opinions))
-        changed = [(o, text) for o, text in zip(opinions, texts, strict=True)]
+        texts = await self._together(self._rewrite(o) for o in opinions)
+        # A rewrite that came out empty changes nothing: the opinion stays what it was.
+        changed = [(o, text) for o, text in zip(opinions, texts, strict=True) if text]
         old = self._refiner.settings.faults.verify_old_text
         verdicts = await self._judge([(o.speaker, o.text if old else text) for o, text in changed])
         out: list[Opinion] = []
         for (opinion, text), judgement in zip(changed, verdicts, strict=True):
             if judgement is None:
-                out.append(self._with_verdict(replace(opinion, text=text, rewritten=True), None))
+                unread = replace(opinion, text=text, rewritten=True, verdict=None, verdict_reason="")
+                out.append(self._with_verdict(unread, None))
                 continue
             out.append(
                 replace(
@@ -222,13 +228,13 @@ class _Work:
             return replace(opinion, rejected="off_topic_after_rewrite", detail=opinion.verdict_reason)
         if opinion.verdict == "novel" and (not settings.train_on_novel or settings.faults.drop_novel):
             return replace(opinion, rejected="novel", detail="novel opinions are not trained on")
-        return opinion
+        return self._sifted(opinion) if opinion.rewritten else opinion
 
     async def _judge(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | None]:
         """Judge (speaker, text) pairs against their speakers' stances."""
         if not self._refiner.role("verifier").profile.judges:
             return await self._judge_by_vectors(opinions)
-        return list(await asyncio.gather(*(self._judge_by_model(s, text) for s, text in opinions)))
+        return await self._together(self._judge_by_model(s, text) for s, text in opinions)
 
     async def _judge_by_model(self, speaker: int, text: str) -> Judgement | None:
         prompt, schema = self._refiner.role("verifier").profile.verification(self._brief, speaker, text)
@@ -242,7 +248,8 @@ class _Work:
             rows = [i for i, (who, _) in enumerate(opinions) if who == speaker]
             texts = [opinions[i][1] for i in rows]
             results = await self._refiner.hybrid.verify_many(self._brief.seed, stance.code, texts)
-            self._spend("embedder", Usage(calls=1 if texts else 0))
+            if texts:
+                self._spend("embedder", _ONE_EMBEDDING)
             for i, result in zip(rows, results, strict=True):
                 judged[i] = result
         return judged
@@ -254,13 +261,25 @@ class _Work:
         if not rows:
             return opinions
         vectors = await self._refiner.embed([opinions[i].text for i in rows])
-        self._spend("embedder", Usage(calls=1))
+        self._spend("embedder", _ONE_EMBEDDING)
         out = list(opinions)
         for i, vector in zip(rows, vectors, strict=True):
             out[i] = replace(opinions[i], vector=np.ascontiguousarray(vector, dtype=np.float32).tobytes())
         return out
 
     # --- calls
+
+    async def _together(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """All of these at once. If one fails the others are still waited for, since what they take
+        is paid for and has to be counted. Raises ModelError."""
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        for error in errors[1:]:
+            if isinstance(error, ModelError):
+                self._spend("failed", error.usage)
+        if errors:
+            raise errors[0]
+        return cast(list[T], results)
 
     async def _asked(
         self, role: str, prompt: Prompt, schema: dict[str, Any] | None, read: Callable[[str], T | None]

@@ -30,7 +30,7 @@ def read_verdict(reply: str) -> Judgement | None:
     """The verdict in a reply; None if there is none, or more than one.
 
     Takes the JSON asked for, also with words around it, or a reply that names exactly one verdict.
-    Nothing is guessed: a reply that cannot be read is no verdict.
+    Nothing is guessed: a reply that cannot be read, or that denies what it names, is no verdict.
     """
     start, end = reply.find("{"), reply.rfind("}")
     if 0 <= start < end:
@@ -44,5 +44,7 @@ def read_verdict(reply: str) -> Judgement | None:
             if verdict in VERDICTS:
                 return Judgement(verdict, tidy(str(fields.get("reason", "")))[:300])
             return None
+    if re.search(r"\b(?:not|neither|nor|never|cannot|no)\b|n['\u2019]t\b", reply.lower()):
+        return None
     named = set(re.findall(r"\b(entails|contradicts|novel)\b", reply.lower()))
     return Judgement(cast(Verdict, named.pop()), "") if len(named) == 1 else None

@@ -38,7 +38,7 @@ class Answers(Struct, frozen=True, forbid_unknown_fields=True):
     shares: dict[int, float]
     n_valid: int | None = None
     n_missing: int | None = None
-    missing: dict[str, float] = {}
+    missing: dict[str, int | float] = {}
     weighted_shares: dict[int, float] | None = None
     source: str = ""
 

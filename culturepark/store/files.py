@@ -157,7 +157,9 @@ def make_dirs(path: Path, files: Files = REAL) -> None:
             files.mkdir(path)
         except FileExistsError:
             if not path.is_dir():
-                raise RunDirError(str(path), "a file stands where a directory is needed") from None
+                raise RunDirError(
+                    str(path), "a file stands where a directory is needed", "Name another directory."
+                ) from None
         with suppress(PermissionError):  # a parent that may be passed through but not opened
             files.fsync_dir(path.parent)
 

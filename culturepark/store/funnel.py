@@ -94,10 +94,12 @@ def usage_view(funnel: Mapping[str, int], settings: Settings) -> dict[str, Any]:
 def _money(role: str, counts: Mapping[str, int], settings: Settings) -> float | None:
     known = ("speaker", "extractor", "verifier", "rewriter", "embedder")
     model = settings.models.get(settings.roles.of(role)) if role in known else None  # pyright: ignore[reportArgumentType]
-    if model is None or counts["unreported"]:
+    if model is None:
         return None
     if model.engine != "openai":
         return 0.0
+    if counts["unreported"]:
+        return None
     if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
         return None
     cached = counts["cached_tokens"]

@@ -15,6 +15,7 @@ orphans/          what a crash left behind, set aside and never served
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,8 @@ from culturepark.store.rows import RunFacts
 
 SHARD_DIRS = ("dialogues", "samples", "rejected")
 _OURS = {"seeds.jsonl", "cultures.json", "lock", "epochs", "logs", "orphans"}
+_UNFINISHED = re.compile(r"(?:run|cultures)\.json\.[0-9a-f]+\.part|\.seeds\.jsonl\.[0-9]+\.tmp")
+"""What a run that was killed in its first moments leaves behind."""
 
 
 class RunFile(Struct, frozen=True):
@@ -101,7 +104,7 @@ def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) ->
             what = f"it holds another run; {_difference(run, settings)}."
             raise RunDirError(str(root), what, "Use another --out, or the settings that it began with.")
         return msgspec.structs.replace(run, settings=settings)
-    foreign = sorted(present - _OURS)
+    foreign = sorted(name for name in present - _OURS if not _UNFINISHED.fullmatch(name))
     if foreign:
         what = f"it is not empty and holds no run (it holds {', '.join(foreign[:3])})."
         raise RunDirError(str(root), what, "Name a new or empty directory.")

@@ -1,0 +1,89 @@
+"""The main job on the real embedded model, as the README says it, read with the libraries people use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from culturepark.store.rows import DIALOGUES, OPINIONS
+from tests.ray.conftest import Generate, rows, summary
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two cultures, one dialogue of each kind, six turns."""
+    out = tmp_path_factory.mktemp("embedded") / "run"
+    overrides = ('plan.cultures=["arabic", "korean"]', "plan.utterances=6")
+    code, printed = Generate(out, *overrides).wait(600)
+    assert code == 0, printed
+    return out, printed
+
+
+def test_counts_add_up(run: tuple[Path, str]) -> None:
+    total = summary(run[0])
+    assert total["complete"]
+    assert not total["problems"]
+    for culture in total["cultures"].values():
+        assert culture["finished"] == culture["planned"] == 2
+        assert culture["extracted"] == culture["kept"] + culture["rejected"]
+        assert culture["kept"] > 0
+
+
+def test_speakers_take_turns_and_delegates_speak_for_their_stance(run: tuple[Path, str]) -> None:
+    for row in rows(run[0], "dialogues"):
+        assert [turn["number"] for turn in row["turns"]] == [1, 2, 3, 4, 5, 6]
+        assert [turn["speaker"] for turn in row["turns"]] == [0, 1, 0, 1, 0, 1]
+        assert all(len(turn["text"].split()) >= 3 for turn in row["turns"])
+        assert all(turn["model"] for turn in row["turns"])
+    opinions = [row for kind in ("samples", "rejected") for row in rows(run[0], kind)]
+    for culture in ("arabic", "korean"):
+        verdicts = [row["first_verdict"] for row in opinions if row["culture"] == culture]
+        assert "entails" in verdicts
+        assert len(set(verdicts) - {None}) > 1
+
+
+def test_samples_carry_their_provenance(run: tuple[Path, str]) -> None:
+    by_id = {row["id"]: row for row in rows(run[0], "dialogues")}
+    for row in rows(run[0], "samples"):
+        turn = by_id[row["dialogue_id"]]["turns"][row["turn"] - 1]
+        assert turn["text"][row["start"] : row["end"]] == row["extracted"]
+        assert row["verdict"] in ("entails", "novel")
+        assert 0 < row["persona"]["stance_share"] <= 1
+        assert row["n_valid"] > 1000
+        assert "SmolLM2" in row["speaker_model"]
+        assert len(row["embedding"]) == 384
+        assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
+
+
+def test_shards_have_the_one_schema_and_load_with_datasets(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    for kind, schema in (("dialogues", DIALOGUES), ("samples", OPINIONS), ("rejected", OPINIONS)):
+        for path in summary(run[0])["shards"][kind]:
+            assert pq.read_schema(run[0] / path).equals(schema)
+        loaded: Any = datasets.load_dataset(
+            "parquet", data_files=str(run[0] / kind / "*.parquet"), split="train", cache_dir=str(tmp_path)
+        )
+        assert loaded.num_rows == len(rows(run[0], kind))
+    chat: Any = datasets.load_dataset(
+        "json",
+        data_files=str(run[0] / "datasets" / "*" / "chat.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path),
+    )
+    assert chat.num_rows == summary(run[0])["total"]["kept"]
+
+
+def test_what_a_newcomer_sees(run: tuple[Path, str]) -> None:
+    out, printed = run
+    assert "Traceback" not in printed
+    shown = rows(out, "dialogues")
+    assert any(row["turns"][0]["text"].split()[0] in printed for row in shown)
+    for word in ("finished", "extracted", "kept", "rejected", "entails", str(out.name)):
+        assert word in printed

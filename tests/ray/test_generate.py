@@ -1,0 +1,166 @@
+"""The main job with real actors and a scripted model: whole, resumed, killed, interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ray.conftest import SCRIPTED, children_named, rows, summary, wait_for
+
+QUESTIONS = 'plan.questions=["wvs7-q28", "wvs7-q36", "wvs7-q125"]'
+TIMING = {"started_s", "ended_s", "run_id"}
+
+
+def content(out: Path, kind: str) -> list[dict[str, Any]]:
+    """Rows of a kind in plan order, without what a clock decided."""
+    found = [{k: v for k, v in row.items() if k not in TIMING} for row in rows(out, kind)]
+    for row in found:
+        for turn in row.get("turns", []):
+            turn.pop("latency_s")
+    return sorted(found, key=lambda row: (row["number"], row["id"]))
+
+
+def assert_whole(out: Path) -> None:
+    total = summary(out)
+    assert total["complete"]
+    assert not total["problems"]
+    for culture in total["cultures"].values():
+        assert culture["planned"] == culture["finished"] + culture["failed"] > 0
+        assert culture["extracted"] == culture["kept"] + culture["rejected"] > 0
+    ids = Counter(row["id"] for row in rows(out, "dialogues"))
+    assert len(ids) == total["total"]["planned"]
+    assert set(ids.values()) == {1}
+    opinions = Counter(row["id"] for kind in ("samples", "rejected") for row in rows(out, kind))
+    assert set(opinions.values()) == {1}
+    assert sum(opinions.values()) == total["total"]["extracted"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    from tests.ray.conftest import Generate
+
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, printed = Generate(out, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4").wait()
+    assert code == 0, printed
+    return out
+
+
+def test_a_run_is_whole_and_never_asked_questions_stay_unasked(undisturbed: Path) -> None:
+    assert_whole(undisturbed)
+    asked = {(row["culture"], row["seed_id"]) for row in rows(undisturbed, "dialogues")}
+    assert ("arabic", "wvs7-q36") not in asked
+    assert ("chinese", "wvs7-q125") not in asked
+    assert {"culture": "arabic", "seed_id": "wvs7-q36"} in summary(undisturbed)["unasked"]
+
+
+def test_a_finished_run_is_left_alone(undisturbed: Path, generate: Any) -> None:
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.parquet")}
+    code, printed = generate(undisturbed, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4").wait()
+    assert code == 0, printed
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.parquet")} == before
+
+
+@pytest.mark.parametrize("victim", ["driver", "ray::CulturalAgent", "ray::RefinerActor", "ray::Collector"])
+def test_what_is_killed_in_the_middle_is_whole_after_resume(
+    undisturbed: Path, tmp_path: Path, generate: Any, victim: str
+) -> None:
+    """The scripted model is deterministic, so the result must be that of an undisturbed run."""
+    out = tmp_path / "run"
+    overrides = (*SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4", "limits.dialogues_in_flight=12")
+    # The model's name is part of the run's identity, so the slow run is compared by content.
+    slow = 'models.chat.model="latency_ms=60"'
+    run = generate(out, *overrides, slow)
+    wait_for(lambda: any((out / "log").glob("*.wal")), "a log")
+    wait_for(
+        lambda: sum(p.stat().st_size for p in (out / "log").glob("*.wal")) > 50_000, "outcomes in the log"
+    )
+    if victim == "driver":
+        run.kill()
+        run = generate(out, *overrides, slow)
+    else:
+        victims = children_named(run.process.pid, victim)
+        assert victims
+        os.kill(victims[0], signal.SIGKILL)
+    code, printed = run.wait()
+    assert code == 0, printed
+    assert_whole(out)
+    for kind in ("dialogues", "samples", "rejected"):
+        assert content(out, kind) == content(undisturbed, kind)
+
+
+def test_the_moderator_is_killed_and_the_run_goes_on(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    run = generate(
+        out, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4", 'models.chat.model="latency_ms=60"'
+    )
+    wait_for(
+        lambda: sum(p.stat().st_size for p in (out / "log").glob("*.wal")) > 20_000, "outcomes in the log"
+    )
+    (moderator,) = children_named(run.process.pid, "ray::Moderator")
+    os.kill(moderator, signal.SIGKILL)
+    code, printed = run.wait()
+    assert code == 0, printed
+    assert_whole(out)
+
+
+def test_ctrl_c_drains_and_seals_and_the_run_can_be_resumed(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    overrides = (
+        *SCRIPTED,
+        QUESTIONS,
+        "plan.dialogues_per_question=4",
+        "limits.dialogues_in_flight=6",
+        'models.chat.model="latency_ms=40"',
+    )
+    run = generate(out, *overrides)
+    wait_for(
+        lambda: sum(p.stat().st_size for p in (out / "log").glob("*.wal")) > 20_000, "outcomes in the log"
+    )
+    # As a terminal does it: to the whole process group, Ray's processes among them.
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, printed = run.wait()
+    assert code == 5, printed
+    assert "Traceback" not in printed
+    half = summary(out)
+    assert not half["complete"]
+    assert 0 < half["total"]["finished"] < half["total"]["planned"]
+    code, printed = generate(out, *overrides).wait()
+    assert code == 0, printed
+    assert_whole(out)
+
+
+def test_failures_are_rows_with_their_reason(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    fails = 'models.chat.model="fail_every=40 fail_kind=bad_request"'
+    code, printed = generate(out, *SCRIPTED, fails, QUESTIONS, "limits.breaker=1000").wait()
+    assert code == 0, printed
+    assert_whole(out)
+    failed = [row for row in rows(out, "dialogues") if row["status"] == "failed"]
+    assert failed
+    assert all(row["failure"] == "bad_request" and row["reason"] for row in failed)
+
+
+def test_a_refused_key_stops_the_run_and_owes_the_dialogues(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    fails = 'models.chat.model="fail_every=1 fail_kind=unauthorised"'
+    code, printed = generate(out, *SCRIPTED, fails, QUESTIONS).wait()
+    assert code == 3, printed
+    assert "Traceback" not in printed
+    assert summary(out)["total"]["owed"] == summary(out)["total"]["planned"]
+
+
+def test_two_drivers_on_one_directory(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    overrides = (*SCRIPTED, QUESTIONS, 'models.chat.model="latency_ms=400"', "plan.dialogues_per_question=4")
+    first = generate(out, *overrides)
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the first run's log")
+    code, printed = generate(out, *overrides).wait()
+    assert code == 4, printed
+    assert "Traceback" not in printed
+    assert first.process.poll() is None
