@@ -131,10 +131,15 @@ class RoleSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Which model, by its name in [models], serves each role. An empty role follows the speaker."""
 
     speaker: str = ""
+    """Speaks for everybody in the dialogues."""
     extractor: str = ""
+    """Lists the opinions in a turn."""
     verifier: str = ""
+    """Judges opinions against the stance; best another model than the speaker."""
     rewriter: str = ""
+    """Rewrites opinions that contradict the stance."""
     embedder: str = ""
+    """Turns opinions into vectors."""
 
     def of(self, role: Role) -> str:
         """The name of the model that serves `role`."""

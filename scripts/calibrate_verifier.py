@@ -40,7 +40,7 @@ async def similarities(labelled: Sequence[Labelled], embed_texts: EmbedTexts) ->
     seeds = {seed.id: seed for seed in builtin_seeds()}
     embedder = _Called(embed_texts)
     anchors = {
-        name: await hybrid.embed_positions(embedder, hybrid.positions_of(seeds[name]))
+        name: await hybrid.embed_positions(embedder, hybrid.positions_of(seeds[name])[:2])
         for name in dict.fromkeys(one.seed for one in labelled)
     }
     opinions = await embedder.embed([one.text for one in labelled])

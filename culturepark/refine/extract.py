@@ -116,10 +116,7 @@ def _unlisted(text: str) -> str:
 
 def _span(turn: str, quote: str) -> tuple[int, int]:
     # Not by lowering both: some letters change their length with their case.
-    for words in (
-        quote.strip(),
-        quote.strip(" ."),
-    ):
+    for words in (quote.strip(), quote.strip(" .")):
         if words and (match := re.search(re.escape(words), turn, re.IGNORECASE)):
             return match.span()
     return 0, len(turn)

@@ -34,6 +34,8 @@ WORDINGS = (
 """How a position is worded; its similarity is the mean over these."""
 
 _CACHED_SEEDS = 256
+_SIDES = 2
+"""Positions of an ordered scale before that of its middle answers."""
 
 
 class Position(Struct, frozen=True):
@@ -46,8 +48,9 @@ class Position(Struct, frozen=True):
 def positions_of(seed: Seed) -> tuple[Position, ...]:
     """The positions on a seed's question, at least two.
 
-    An ordered scale has two: for (the statement) and against (the negation), and its middle answers
-    belong to neither. Without a negation the labels of the answers of each side stand in, which tells
+    An ordered scale has two: for (the statement) and against (the negation), and a third for its
+    middle answers, if it has any, which only counts for stances that hold it: what most people say
+    in the middle of a scale is near to everything. Without a negation the labels of the answers of each side stand in, which tells
     the sides apart less well. A nominal scale has one position an option.
     """
     if seed.scale == "nominal":
@@ -59,41 +62,30 @@ def positions_of(seed: Seed) -> tuple[Position, ...]:
             (sentence,) if seed.negation and sentence else tuple(_answered(seed, o.label) for o in options)
         )
         positions.append(Position(texts, tuple(option.code for option in options)))
+    middle = tuple(option.code for option in seed.options if seed.side(option.code) == "between")
+    if middle:
+        positions.append(Position((f"I am in two minds, yes and no: {seed.statement}",), middle))
     return tuple(positions)
 
 
-def stated_position(seed: Seed, positions: Sequence[Position], stance_code: int) -> int | None:
-    """The index of the position that an answer holds, None for an answer in between.
-
-    Raises KeyError if the question has no such answer.
-    """
+def stated_position(seed: Seed, positions: Sequence[Position], stance_code: int) -> int:
+    """The index of the position that an answer holds. Raises KeyError if there is no such answer."""
     code = seed.option(stance_code).code
-    return next((index for index, position in enumerate(positions) if code in position.codes), None)
+    return next(index for index, position in enumerate(positions) if code in position.codes)
 
 
-def judge(sims: Sequence[float], stated: int | None, thresholds: Thresholds) -> Judgement:
+def judge(sims: Sequence[float], stated: int, thresholds: Thresholds) -> Judgement:
     """Judge an opinion by its cosine similarity with each position, two or more.
 
-    `stated` is the index of the position that the stance holds, None for a stance in between. Below
-    the relevance threshold an opinion is novel. Otherwise it entails the stance when the stance's
-    position is the nearest; a stance in between it entails when no position is clearly nearest.
+    `stated` is the index of the position that the stance holds. Below the relevance threshold an
+    opinion is novel. Otherwise it entails the stance when the stance's position is the nearest.
     """
-    nearest = max(range(len(sims)), key=sims.__getitem__)
-    best = sims[nearest]
+    best = max(sims)
     if best < thresholds.relevance:
         return Judgement(
             "novel",
             f"It is about something else: best similarity {best:.3f}, threshold {thresholds.relevance:.3f}.",
             thresholds.relevance - best,
-        )
-    if stated is None:
-        gap = best - max(sim for index, sim in enumerate(sims) if index != nearest)
-        clear = gap >= thresholds.margin
-        side = "a clear side" if clear else "no clear side"
-        return Judgement(
-            "contradicts" if clear else "entails",
-            f"The stance is in between and it takes {side}: gap {gap:.3f}, margin {thresholds.margin:.3f}.",
-            abs(gap - thresholds.margin),
         )
     other = max(sim for index, sim in enumerate(sims) if index != stated)
     gap = sims[stated] - other
@@ -139,6 +131,8 @@ class HybridVerifier:
             return []
         positions, anchors = await self._positions(seed)
         stated = stated_position(seed, positions, stance_code)
+        if seed.scale != "nominal" and stated < _SIDES:
+            anchors = anchors[:_SIDES]  # the middle counts only for those who hold it
         sims = (await self._embedder.embed(opinions)) @ anchors.T
         return [judge([float(sim) for sim in row], stated, self._thresholds) for row in sims]
 

@@ -20,7 +20,7 @@ from culturepark.plan import Brief
 from culturepark.ports import ChatModel, Embedder, Prompt, Sampling, Usage, Vectors
 from culturepark.prompts import text as prose
 from culturepark.prompts.profile import Profile
-from culturepark.refine.extract import Found, read_opinions, sentences_as_opinions
+from culturepark.refine.extract import MAX_OPINIONS, Found, read_opinions, sentences_as_opinions
 from culturepark.refine.hybrid import HybridVerifier
 from culturepark.refine.verify import Judgement, read_verdict
 from culturepark.settings import RefineSettings
@@ -125,9 +125,11 @@ class _Work:
         if not role.profile.judges:
             found = sentences_as_opinions(turn.text)
         else:
-            prompt, schema = role.profile.extraction(self._brief, turn.speaker, turn.text)
+            brief = self._brief
+            at_most = max(MAX_OPINIONS, brief.direct_reasons) if brief.kind == "direct" else MAX_OPINIONS
+            prompt, schema = role.profile.extraction(brief, turn.speaker, turn.text)
             found = await self._asked(
-                "extractor", prompt, schema, lambda reply: read_opinions(reply, turn.text)
+                "extractor", prompt, schema, lambda reply: read_opinions(reply, turn.text, at_most)
             )
             if found is None:
                 self._notes.append(f"turn {turn.number}: the extractor's reply could not be read twice")

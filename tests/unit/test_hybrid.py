@@ -30,15 +30,12 @@ TEN = tuple(Option(code, str(code)) for code in range(1, 11))
         ((0.90, 0.85), 0, "entails", 0.05),
         ((0.90, 0.85), 1, "contradicts", 0.05),
         ((0.79, 0.70), 0, "novel", 0.01),
-        ((0.79, 0.70), None, "novel", 0.01),
-        ((0.90, 0.89), None, "entails", 0.04),
-        ((0.82, 0.90), None, "contradicts", 0.03),
         ((0.85, 0.91, 0.88), 1, "entails", 0.03),
         ((0.85, 0.91, 0.88), 0, "contradicts", 0.06),
     ],
 )
 def test_the_nearest_position_decides_once_an_opinion_is_on_the_subject(
-    sims: tuple[float, ...], stated: int | None, verdict: str, distance: float
+    sims: tuple[float, ...], stated: int, verdict: str, distance: float
 ):
     judged = judge(sims, stated, AT)
     assert judged.verdict == verdict
@@ -50,33 +47,43 @@ def test_at_most_one_position_is_entailed_and_the_score_is_never_negative(
     sims: list[float], relevance: float, margin: float
 ):
     at = Thresholds(relevance, margin)
-    judged = [judge(sims, stated, at) for stated in (None, *range(len(sims)))]
+    judged = [judge(sims, stated, at) for stated in range(len(sims))]
     assert all(one.score >= 0 for one in judged)
     assert len({one.verdict == "novel" for one in judged}) == 1, "relevance does not depend on the stance"
     if len(set(sims)) == len(sims) and judged[0].verdict != "novel":
-        assert Counter(one.verdict for one in judged[1:])["entails"] == 1
+        assert Counter(one.verdict for one in judged)["entails"] == 1
 
 
-def test_an_ordered_scale_has_two_positions_and_its_middle_holds_neither():
+def test_an_ordered_scale_has_two_sides_and_its_middle_a_position_of_its_own():
     seed = Seed("x", "Dogs bark.", TEN, scale="agree10", toward="high", negation="Dogs keep silent.")
     positions = positions_of(seed)
-    assert [position.texts for position in positions] == [("Dogs bark.",), ("Dogs keep silent.",)]
-    assert [stated_position(seed, positions, code) for code in (1, 4, 5, 6, 7, 10)] == [
-        1,
-        1,
-        None,
-        None,
-        0,
-        0,
-    ]
+    assert [position.texts for position in positions[:2]] == [("Dogs bark.",), ("Dogs keep silent.",)]
+    assert [stated_position(seed, positions, code) for code in (1, 4, 5, 6, 7, 10)] == [1, 1, 2, 2, 0, 0]
     with pytest.raises(KeyError):
         stated_position(seed, positions, 11)
+
+
+async def test_the_middle_counts_only_for_a_stance_that_holds_it():
+    class Given:
+        """The middle is nearest to everything; then comes the statement."""
+
+        async def embed(self, texts: Sequence[str]) -> Vectors:
+            near = [0.9 if "two minds" in t else 0.7 if "bark" in t else 0.5 for t in texts]
+            return np.array([[x, (1 - x * x) ** 0.5] if len(texts) > 1 else [1, 0] for x in near], np.float32)
+
+    seed = Seed("x", "Dogs bark.", TEN, scale="agree10", toward="high", negation="Dogs keep silent.")
+    verifier = HybridVerifier(Given(), Thresholds(relevance=0.6, margin=0.05))
+    assert [(await verifier.verify(seed, code, "Well.")).verdict for code in (1, 5, 10)] == [
+        "contradicts",
+        "entails",
+        "entails",
+    ]
 
 
 def test_without_a_negation_the_labels_of_each_side_stand_in():
     options = (Option(0, "no"), Option(1, "maybe"), Option(2, "yes"))
     seed = Seed("x", "Do dogs bark?", options, scale="agree3", toward="high")
-    assert [(one.texts, one.codes) for one in positions_of(seed)] == [
+    assert [(one.texts, one.codes) for one in positions_of(seed)[:2]] == [
         (("Do dogs bark? yes",), (2,)),
         (("Do dogs bark? no",), (0,)),
     ]

@@ -1,0 +1,229 @@
+"""A world that loses, repeats and shuffles messages: every dialogue is recorded exactly once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from culturepark.conductor import COLLECTOR, Conductor, Post
+from culturepark.messages import (
+    Ask,
+    Balked,
+    Message,
+    Outcome,
+    Recorded,
+    Refine,
+    Spoke,
+    Turn,
+    Unknown,
+    decode,
+    encode,
+)
+from culturepark.plan import Plan
+from culturepark.ports import Usage
+from tests import builders
+
+TAKE = 77
+
+
+class World:
+    """Agents, refiners and a collector that misbehave as Ray's actors may, as the dice say.
+
+    The network delivers at least once. What an actor was asked and did not answer is lost when it dies.
+    """
+
+    def __init__(self, plan: Plan, of: Any, dice: random.Random, fails: int = 0) -> None:
+        replicas = dict.fromkeys([*plan.agent_cultures(), "refiner"], 2)
+        self.plan, self.dice, self.fails = plan, dice, fails
+        self.conductor = Conductor(plan, of, bytes(-(-len(plan) // 8)), TAKE, replicas)
+        self.inbox: list[tuple[str, Any]] = []
+        self.answers: list[Message] = []
+        self.known: set[tuple[int, int]] = set()
+        self.outcomes: dict[int, Outcome] = {}
+        self.recorded: Counter[int] = Counter()
+        self.most_in_flight = 0
+
+    def choose(self, most: int) -> int:
+        return self.dice.randrange(most)
+
+    def send(self, posts: list[Post]) -> None:
+        self.most_in_flight = max(self.most_in_flight, self.conductor.progress().in_flight)
+        self.inbox += [(post.address, decode(encode(post.message))) for post in posts]
+
+    def live(self) -> None:
+        self.send(self.conductor.fill(0.0))
+        for _ in range(20_000):
+            if self.conductor.progress().idle:
+                return
+            if self.answers and (not self.inbox or self.choose(2)):
+                at = self.choose(len(self.answers))
+                message = self.answers[at]
+                if self.choose(5):  # else it comes once more later
+                    self.answers.pop(at)
+                self.send(self.conductor.on(message, 1.0))
+            elif self.inbox:
+                address, message = self.inbox.pop(self.choose(len(self.inbox)))
+                if not self.choose(12) and address != COLLECTOR:
+                    self.kill(address)
+                else:
+                    self.answer(message)
+            else:
+                raise AssertionError(f"nothing is under way: {self.conductor.progress()}")
+        raise AssertionError("it does not end")
+
+    def kill(self, address: str) -> None:
+        """This actor dies with all it was asked and all it knew."""
+        self.inbox = [(to, message) for to, message in self.inbox if to != address]
+        self.known.clear()
+        self.send(self.conductor.lost(address))
+
+    def answer(self, message: Ask | Refine | Outcome) -> None:
+        if isinstance(message, Ask):
+            speakers = len(self.plan.brief(message.number).speakers)
+            if message.transcript is None and message.turn > speakers:
+                if (message.number, (message.turn - 1) % speakers) not in self.known:
+                    self.answers.append(Unknown(message.number, message.take, message.turn))
+                    return
+            elif message.transcript is not None:
+                assert [t.number for t in message.transcript] == list(range(1, message.turn))
+                assert message.transcript[-1].text == message.heard
+            self.known.add((message.number, (message.turn - 1) % speakers))
+            if self.fails and (message.number * 31 + message.turn) % self.fails == 0:
+                balked = Balked(message.number, message.take, message.turn, "server", "down", Usage(calls=1))
+                self.answers.append(balked)
+                return
+            turn = Turn(
+                message.turn, (message.turn - 1) % speakers, f"said {message.turn}", usage=Usage(calls=1)
+            )
+            self.answers.append(Spoke(message.number, message.take, turn))
+        elif isinstance(message, Refine):
+            self.record(Outcome(message.number, message.turns))
+        else:
+            self.record(message)
+
+    def record(self, outcome: Outcome) -> None:
+        """The collector: the first outcome of a dialogue counts, each is acknowledged."""
+        if outcome.number not in self.outcomes:
+            self.outcomes[outcome.number] = outcome
+            self.recorded[outcome.number] += 1
+        self.answers.append(Recorded(outcome.number, self.outcomes[outcome.number].failed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.booleans(), st.sampled_from([0, 5, 9]), st.integers(1, 5))
+def test_every_dialogue_is_recorded_once(seed: int, refine: bool, fails: int, at_once: int) -> None:
+    of = builders.settings(
+        plan={
+            "cultures": ["arabic", "korean"],
+            "questions": ["wvs7-q28"],
+            "kinds": ["cross", "in-culture", "direct"],
+            "dialogues_per_question": 3,
+            "utterances": 4,
+        },
+        refine={"enabled": refine},
+        limits={"dialogues_in_flight": at_once, "breaker": 1000},
+    )
+    plan = builders.plan(of)
+    world = World(plan, of, random.Random(seed), fails=fails)
+    world.live()
+    assert dict(world.recorded) == dict.fromkeys(range(len(plan)), 1)
+    assert world.most_in_flight <= at_once
+    progress = world.conductor.progress()
+    assert progress.ended == progress.planned == len(plan)
+    assert progress.failed == sum(bool(o.failed) for o in world.outcomes.values())
+    assert progress.turns == sum(len(o.turns) for o in world.outcomes.values())
+    for number, outcome in world.outcomes.items():
+        assert bool(outcome.failed) == (len(outcome.turns) < plan.utterances_of(number))
+        assert [turn.number for turn in outcome.turns] == list(range(1, len(outcome.turns) + 1))
+        if outcome.failed:
+            # What the failed turn cost is counted with the turns that were said.
+            assert outcome.usage["speaker"].calls == len(outcome.turns) + 1
+
+
+@given(st.sets(st.integers(0, 39)))
+def test_resume_is_subtraction(done: set[int]) -> None:
+    of = builders.settings(
+        plan={"cultures": ["arabic"], "questions": list(builders.THREE[:2]), "dialogues_per_question": 20}
+    )
+    plan = builders.plan(of)
+    bits = np.zeros(len(plan), dtype=np.uint8)
+    bits[list(done)] = 1
+    replicas = dict.fromkeys([*plan.agent_cultures(), "refiner"], 1)
+    conductor = Conductor(plan, of, np.packbits(bits).tobytes(), TAKE, replicas)
+    started = {post.message.number for post in conductor.fill(0.0)}
+    assert started == set(range(40)) - done
+    assert conductor.progress().idle == (len(done) == 40)
+
+
+def crowd(**limits: Any) -> tuple[Plan, Conductor]:
+    """Ten dialogues between two speakers, all under way."""
+    of = builders.settings(
+        plan={"cultures": ["arabic"], "questions": ["wvs7-q28"], "dialogues_per_question": 10},
+        limits={"dialogues_in_flight": 3} | limits,
+    )
+    plan = builders.plan(of)
+    replicas = dict.fromkeys([*plan.agent_cultures(), "refiner"], 1)
+    return plan, Conductor(plan, of, bytes(2), TAKE, replicas)
+
+
+@pytest.mark.parametrize("kind", ["unauthorised", "no_such_model"])
+def test_what_every_call_would_meet_stops_the_run(kind: Any) -> None:
+    plan, conductor = crowd()
+    posts = conductor.fill(0.0)
+    assert conductor.on(Balked(0, TAKE, 1, kind, "no"), 0.0) == []
+    progress = conductor.progress()
+    assert (progress.stopped_by, progress.ended, progress.failed) == (kind, 0, 0)
+    assert not progress.idle  # two are still under way
+    for post in posts[1:]:
+        assert conductor.on(Balked(post.message.number, TAKE, 1, kind, "no"), 0.0) == []
+    assert conductor.progress().idle
+    assert conductor.progress().planned - conductor.progress().ended == len(plan)  # all owed
+
+
+def test_failures_in_a_row_stop_the_run_and_one_success_between_does_not() -> None:
+    _, conductor = crowd(breaker=3)
+    conductor.fill(0.0)
+    for number, failed in enumerate(["server", "server", "", "server", "server"]):
+        conductor.on(Recorded(number, failed), 0.0)
+    assert not conductor.progress().stopped
+    assert conductor.on(Recorded(5, "timeout"), 0.0) == []
+    progress = conductor.progress()
+    assert progress.stopped_by == "breaker"
+    assert "timeout" in progress.stopped
+
+
+def test_an_answer_to_an_earlier_conductor_is_no_answer_to_this_one() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    old = TAKE - 1
+    assert conductor.on(Spoke(0, old, Turn(1, 0, "said to another")), 0.0) == []
+    assert conductor.on(Balked(0, old, 1, "unauthorised", "no"), 0.0) == []
+    assert conductor.progress().turns == 0
+    assert not conductor.progress().stopped
+
+
+def test_what_was_asked_of_a_lost_actor_is_asked_again_and_of_no_other() -> None:
+    _, conductor = crowd()
+    posts = conductor.fill(0.0)
+    for address in {post.address for post in posts}:
+        assert conductor.lost(address) == [post for post in posts if post.address == address]
+    assert conductor.lost("agent/nobody/0") == []
+
+
+def test_draining_starts_nothing_and_abandoned_dialogues_stay_owed() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    conductor.stop("drain", "asked to")
+    conductor.stop("breaker", "a later reason")
+    conductor.on(Recorded(0), 0.0)
+    progress = conductor.progress()
+    assert (progress.in_flight, progress.stopped_by, progress.idle) == (2, "drain", False)
+    assert conductor.abandon() == [1, 2]
+    assert conductor.progress().idle
+    assert conductor.on(Spoke(1, TAKE, Turn(1, 0, "too late")), 0.0) == []
