@@ -75,7 +75,7 @@ class FullProfile:
             "speaker": Sampling(temperature=0.7, max_tokens=168),
             "in-culture": Sampling(temperature=0.7, max_tokens=256),
             "direct": Sampling(temperature=0.7, max_tokens=1024),
-            "extractor": Sampling(temperature=0.0, max_tokens=2048),
+            "extractor": Sampling(temperature=0.0, max_tokens=1024),
             "verifier": Sampling(temperature=0.0, max_tokens=160),
             "rewriter": Sampling(temperature=0.3, max_tokens=128),
         }[role]

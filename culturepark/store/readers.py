@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from culturepark.errors import RunDirError
 from culturepark.ports import Vectors
-from culturepark.store.manifest import Manifest
+from culturepark.store.manifest import Manifest, Shard
 
 _BATCH_ROWS = 1024
 
@@ -28,14 +29,19 @@ def rows(
     Raises RunDirError naming a shard that cannot be read.
     """
     for shard in manifest.shards(kind):
-        path = root / shard.path
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns) if columns else None):
-                    yield from batch.to_pylist()
-        except (OSError, ValueError) as error:
-            what = f"it cannot be read: {error}."
-            raise RunDirError(str(path), what, "Run `culturepark check` on the directory.") from None
+        yield from shard_rows(root, shard, columns)
+
+
+def shard_rows(root: Path, shard: Shard, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of one shard, a batch at a time. Raises RunDirError if it cannot be read."""
+    path = root / shard.path
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns) if columns else None):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        what = f"it cannot be read: {error}."
+        raise RunDirError(str(path), what, "Run `culturepark check` on the directory.") from None
 
 
 def kept_vectors(root: Path, manifest: Manifest) -> Iterator[tuple[str, str, Vectors]]:

@@ -40,11 +40,17 @@ def body(content: Any = "Hello.", **over: Any) -> dict[str, Any]:
     } | over
 
 
-def reply(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return web.Response(
-        body=raw, status=status, headers={"Content-Type": "application/json", **(headers or {})}
-    )
+def reply(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
+    """A handler that always says this."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if status == 204:
+            return web.Response(status=status)
+        raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+        kind = {"Content-Type": "application/json"}
+        return web.Response(body=raw, status=status, headers=kind | (headers or {}))
+
+    return handle
 
 
 class Servers:
@@ -62,13 +68,7 @@ class Servers:
         async def handle(request: web.Request) -> web.StreamResponse:
             self.requests.append((index, await request.json(), dict(request.headers)))
             answer = queue.pop(0) if len(queue) > 1 else queue[0]
-            return (
-                await answer(request)
-                if callable(answer)
-                else answer
-                if isinstance(answer, web.Response)
-                else reply(answer)
-            )
+            return await (answer if callable(answer) else reply(answer))(request)
 
         app = web.Application()
         app.router.add_post("/v1/{rest:.*}", handle)
@@ -82,7 +82,7 @@ class Servers:
         self, *urls: str, retries: int = 0, **limits: Any
     ) -> tuple[ModelSettings, LimitSettings, HttpEndpoint]:
         model = ModelSettings(engine="openai", model="asked-model", base_urls=urls)
-        limit = LimitSettings(retries=retries, **limits)
+        limit = LimitSettings(retries=retries, **{"deadline_s": 5.0, **limits})
 
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
@@ -200,7 +200,7 @@ async def test_a_reply_cut_at_its_limit_says_so(servers: Servers) -> None:
     ],
 )
 async def test_statuses(servers: Servers, status: int, data: Any, kind: str, passing: bool) -> None:
-    url = await servers.start(reply(data, status) if status not in (204,) else web.Response(status=204))
+    url = await servers.start(reply(data, status))
     error = await fails(servers.chat(url, retries=3))
     assert (error.kind, error.passing, error.status) == (kind, passing, status)
     assert str(status) in error.reason
@@ -394,7 +394,7 @@ async def test_no_more_requests_at_once_than_allowed(servers: Servers) -> None:
         most = max(most, now)
         await asyncio.sleep(0.01)
         now -= 1
-        return reply(body())
+        return await reply(body())(request)
 
     model = servers.chat(await servers.start(slow), requests_in_flight=3)
     await asyncio.gather(*(ask(model, f"d{i}") for i in range(12)))
@@ -503,7 +503,7 @@ async def test_embeddings_come_in_order_and_of_length_one(servers: Servers) -> N
 async def test_many_texts_go_in_batches(servers: Servers) -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         texts = (await request.json())["input"]
-        return reply(rows(*([float(text), 1.0] for text in texts)))
+        return await reply(rows(*([float(text), 1.0] for text in texts)))(request)
 
     vectors = await servers.embedder(await servers.start(echo)).embed([str(i) for i in range(130)])
     assert [len(sent["input"]) for _, sent, _ in servers.requests] == [64, 64, 2]

@@ -1,0 +1,7 @@
+"""`python -m culturepark` is `culturepark`."""
+
+from __future__ import annotations
+
+from culturepark.cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""What is seen while a run goes on: a live panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from culturepark.estimate import turns_planned
+from culturepark.store import funnel as funnels
+from culturepark.store.funnel import Funnel
+from culturepark.store.rundir import Run
+from culturepark.terminal import clock, count, line_of, money, plural, table
+from culturepark.watching import Snapshot
+
+_LINE_EVERY_S = 5.0
+_ROWS_AROUND_CULTURES = 12
+_TURNS_BEFORE_GUESSING = 20
+
+
+class Display:
+    """Shows snapshots of a run; a context manager. `turns_before` were said in earlier sessions."""
+
+    def __init__(
+        self, console: Console, run: Run, turns_before: int, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._run = run
+        self._turns_before = turns_before
+        self._turns_planned = turns_planned(run.plan)
+        self._clock_s = clock_s
+        self._live: Live | None = None
+        self._last_line = ""
+        self._last_line_s = float("-inf")
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Display:
+        words = "Starting the actors and the models ..."
+        if self._console.is_terminal:
+            self._live = Live(Text(words, "dim"), console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+            # A second Ctrl-C ends the process on the spot, which must not leave a hidden cursor behind.
+            self._console.show_cursor(True)
+        else:
+            self._console.print(words)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show one look at the run."""
+        for note in snapshot.set_aside:
+            if note not in self._told:
+                self._told.add(note)
+                self._console.print(line_of(f"Set aside, from an earlier crash: {note}", "yellow"))
+        if self._live is not None:
+            self._live.update(self._panel(snapshot), refresh=True)
+            return
+        line = self._line(snapshot)
+        now_s = self._clock_s()
+        if line != self._last_line and now_s - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line, self._last_line_s = line, now_s
+            self._console.print(f"{clock(snapshot.elapsed_s):>7}  {line}", soft_wrap=True)
+
+    # --- on a terminal
+
+    def _panel(self, snapshot: Snapshot) -> Group:
+        progress, total = snapshot.progress, _total(snapshot)
+        ended = total["finished"] + total["failed"]
+        head = Table.grid(padding=(0, 2))
+        bar = ProgressBar(progress.planned, ended, width=36)
+        left = "" if snapshot.draining else self._left(snapshot)
+        head.add_row(
+            Text(clock(snapshot.elapsed_s)), bar, Text(f"{ended:,}/{progress.planned:,}", "bold"), left
+        )
+
+        dialogues = Text(f"{count(total['finished'])} finished", "green")
+        dialogues.append(", ", "default")
+        dialogues.append(f"{count(total['failed'])} failed", "bold red" if total["failed"] else "default")
+        dialogues.append(f", {count(progress.in_flight)} in flight", "default")
+        if progress.refining:
+            dialogues.append(f" ({count(progress.refining)} being refined)", "dim")
+        opinions = Text(f"{count(total['extracted'])} found, ")
+        opinions.append(f"{count(total['kept'])} kept", "green").append(
+            f", {count(total['rejected'])} rejected"
+        )
+        if total["waiting"]:
+            opinions.append(f", {count(total['waiting'])} waiting", "dim")
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="dim")
+        facts.add_row("dialogues", dialogues)
+        facts.add_row("turns", count(self._turns(snapshot, total)))
+        if self._run.settings.refine.enabled:
+            facts.add_row("opinions", opinions)
+        facts.add_row("tokens", f"{_tokens(total)}; cost {self._cost(total)}")
+
+        parts = [Text(), head, Text(), facts, Text(), self._cultures(snapshot)]
+        if snapshot.draining:
+            wait = f"{self._run.settings.limits.drain_s:g}"
+            words = f"Stopping: dialogues in flight get {wait} s to end. Ctrl-C again stops at once."
+            parts += [Text(), Text(words, "yellow")]
+        elif progress.stopped:
+            parts += [Text(), line_of(f"Stopping: {progress.stopped}.", "bold red")]
+        return Group(*(Padding(part, (0, 1)) for part in parts))
+
+    def _cultures(self, snapshot: Snapshot) -> Table:
+        planned = self._run.plan.planned()
+        refine = self._run.settings.refine.enabled
+        made = table(
+            "culture", "dialogues", "", *(("opinions", "kept", "rejected") if refine else ()), left=2
+        )
+        room = max(3, self._console.height - _ROWS_AROUND_CULTURES)
+        for culture in sorted(planned)[:room]:
+            funnel = snapshot.funnels.get(culture, {})
+            ended = funnel.get("finished", 0) + funnel.get("failed", 0)
+            bar = ProgressBar(max(1, planned[culture]), ended, width=16)
+            counts = (
+                [count(funnel.get(key, 0)) for key in ("extracted", "kept", "rejected")] if refine else []
+            )
+            made.add_row(culture, bar, f"{ended:,}/{planned[culture]:,}", *counts)
+        if len(planned) > room:
+            made.add_row(Text(f"and {len(planned) - room} more", "dim"))
+        return made
+
+    # --- elsewhere
+
+    def _line(self, snapshot: Snapshot) -> str:
+        progress, total = snapshot.progress, _total(snapshot)
+        ended = total["finished"] + total["failed"]
+        parts = [
+            f"{count(ended)} of {count(progress.planned)} dialogues ended"
+            + (f" ({count(total['failed'])} failed)" if total["failed"] else ""),
+            f"{count(progress.in_flight)} in flight",
+            plural(self._turns(snapshot, total), "turn"),
+        ]
+        if self._run.settings.refine.enabled:
+            parts.append(f"{plural(total['extracted'], 'opinion')}, {count(total['kept'])} kept")
+        parts += [f"{_tokens(total)}", f"cost {self._cost(total)}"]
+        if snapshot.draining or progress.stopped:
+            parts.append(f"stopping: {line_of(progress.stopped or 'on request')}")
+        return "; ".join(parts)
+
+    # --- numbers
+
+    def _turns(self, snapshot: Snapshot, total: Funnel) -> int:
+        # The moderator counts its own session and forgets when it is restarted; the funnel counts ended ones.
+        return max(total["turns"], self._turns_before + snapshot.progress.turns)
+
+    def _left(self, snapshot: Snapshot) -> Text:
+        """A guess at the time left, from the turns said so far in this session."""
+        said = snapshot.progress.turns
+        if said < _TURNS_BEFORE_GUESSING:
+            return Text()
+        owed = self._turns_planned - self._turns(snapshot, _total(snapshot))
+        left_s = max(0.0, owed * snapshot.elapsed_s / said)
+        return Text(f"about {clock(left_s)} left" if left_s >= 1 else "ending", "dim")
+
+    def _cost(self, total: Funnel) -> str:
+        if all(model.engine != "openai" for model in self._run.settings.models.values()):
+            return money(0.0, local=True)
+        used = [role["money"] for role in funnels.usage_view(total, self._run.settings).values()]
+        return "unknown" if None in used else money(sum(used))
+
+
+def _total(snapshot: Snapshot) -> Funnel:
+    total: Funnel = Counter()
+    for funnel in snapshot.funnels.values():
+        funnels.add(total, funnel)
+    return total
+
+
+def _tokens(total: Funnel) -> str:
+    def summed(field: str) -> int:
+        return sum(n for key, n in total.items() if key.startswith("usage:") and key.endswith(f":{field}"))
+
+    return f"{count(summed('prompt_tokens'))} read, {count(summed('completion_tokens'))} written"

@@ -1,0 +1,133 @@
+"""What all views share: consoles, numbers in words, and text of others made safe to print.
+
+What a model, a survey or an endpoint said is data: it goes to the terminal as `Text`, never as
+markup, and without control characters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from culturepark.errors import CultureParkError, Interrupted
+from culturepark.prompts.text import tidy
+
+VERDICT_STYLES = {"entails": "green", "novel": "yellow", "contradicts": "red"}
+_WIDEST = 100
+"""Longer lines are hard to read."""
+
+
+def out() -> Console:
+    """The console for results."""
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDEST)
+    return console
+
+
+def err() -> Console:
+    """The console for errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def said(text: str, style: str = "") -> Text:
+    """Words of others, as they may be printed."""
+    return Text(tidy(text), style)
+
+
+def line_of(text: str, style: str = "") -> Text:
+    """Words of others on one line."""
+    return Text(" ".join(tidy(text).split()), style)
+
+
+def count(number: float) -> str:
+    """A count with thousands apart: `12,345`."""
+    return f"{round(number):,}"
+
+
+def money(amount: float | None, local: bool = False) -> str:
+    """Money in the currency of the configured prices; `unknown` where nothing is known."""
+    if local:
+        return "none (local)"
+    if amount is None:
+        return "unknown"
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.4f}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as `4:05` or `1:04:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """`1 dialogue`, `2 dialogues`."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def table(*columns: str, left: int = 1) -> Table:
+    """A quiet table: the first `left` columns hold words, the others numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim", show_edge=False)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right", no_wrap=place == 0)
+    return made
+
+
+def facts(rows: Iterable[tuple[str, Text | str]]) -> Table:
+    """Names and what they stand for, side by side."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(Text(name), value if isinstance(value, Text) else said(value))
+    return grid
+
+
+def heading(console: Console, words: str) -> None:
+    """A heading with some air above."""
+    console.print()
+    console.rule(Text(words, "bold"), align="left", style="dim")
+
+
+def command(words: str) -> Text:
+    """Something to type."""
+    return Text(f"  {words}", "cyan")
+
+
+def print_verdict(console: Console, who: str, ok: bool, words: str, fix: str) -> None:
+    """One line on whether something works, and what to do next if it does not."""
+    line = Text(f"{who:<10}", "bold").append("ok    " if ok else "FAILS ", "green" if ok else "bold red")
+    console.print(line.append_text(line_of(words)), soft_wrap=True)
+    if fix:
+        console.print(Text(" " * 16).append_text(line_of(fix, "cyan")), soft_wrap=True)
+
+
+def print_error(error: CultureParkError) -> None:
+    """Where, what, what next. Lines are not broken here, so that paths and commands stay whole."""
+    style = "bold yellow" if isinstance(error, Interrupted) else "bold red"
+    text = Text(type(error).__name__, style).append(": ", "default")
+    text.append(_on_lines(error.where), "bold").append(": ").append(_on_lines(error.what))
+    if error.fix:
+        text.append("\n").append(_on_lines(error.fix), "cyan")
+    _print_err(text)
+
+
+def print_internal(error: BaseException) -> None:
+    """An error that is our own fault, in one line."""
+    what = " ".join(tidy(f"{type(error).__name__}: {error}").split())[:400]
+    text = Text("Internal error", "bold red").append(f": {what}\n", "default")
+    _print_err(text.append("Run again with --debug to see where it happened, and report it.", "cyan"))
+
+
+def _print_err(text: Text) -> None:
+    sys.stdout.flush()
+    err().print(text, soft_wrap=True)
+
+
+def _on_lines(text: str) -> str:
+    return tidy(text)[:2000]
