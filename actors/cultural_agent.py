@@ -17,7 +17,7 @@ class CulturalAgent:
         given = Inputs.from_bytes(inputs)
         self._log = given.logger(address.replace("/", "-"))
         self._speaker = CulturalSpeaker(
-            given.plan, given.settings, given.chat("speaker"), given.profile("speaker")
+            given.plan, given.settings, given.chat("speaker", self._log), given.profile("speaker")
         )
         self._plan = given.plan
         self._directory = Directory(namespace)

@@ -11,10 +11,11 @@ import structlog
 from msgspec import Struct
 
 from culturepark.cultures import Culture
-from culturepark.models import open_chat, open_embedder
+from culturepark.models import ModelError, open_chat, open_embedder
+from culturepark.models.http import OnRetry
 from culturepark.plan import Plan
-from culturepark.ports import ChatModel
-from culturepark.prompts.profile import profile_named
+from culturepark.ports import ChatModel, Embedder
+from culturepark.prompts.profile import Profile, profile_named
 from culturepark.seeds import Seed
 from culturepark.settings import Role, Settings
 from culturepark.store.rundir import Run, RunFile
@@ -53,21 +54,35 @@ class Inputs(Struct, frozen=True, dict=True):
         """The run."""
         return Run(Path(self.root), self.file, self.settings, self.plan)
 
-    def chat(self, role: Role) -> ChatModel:
-        """The chat model of a role."""
-        return open_chat(self.settings.model_of(role), self.settings.limits)
+    def chat(self, role: Role, log: structlog.stdlib.BoundLogger) -> ChatModel:
+        """The chat model of a role; `log` is told of further attempts."""
+        return open_chat(self.settings.model_of(role), self.settings.limits, _retries_to(log))
 
-    def embedder(self):
-        """The embedder."""
-        return open_embedder(self.settings.model_of("embedder"), self.settings.limits)
+    def embedder(self, log: structlog.stdlib.BoundLogger) -> Embedder:
+        """The embedder; `log` is told of further attempts."""
+        return open_embedder(self.settings.model_of("embedder"), self.settings.limits, _retries_to(log))
 
-    def profile(self, role: Role):
+    def profile(self, role: Role) -> Profile:
         """The prompts of a role."""
         return profile_named(self.settings.model_of(role).profile)
 
     def logger(self, actor: str) -> structlog.stdlib.BoundLogger:
         """A log of one JSON object a line, in the run directory, one file an actor."""
         return open_logger(Path(self.root), actor)
+
+
+def _retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
+    def told(dialogue: str, url: str, error: ModelError, wait_s: float) -> None:
+        log.warning(
+            "call_retried",
+            dialogue=dialogue,
+            url=url,
+            kind=error.kind,
+            reason=error.reason,
+            wait_s=round(wait_s, 2),
+        )
+
+    return told
 
 
 def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:

@@ -39,8 +39,8 @@ class RefinerActor:
         for role in _ROLES:
             profile = given.profile(role)
             sampling = sampling_with(profile.sampling(role), given.settings, role)
-            roles[role] = RoleModel(given.chat(role), profile, sampling)
-        self._refiner = Refiner(given.settings.refine, roles, given.embedder())
+            roles[role] = RoleModel(given.chat(role, self._log), profile, sampling)
+        self._refiner = Refiner(given.settings.refine, roles, given.embedder(self._log))
 
     async def receive(self, batch: bytes) -> None:
         """Take a batch of dialogues; one that is under way already is not begun again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -10,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,6 +39,8 @@ from culturepark.models.embedded import embedded_name
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
 
+_HOME_PREFIX, _OWNER = "culturepark-ray-", "owner.lock"
+
 _CONCURRENCY = 100_000
 """Ray's default of 1,000 calls at once is less than the dialogues that one actor may hold."""
 
@@ -54,7 +59,7 @@ def ray_session() -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    home = tempfile.mkdtemp(prefix="culturepark-")  # mode 0700; short, since sockets live below it
+    home, owner = _private_home()
     try:
         ray.init(
             address="local",
@@ -69,6 +74,26 @@ def ray_session() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
+        os.close(owner)
+
+
+def _private_home() -> tuple[str, int]:
+    """A new temporary directory for one Ray session, and the open lock that says it is in use.
+
+    Sessions whose process was killed leave theirs behind: those that are this user's, and that
+    nobody holds any more, are removed.
+    """
+    for lock in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*/{_OWNER}"):
+        with contextlib.suppress(OSError):
+            if lock.stat().st_uid != os.getuid():
+                continue
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    home = tempfile.mkdtemp(prefix=_HOME_PREFIX)  # mode 0700; short, since sockets live below it
+    owner = os.open(Path(home, _OWNER), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    return home, owner
 
 
 class Crew:

@@ -170,7 +170,10 @@ class View:
         for shard in self.manifest.shards(kind):
             path = self.root / shard.path
             try:
-                yield from pq.read_table(path, filters=[(column, "==", value)], partitioning=None).to_pylist()
+                filters = [(column, "==", value)]
+                # Nothing in the path is a column: a run may lie in a folder named like `a=b`.
+                table: Any = pq.read_table(path, filters=filters, partitioning=None)  # pyright: ignore[reportArgumentType]
+                yield from table.to_pylist()
             except (OSError, pa.ArrowException) as error:
                 what = f"it cannot be read: {error}."
                 raise RunDirError(str(path), what, "Run `culturepark check` on the directory.") from None

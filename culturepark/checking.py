@@ -24,6 +24,7 @@ from culturepark.store.manifest import Entry, Manifest
 from culturepark.store.readers import shard_rows
 from culturepark.store.rundir import SHARD_DIRS, Run, load_run
 from culturepark.store.shards import verify_shard
+from culturepark.terminal import plural
 
 _MOST_NAMED = 20
 """Problems of one sort that are named one by one."""
@@ -49,7 +50,9 @@ def check_run(root: Path) -> Report:
     except CultureParkError as error:
         report.problems.append(f"{error.where}: {error.what}")
         return report
-    report.checked.append(("plan", f"{len(run.plan):,} dialogues in {run.plan.n_cells:,} cells"))
+    report.checked.append(
+        ("plan", f"{plural(len(run.plan), 'dialogue')} in {plural(run.plan.n_cells, 'cell')}")
+    )
     try:
         # The log before the manifest: what a writer seals in between is then seen twice, not missed.
         logged = _check_log(run, report)
@@ -57,7 +60,9 @@ def check_run(root: Path) -> Report:
     except RunDirError as error:
         report.problems.append(f"{error.where}: {error.what}")
         return report
-    report.checked.append(("manifest", f"{len(manifest.entries):,} entries, each following the one before"))
+    report.checked.append(
+        ("manifest", f"{plural(len(manifest.entries), 'commit')}, each following the one before")
+    )
     _Check(run, manifest, logged, report).all()
     return report
 
@@ -82,7 +87,7 @@ def _check_log(run: Run, report: Report) -> dict[int, Outcome]:
             problems.append(f"dialogue {run.plan.brief(outcome.number).id} is in the log twice")
         else:
             logged[outcome.number] = outcome
-    report.checked.append(("log", f"{len(logged):,} dialogues"))
+    report.checked.append(("log", f"{plural(len(logged), 'dialogue')}"))
     report.problems += _some(problems)
     return logged
 
@@ -270,7 +275,7 @@ class _Check:
             f"{seen['planned']:,} planned = {seen['finished']:,} finished + {seen['failed']:,} failed{owed}; "
             f"{seen['extracted']:,} opinions = "
             f"{seen['kept']:,} kept + {seen['rejected']:,} rejected{waiting}; "
-            f"in each of {_cultures(len(self._counts))}",
+            f"by each of {plural(len(self._counts), 'culture')}",
         )
 
     def _summary(self, total: Funnel) -> bool:
@@ -335,14 +340,12 @@ class _Check:
     def _orphans(self) -> None:
         files = [path for path in (self._run.root / "orphans").glob("*") if path.is_file()]
         if files:
-            self._done("orphans/", f"{len(files)} files that a crash left, set aside and never read")
+            self._done(
+                "orphans/", f"{plural(len(files), 'file')} that a crash left, set aside and never read"
+            )
 
     def _named(self, path: Path) -> str:
         return path.relative_to(self._run.root).as_posix()
-
-
-def _cultures(number: int) -> str:
-    return f"{number} culture" if number == 1 else f"{number} cultures"
 
 
 def _some(problems: list[str]) -> list[str]:

@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 
 EXIT_PROBLEMS, EXIT_ENDPOINT, EXIT_INTERNAL, EXIT_KILLED = 1, 3, 70, 130
 
-_EPILOG = (
-    "Exit codes: 0 done (a run with failed dialogues too, and it says so); 1 `check` found something wrong; "
-    "2 usage, configuration or seeds; 3 a model endpoint; 4 the run directory; 5 stopped on request, "
-    "run again to go on; 70 a fault of our own; 130 stopped at once."
-)
+_EPILOG = """\b
+Exit codes:
+  0    done; a run with failed dialogues too, and it says so
+  1    `check` found something wrong
+  2    usage, configuration or seeds
+  3    a model endpoint
+  4    the run directory
+  5    stopped on request; run again to go on
+  70   a fault of our own
+  130  stopped at once
+"""
 
 app = typer.Typer(
     name="culturepark",
@@ -52,7 +58,7 @@ app.add_typer(seeds_app, name="seeds")
 app.add_typer(embedded_app, name="embedded")
 
 Config = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration; none means the quickstart.")
+    Path | None, typer.Argument(metavar="CONFIG.toml", help="A configuration; none means the quickstart.")
 ]
 Sets = Annotated[
     list[str] | None,
@@ -145,7 +151,7 @@ def generate(
         typer.Option("--quiet", "--no-show", help="Leave out the dialogue and samples shown at the end."),
     ] = False,
 ) -> None:
-    """Hold the dialogues and make samples of them. Run again on the same DIR to go on.
+    """Hold the dialogues and make samples of them; the same DIR again resumes.
 
     Ctrl-C once lets dialogues in flight end and seals what is done; twice stops at once.
     """
@@ -156,7 +162,8 @@ def generate(
     from culturepark.preflight import check_before
     from culturepark.show import show_closing, show_failures
     from culturepark.store.rundir import open_run
-    from culturepark.terminal import clock, count, out as console_for, plural
+    from culturepark.terminal import clock, count, plural
+    from culturepark.terminal import out as console_for
 
     console = console_for()
     settings, plan = _planned(config, sets)
@@ -243,7 +250,7 @@ def _say_complete(console: Console, root: Path, planned: int, failed: int) -> No
 
 @app.command("plan")
 def plan_command(config: Config = None, sets: Sets = None) -> None:
-    """Show what would run and about what it would take, without calling anything."""
+    """Show what would run and what it would take; calls nothing."""
     from culturepark.estimate import estimate
     from culturepark.outline import show_plan
     from culturepark.terminal import out
@@ -254,7 +261,7 @@ def plan_command(config: Config = None, sets: Sets = None) -> None:
 
 @app.command()
 def doctor(config: Config = None, sets: Sets = None) -> None:
-    """Try each model role with one small real call, and look at this machine."""
+    """Try each model role with one small real call."""
     import asyncio
 
     from culturepark.doctor import examine_machine, examine_models
@@ -292,7 +299,7 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Read a run, finished or not: its summary, one dialogue, or one sample."""
+    """Read a run: its summary, one dialogue, or one sample."""
     from culturepark.browse import View
     from culturepark.show import show_dialogue, show_opinions, show_sample, show_summary
     from culturepark.terminal import out
@@ -313,7 +320,7 @@ def show(
 
 @app.command()
 def check(directory: RunDir) -> None:
-    """Check every file of a run against the manifest, and that all counts add up."""
+    """Verify a run: every file, every count."""
     from culturepark.browse import being_written
     from culturepark.checking import check_run
     from culturepark.terminal import facts, line_of, out, plural, said
@@ -324,8 +331,9 @@ def check(directory: RunDir) -> None:
             "A run is going on here: what is written at this moment may look unfinished.", style="yellow"
         )
     report = check_run(directory)
-    console.print(facts(report.checked))
-    console.print()
+    if report.checked:
+        console.print(facts(report.checked))
+        console.print()
     if report.problems:
         console.print(f"{plural(len(report.problems), 'problem')}:", style="bold red")
         for problem in report.problems:
@@ -406,7 +414,7 @@ def _items(items: str | None):
 def seeds_list(
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG.toml|FILE.jsonl]", help="None means the built-in questions."),
+        typer.Argument(metavar="CONFIG.toml|FILE.jsonl", help="None means the built-in questions."),
     ] = None,
 ) -> None:
     """List questions: the built-in ones, those of a configuration, or those of a seed file."""

@@ -46,7 +46,7 @@ class Display:
         words = "Starting the actors and the models ..."
         if self._console.is_terminal:
             self._live = Live(Text(words, "dim"), console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+            self._live.start(refresh=True)
             # A second Ctrl-C ends the process on the spot, which must not leave a hidden cursor behind.
             self._console.show_cursor(True)
         else:

@@ -31,12 +31,12 @@ _LITTLE_SPACE_BYTES = 1 * _GIB
 
 _FIXES = {
     "unauthorised": "Check the key in {key}, and the account behind it.",
-    "no_such_model": "Check `model` in [models.{name}], and that its address is right (it ends in /v1, mostly).",
+    "no_such_model": "Check `model` in [models.{name}], and its address (it mostly ends in /v1).",
     "bad_request": 'Check [models.{name}]: some endpoints want `max_tokens_field = "max_completion_tokens"`.',
     "rate_limited": "Wait, or lower `limits.requests_in_flight`.",
     "timeout": "See whether the model is still loading, then try again.",
     "connection": "Start the model server, or correct `base_urls` in [models.{name}].",
-    "invalid_reply": "Check that `base_urls` in [models.{name}] is OpenAI-compatible (it ends in /v1, mostly).",
+    "invalid_reply": "Check `base_urls` in [models.{name}]: an OpenAI-compatible one mostly ends in /v1.",
 }
 
 
@@ -61,11 +61,12 @@ async def examine_models(settings: Settings) -> list[Verdict]:
     found: dict[Role, Verdict] = {}
     for name, roles in used.items():
         for embedder in sorted({role == "embedder" for role in roles}):
-            mine = [role for role in roles if (role == "embedder") == embedder]
+            mine: list[Role] = [role for role in roles if (role == "embedder") == embedder]
             verdict = await _examine(settings, name, embedder)
-            for place, role in enumerate(mine):
-                words = verdict.words if not place else f"the same model as {mine[0]}"
-                found[role] = replace(verdict, who=role, words=words, fix=verdict.fix if not place else "")
+            for role in mine:
+                found[role] = replace(verdict, who=role)
+                if role != mine[0]:
+                    found[role] = Verdict(role, verdict.ok, f"the same model as {mine[0]}")
     if settings.refine.enabled:
         for role, instead in _OF_SMALL_MODELS.items():
             found.setdefault(role, Verdict(role, True, f"needs no call: {instead} (small profile)"))

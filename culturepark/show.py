@@ -151,7 +151,7 @@ def show_funnel(console: Console, view: View) -> None:
     if total["rejections"]:
         console.print()
         reasons = sorted(total["rejections"].items(), key=lambda item: -item[1])
-        rows = [(count(n).rjust(7), REASONS.get(reason, reason)) for reason, n in reasons]
+        rows = [(count(n).rjust(7), REASONS.get(why) or str(why)) for why, n in reasons]
         console.print(Text("Why opinions are no samples:"))
         console.print(facts(rows))
 
@@ -220,7 +220,9 @@ def show_failures(console: Console, view: View) -> None:
     words.append(", ".join(f"{count(n)} {kind}" for kind, n in kinds.items()), "red")
     words.append(". Each is a row in dialogues/ with its reason.")
     console.print(words)
-    rows = [(row["id"][:9], line_of(f"{row['failure']}: {row['reason']}")) for row in view.some_failures(3)]
+    rows: list[tuple[str, Text | str]] = [
+        (row["id"][:9], line_of(f"{row['failure']}: {row['reason']}")) for row in view.some_failures(3)
+    ]
     console.print(facts(rows))
 
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.embeddings import HttpEmbedder
 from culturepark.models.errors import ModelError
+from culturepark.models.http import OnRetry
 from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
 from culturepark.settings import LimitSettings, ModelSettings
 
 __all__ = ["ModelError", "open_chat", "open_embedder"]
 
 
-def open_chat(model: ModelSettings, limits: LimitSettings) -> HttpChatModel | ScriptedChat:
+def open_chat(
+    model: ModelSettings, limits: LimitSettings, on_retry: OnRetry | None = None
+) -> HttpChatModel | ScriptedChat:
     """A chat model by its settings. An embedded one must be served already, at `base_urls`."""
-    return ScriptedChat(model.model) if model.engine == "scripted" else HttpChatModel(model, limits)
+    if model.engine == "scripted":
+        return ScriptedChat(model.model)
+    return HttpChatModel(model, limits, on_retry=on_retry)
 
 
-def open_embedder(model: ModelSettings, limits: LimitSettings) -> HttpEmbedder | ScriptedEmbedder:
+def open_embedder(
+    model: ModelSettings, limits: LimitSettings, on_retry: OnRetry | None = None
+) -> HttpEmbedder | ScriptedEmbedder:
     """An embedder by its settings. An embedded one must be served already, at `base_urls`."""
-    return ScriptedEmbedder() if model.engine == "scripted" else HttpEmbedder(model, limits)
+    if model.engine == "scripted":
+        return ScriptedEmbedder()
+    return HttpEmbedder(model, limits, on_retry=on_retry)

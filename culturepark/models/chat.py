@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint
+from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
 
@@ -43,9 +43,13 @@ class HttpChatModel:
     """One model at one endpoint. Implements ports.ChatModel."""
 
     def __init__(
-        self, model: ModelSettings, limits: LimitSettings, endpoint: HttpEndpoint | None = None
+        self,
+        model: ModelSettings,
+        limits: LimitSettings,
+        endpoint: HttpEndpoint | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
-        self._http = endpoint or HttpEndpoint(model, limits)
+        self._http = endpoint or HttpEndpoint(model, limits, on_retry=on_retry)
         self._model = model.model or "embedded"
         self._embedded = model.engine == "embedded"
         self._max_tokens_field = model.max_tokens_field

@@ -156,6 +156,7 @@ class ChatServer:
         params.fit_params = False
         params.offline = True
         params.endpoint_metrics = True
+        params.verbosity = 1  # errors only: it writes to this process's stderr
         self._server = engine.Server(params)
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint
+from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Vectors
 from culturepark.settings import LimitSettings, ModelSettings
 
@@ -34,9 +34,13 @@ class HttpEmbedder:
     """One embedding model at one endpoint. Implements ports.Embedder."""
 
     def __init__(
-        self, model: ModelSettings, limits: LimitSettings, endpoint: HttpEndpoint | None = None
+        self,
+        model: ModelSettings,
+        limits: LimitSettings,
+        endpoint: HttpEndpoint | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
-        self._http = endpoint or HttpEndpoint(model, limits)
+        self._http = endpoint or HttpEndpoint(model, limits, on_retry=on_retry)
         self._model = model.model or "embedded"
         self._dimensions = model.dimensions
         self._limits = limits

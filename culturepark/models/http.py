@@ -39,6 +39,10 @@ _READ_BYTES = 65_536
 """No more of an error body than this is looked at."""
 
 
+OnRetry = Callable[[str, str, ModelError, float], None]
+"""Told the dialogue, the address, what went wrong, and the seconds until the next attempt."""
+
+
 class Reply(Struct, frozen=True):
     """A body that came with status 200."""
 
@@ -93,7 +97,8 @@ class HttpEndpoint:
     """POSTs JSON to the replicas of one endpoint.
 
     A call goes to the replica that its affinity names; a further attempt goes to the next one.
-    `sleep` and `rng` are arguments so that tests wait for nothing.
+    `on_retry` is told of each further attempt. `sleep` and `rng` are arguments so that tests wait
+    for nothing.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class HttpEndpoint:
         model: ModelSettings,
         limits: LimitSettings,
         *,
+        on_retry: OnRetry | None = None,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
@@ -112,6 +118,7 @@ class HttpEndpoint:
             self._headers["Authorization"] = f"Bearer {self._key}"
         self._slots = asyncio.Semaphore(limits.requests_in_flight)
         self._session: aiohttp.ClientSession | None = None
+        self._on_retry = on_retry
         self._sleep = sleep
         self._rng = rng or random.Random()
 
@@ -133,7 +140,10 @@ class HttpEndpoint:
             except ModelError as error:
                 if not error.passing or attempt >= self._limits.retries:
                     raise
-                await self._sleep(self.wait_before(attempt, error.wait_s))
+                wait_s = self.wait_before(attempt, error.wait_s)
+                if self._on_retry:
+                    self._on_retry(affinity, url, error, wait_s)
+                await self._sleep(wait_s)
                 attempt += 1
 
     def wait_before(self, attempt: int, asked_s: float | None) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from culturepark.store.rows import DIALOGUES, OPINIONS
-from tests.ray.conftest import Generate, rows, summary
+from tests.ray.conftest import Generate, children_named, rows, summary, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,22 @@ def test_shards_have_the_one_schema_and_load_with_datasets(
 def test_what_a_newcomer_sees(run: tuple[Path, str]) -> None:
     out, printed = run
     assert "Traceback" not in printed
-    shown = rows(out, "dialogues")
-    assert any(row["turns"][0]["text"].split()[0] in printed for row in shown)
-    for word in ("finished", "extracted", "kept", "rejected", "entails", str(out.name)):
+    assert any(row["id"] in printed for row in rows(out, "dialogues"))
+    assert any(row["id"][:9] in printed for row in rows(out, "samples"))
+    for word in ("finished", "opinions", "kept", "clustered", "entails", out.name):
         assert word in printed
+
+
+def test_the_engine_is_killed_and_started_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    started = Generate(out, 'plan.cultures=["turkish"]', "plan.utterances=8", "limits.backoff_s=0.5")
+    wait_for(lambda: children_named(started.process.pid, "ray::ChatEngine"), "the engine")
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
+    for name in ("ray::ChatEngine", "ray::EmbeddingEngine"):
+        for pid in children_named(started.process.pid, name):
+            os.kill(pid, signal.SIGKILL)
+    code, printed = started.wait(300)
+    assert code == 0, printed
+    assert summary(out)["total"]["finished"] == summary(out)["total"]["planned"] == 2
+    retried = (out / "logs" / "agent-turkish-0.jsonl").read_text()
+    assert "call_retried" in retried

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def assert_whole(out: Path) -> None:
     assert not total["problems"]
     for culture in total["cultures"].values():
         assert culture["planned"] == culture["finished"] + culture["failed"] > 0
-        assert culture["extracted"] == culture["kept"] + culture["rejected"] > 0
+        assert culture["extracted"] == culture["kept"] + culture["rejected"]
+    assert total["total"]["kept"] > 0
     ids = Counter(row["id"] for row in rows(out, "dialogues"))
     assert len(ids) == total["total"]["planned"]
     assert set(ids.values()) == {1}
@@ -164,3 +166,18 @@ def test_two_drivers_on_one_directory(tmp_path: Path, generate: Any) -> None:
     assert code == 4, printed
     assert "Traceback" not in printed
     assert first.process.poll() is None
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    run = generate(out, *SCRIPTED, QUESTIONS, 'models.chat.model="latency_ms=2000"')
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
+    actors = children_named(run.process.pid, "ray::CulturalAgent")
+    assert actors
+    os.killpg(run.process.pid, signal.SIGINT)
+    time.sleep(1)
+    assert run.process.poll() is None  # it drains
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, printed = run.wait(20)
+    assert code == 130, printed
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in actors), "Ray's processes to end", 30)

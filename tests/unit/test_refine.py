@@ -97,7 +97,10 @@ def test_more_opinions_than_a_turn_can_hold_are_not_believed() -> None:
     ],
 )
 def test_spans_hold_the_quote(turn: str, quote: str, expected: str) -> None:
-    (found,) = read_opinions(json.dumps({"opinions": [{"opinion": "Other words here.", "quote": quote}]}), turn) or []
+    (found,) = (
+        read_opinions(json.dumps({"opinions": [{"opinion": "Other words here.", "quote": quote}]}), turn)
+        or []
+    )
     assert turn[found.start : found.end] == expected
 
 
@@ -135,7 +138,10 @@ def test_sentences_cover_the_text_in_order_and_exactly(text: str) -> None:
         ('She said "no." Then she left.', ['She said "no."', "Then she left."]),
         ("No stop at the end", ["No stop at the end"]),
         ("First line\nSecond line", ["First line", "Second line"]),
-        ("\u6211\u7231\u5bb6\u3002\u5bb6\u7231\u6211\u3002", ["\u6211\u7231\u5bb6\u3002", "\u5bb6\u7231\u6211\u3002"]),
+        (
+            "\u6211\u7231\u5bb6\u3002\u5bb6\u7231\u6211\u3002",
+            ["\u6211\u7231\u5bb6\u3002", "\u5bb6\u7231\u6211\u3002"],
+        ),
         ("...", []),
         ("", []),
     ],
@@ -156,8 +162,11 @@ def test_tidy_text_can_be_kept(text: str) -> None:
     clean = tidy(text + "\ud800")
     clean.encode()
     assert not {"\x00", "\r", "\t", "\u202e"} & set(clean)
-    assert "<|im_start|>" not in tidy(f"<|im_<|{text[:5]}|>start|>") or "|" in text or ">" in text
     assert not clean.startswith((" ", "\n"))
+
+
+def test_a_template_token_does_not_appear_when_another_inside_it_goes() -> None:
+    assert tidy("a<|im_<|x|>start|>b") == "ab"
 
 
 # --- verdicts
@@ -210,7 +219,6 @@ def test_first_person(text: str, expected: str) -> None:
     ("text", "empty"),
     [
         ("There is no clear opinion in this message.", True),
-        ("The message does not express an opinion.", False),
         ("As an AI, I hold no views.", True),
         ("What do you think about your family?", True),
         ('"Do you agree?"', True),
@@ -224,8 +232,6 @@ def test_first_person(text: str, expected: str) -> None:
     ],
 )
 def test_what_holds_no_opinion(text: str, empty: bool) -> None:
-    if text.startswith("The message does not"):
-        return  # says so in words of its own: the verifier finds it novel at best
     assert holds_no_opinion(text) is empty
 
 
@@ -310,7 +316,11 @@ async def one(office: Any, **settings: Any) -> Opinion:
 async def test_an_opinion_that_agrees_is_kept_with_its_vector() -> None:
     office = Office()
     opinion = await one(office)
-    assert (opinion.text, opinion.first_verdict, opinion.verdict) == (office.extracted[0], "entails", "entails")
+    assert (opinion.text, opinion.first_verdict, opinion.verdict) == (
+        office.extracted[0],
+        "entails",
+        "entails",
+    )
     assert not opinion.rewritten
     assert np.linalg.norm(np.frombuffer(opinion.vector, np.float32)) == pytest.approx(1, abs=1e-5)
     assert office.calls == {"extractor": 1, "verifier": 1}
@@ -337,7 +347,9 @@ async def test_a_reply_that_cannot_be_read_is_asked_for_once_more() -> None:
 
 async def test_twice_unreadable_is_noted_and_loses_only_that_turn() -> None:
     office = Office()
-    office.extracted = lambda prompt: json.dumps(LISTED) if "Bread" in prompt.messages()[1]["content"] else "?"
+    office.extracted = lambda prompt: (
+        json.dumps(LISTED) if "Bread" in prompt.messages()[1]["content"] else "?"
+    )
     refined = await refine(office, "Family is everything.", "Bread is holy.")
     assert len(refined.opinions) == 2
     assert len(refined.notes) == 1
@@ -423,7 +435,11 @@ async def test_novel_opinions_are_kept_unless_settings_say_otherwise(settings: A
 
 async def test_nothing_is_spent_on_what_is_no_opinion() -> None:
     office, embedder = Office(), builders.CountingEmbedder()
-    office.extracted = ["Too short.", "What do you think about that, my friend?", "Guests are always fed before us."]
+    office.extracted = [
+        "Too short.",
+        "What do you think about that, my friend?",
+        "Guests are always fed before us.",
+    ]
     refined = await refine(office, embedder=embedder)
     assert [o.rejected for o in refined.opinions] == ["too_short", "no_opinion", ""]
     assert office.calls["verifier"] == 1
@@ -472,7 +488,7 @@ async def test_a_small_models_opinions_are_its_own_sentences() -> None:
     embedder = builders.CountingEmbedder()
     said = "My mother and father are the centre of my life. Shall we have tea?"
     refined = await refine(AssertionError, said, profile="small", embedder=embedder, rewrite=False)
-    assert [o.extracted for o in refined.opinions] == said.split(". ", 1) or len(refined.opinions) == 2
+    assert [o.extracted for o in refined.opinions] == [said[:-19], "Shall we have tea?"]
     for opinion in refined.opinions:
         assert said[opinion.start : opinion.end] == opinion.extracted
     assert refined.opinions[1].rejected == "no_opinion"

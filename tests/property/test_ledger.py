@@ -1,0 +1,217 @@
+"""The ledger: whatever the order, the duplicates and the crashes, the same rows come out once."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from culturepark.errors import RunDirError
+from culturepark.messages import Outcome, decode_outcome, encode
+from culturepark.settings import Settings
+from culturepark.store import funnel as funnels
+from culturepark.store.ledger import Ledger, Sealed
+from culturepark.store.lock import RunLock
+from culturepark.store.log import replay
+from culturepark.store.manifest import Manifest
+from culturepark.store.readers import rows
+from culturepark.store.rundir import SHARD_DIRS, Run
+from tests import builders
+
+
+def settings_of(shard_dialogues: int = 2000) -> Settings:
+    return builders.settings(
+        plan={
+            "cultures": ["arabic", "korean"],
+            "questions": list(builders.THREE[:2]),
+            "kinds": ["cross", "in-culture"],
+            "dialogues_per_question": 5,
+            "utterances": 2,
+        },
+        refine={"cell_dialogues": 2, "clusters": 2, "near_duplicate": 0.95},
+        store={"shard_dialogues": shard_dialogues},
+    )
+
+
+class Disk:
+    """A run directory whose writer may die at any moment."""
+
+    def __init__(self, root: Path, of: Settings) -> None:
+        self.run: Run = builders.run_in(root, of)
+        self.lock = RunLock.take(root)
+        self.ledger = Ledger(self.run, self.lock)
+
+    def crash(self) -> None:
+        """The writer is gone without a word; another one takes over."""
+        self.lock.release()
+        self.lock = RunLock.take(self.run.root)
+        self.ledger = Ledger(self.run, self.lock)
+
+    def finish(self) -> dict[str, list[dict[str, Any]]]:
+        """Close, and read all rows back by what does not depend on when they were written."""
+        self.ledger.close()
+        self.lock.release()
+        manifest = Manifest.read(self.run.root / "manifest")
+        return {
+            kind: sorted(rows(self.run.root, manifest, kind), key=lambda r: r["id"]) for kind in SHARD_DIRS
+        }
+
+    def on_disk(self) -> Counter[int]:
+        """How often each dialogue is in the manifest or, beside it, in the log."""
+        manifest = Manifest.read(self.run.root / "manifest")
+        seen = Counter(row["number"] for row in rows(self.run.root, manifest, "dialogues", ("number",)))
+        cells = {index for entry in manifest.entries for index in entry.data_as(Sealed).cells}
+        for entry in replay(self.run.root / "log"):
+            number = decode_outcome(entry.payload).number
+            if self.run.plan.cell_of(number) not in cells:
+                seen[number] += 1
+        return seen
+
+
+def undisturbed(of: Settings) -> dict[str, list[dict[str, Any]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Disk(Path(folder) / "run", of)
+        for outcome in builders.outcomes(disk.run.plan):
+            disk.ledger.append(encode(outcome))
+        return disk.finish()
+
+
+EXPECTED: dict[str, list[dict[str, Any]]] = {}
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1 << 30), shard_dialogues=st.sampled_from([1, 4, 2000]), calm=st.integers(2, 12))
+def test_disturbance_changes_nothing(seed: int, shard_dialogues: int, calm: int) -> None:
+    if not EXPECTED:
+        EXPECTED.update(undisturbed(settings_of()))
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Disk(Path(folder) / "run", settings_of(shard_dialogues))
+        outcomes = builders.outcomes(disk.run.plan)
+        owed = [*outcomes, *dice.sample(outcomes, 6)]
+        dice.shuffle(owed)
+        acknowledged: set[int] = set()
+        while owed:
+            outcome = owed.pop()
+            known = disk.ledger.has(outcome.number)
+            taken = disk.ledger.append(encode(outcome))
+            assert not (known and taken)
+            if not dice.randrange(3):
+                done = disk.ledger.sync()
+                assert not acknowledged & set(done)
+                acknowledged |= set(done)
+            if not dice.randrange(calm):
+                disk.crash()
+                # Nothing that was acknowledged is lost; what was not is asked for again.
+                assert acknowledged <= {o.number for o in outcomes if disk.ledger.has(o.number)}
+                bits = np.unpackbits(np.frombuffer(disk.ledger.done(), np.uint8), count=len(outcomes))
+                assert [bool(bit) for bit in bits] == [disk.ledger.has(n) for n in range(len(outcomes))]
+                owed += [o for o in outcomes if not disk.ledger.has(o.number) and o not in owed]
+                acknowledged = {n for n in range(len(outcomes)) if bits[n]}
+        found = disk.finish()
+        assert disk.on_disk() == dict.fromkeys(range(len(outcomes)), 1)
+        for kind in SHARD_DIRS:
+            assert found[kind] == EXPECTED[kind]
+        for culture, planned in disk.run.plan.planned().items():
+            assert funnels.problems(disk.ledger.funnels[culture], planned, whole=True) == []
+
+
+def test_the_rows_hold_what_was_said_and_decided(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of())
+    outcomes = builders.outcomes(disk.run.plan)
+    for outcome in outcomes:
+        disk.ledger.append(encode(outcome))
+    found = disk.finish()
+    assert [row["number"] for row in sorted(found["dialogues"], key=lambda r: r["number"])] == list(range(20))
+    by_id = {row["id"]: row for row in (*found["samples"], *found["rejected"])}
+    extracted = [opinion for outcome in outcomes for opinion in outcome.opinions]
+    assert len(by_id) == len(extracted) == len(found["samples"]) + len(found["rejected"])
+    reasons = {row["rejected"] for row in found["rejected"]}
+    assert reasons >= {"cluster", "near_duplicate", "too_short", "contradicts"}
+    for opinion in extracted:
+        row = by_id[opinion.id]
+        assert row["text"] == opinion.text
+        assert bool(row["rejected"]) != row["kept"]
+        assert len(row["messages"]) == (3 if row["kept"] else 0)
+        assert np.float32(row["embedding"]).tobytes() == opinion.vector
+        if row["instead"]:
+            assert by_id[row["instead"]]["culture"] == row["culture"]
+    failed = [row for row in found["dialogues"] if row["status"] == "failed"]
+    assert failed
+    assert all(row["failure"] == "timeout" and row["reason"] for row in failed)
+
+
+def test_a_cell_waits_for_its_predecessor_whoever_was_faster(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of(shard_dialogues=1))
+    plan = disk.run.plan
+    outcomes = builders.outcomes(plan)
+    first, *later = [plan.cell(i) for i in range(plan.n_cells) if plan.cell(i).culture == "arabic"]
+    for cell in later:
+        for number in range(cell.first, cell.first + cell.size):
+            disk.ledger.append(encode(outcomes[number]))
+    disk.ledger.sync()
+    assert not Manifest.read(disk.run.root / "manifest").entries
+    assert disk.ledger.waiting == sum(cell.size for cell in later)
+    for number in range(first.first, first.first + first.size):
+        disk.ledger.append(encode(outcomes[number]))
+    disk.ledger.sync()
+    assert disk.ledger.waiting == 0
+    assert (
+        sum(disk.ledger.funnels["arabic"][key] for key in ("finished", "failed")) == plan.planned()["arabic"]
+    )
+
+
+def test_what_is_sealed_leaves_the_log(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of(shard_dialogues=4))
+    for outcome in builders.outcomes(disk.run.plan):
+        disk.ledger.append(encode(outcome))
+        disk.ledger.sync()
+    disk.finish()
+    assert not list(replay(disk.run.root / "log"))
+
+
+def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of())
+    stranger = msgspec.structs.replace(builders.outcomes(disk.run.plan)[0], number=19)
+    disk.ledger.append(encode(stranger))
+    disk.ledger.sync()
+    disk.lock.release()
+    small = builders.settings(
+        plan={"cultures": ["arabic"], "questions": ["wvs7-q28"], "dialogues_per_question": 2}
+    )
+    other = builders.run_in(tmp_path / "other", small)
+    (tmp_path / "other" / "log").symlink_to(tmp_path / "run" / "log")
+    with RunLock.take(other.root) as lock, pytest.raises(RunDirError, match="dialogue 19"):
+        Ledger(other, lock)
+
+
+def test_a_writer_that_was_replaced_cannot_go_on(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of())
+    outcome = builders.outcomes(disk.run.plan)[0]
+    disk.ledger.append(encode(outcome))
+    disk.lock.release()
+    with RunLock.take(disk.run.root), pytest.raises(RunDirError):
+        disk.ledger.sync()
+
+
+def test_old_bytes_still_read() -> None:
+    """An outcome as the first version of the format wrote it."""
+    raw = (Path(__file__).parent.parent / "data" / "outcome-schema1.msgpack").read_bytes()
+    outcome = decode_outcome(raw)
+    assert (outcome.number, outcome.schema, outcome.failed) == (7, 1, "")
+    assert [(t.number, t.speaker) for t in outcome.turns] == [(1, 0), (2, 1)]
+    assert outcome.turns[0].usage.cached_tokens == 2
+    opinion = outcome.opinions[0]
+    assert (opinion.first_verdict, opinion.verdict, opinion.rewritten) == ("contradicts", "entails", True)
+    assert np.frombuffer(opinion.vector, np.float32).tolist() == [0.5, -0.5]
+    assert outcome.usage["speaker"].calls == 2
+    assert outcome.notes == ("turn 2: a note",)
+    assert isinstance(outcome, Outcome)
