@@ -233,7 +233,8 @@ class Plan:
 
     def _fingerprint(self, settings: Settings) -> str:
         rooms: dict[str, object] = {room: getattr(settings, room) for room in IDENTITY_ROOMS}
-        # Where a model is served may change between resumes; which model it is may not.
+        # Where seeds, cultures and models are found may change between resumes; what they are may not.
+        rooms["plan"] = msgspec.structs.replace(settings.plan, seeds=(), culture_files=())
         rooms["models"] = {
             name: [
                 model.engine,

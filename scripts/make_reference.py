@@ -34,8 +34,9 @@ A configuration is a TOML file. Copy one from `config/` and change it; every key
 `[models]` and `[roles]`. An unknown key is refused with its path. `--set a.b=value` overrides a key from the
 command line. Paths are relative to the file they stand in. The resolved settings are saved in `run.json`.
 
-`[models]`, `[roles]`, `[plan]`, `[sampling]` and `[refine]` decide what is generated: a run directory can only
-be resumed with the same ones (where a model is served may change). The other tables may change at any time.
+`[models]`, `[roles]`, `[plan]`, `[sampling]` and `[refine]` decide what is generated: a run directory can
+only be resumed with the same ones (where models, seeds and cultures are found may change). The other tables
+may change at any time.
 
 This page is made from `culturepark/settings.py` by `scripts/make_reference.py`.
 """

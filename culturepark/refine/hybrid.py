@@ -50,8 +50,9 @@ def positions_of(seed: Seed) -> tuple[Position, ...]:
 
     An ordered scale has two: for (the statement) and against (the negation), and a third for its
     middle answers, if it has any, which only counts for stances that hold it: what most people say
-    in the middle of a scale is near to everything. Without a negation the labels of the answers of each side stand in, which tells
-    the sides apart less well. A nominal scale has one position an option.
+    in the middle of a scale is near to everything. Without a negation the labels of the answers of
+    each side stand in, which tells the sides apart less well. A nominal scale has one position an
+    option.
     """
     if seed.scale == "nominal":
         return tuple(Position((_answered(seed, o.label),), (o.code,)) for o in seed.options)

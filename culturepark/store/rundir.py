@@ -100,6 +100,9 @@ def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) ->
             raise RunDirError(str(root), "this is a file, not a directory.", "Name another directory.")
     if "run.json" in present:
         run = load_run(root)
+        if not _by_this_version(run.file):
+            what = f"it was made by version {run.file.code_version} with prompts {run.file.prompt_version}."
+            raise RunDirError(str(root), what, "Resume it with that version, or use another --out.")
         if run.file.fingerprint != plan.fingerprint:
             what = f"it holds another run; {_difference(run, settings)}."
             raise RunDirError(str(root), what, "Use another --out, or the settings that it began with.")
@@ -126,7 +129,8 @@ def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) ->
 
 
 def load_run(root: Path) -> Run:
-    """Read a run directory without its configuration. Raises RunDirError."""
+    """Read a run directory without its configuration; also one of another version, which can be
+    read but not resumed. Raises RunDirError."""
     path = root / "run.json"
     try:
         file = msgspec.json.decode(path.read_bytes(), type=RunFile)
@@ -143,13 +147,14 @@ def load_run(root: Path) -> Run:
         raise RunDirError(str(path), f"it is damaged: {error}.", fix) from None
     settings = decode_settings(file.settings, str(path))
     plan = Plan(settings, read_seeds(root / "seeds.jsonl"), cultures)
-    if plan.fingerprint != file.fingerprint:
-        if file.prompt_version != PROMPT_VERSION or file.code_version != __version__:
-            what = f"it was made by version {file.code_version} with prompts {file.prompt_version}."
-            raise RunDirError(str(path), what, "Use that version to read or resume it.")
+    if plan.fingerprint != file.fingerprint and _by_this_version(file):
         what = "its settings, seeds or cultures were changed after it began."
         raise RunDirError(str(path), what, "Put run.json, seeds.jsonl and cultures.json back as they were.")
     return Run(root, file, settings, plan)
+
+
+def _by_this_version(file: RunFile) -> bool:
+    return (file.code_version, file.prompt_version) == (__version__, PROMPT_VERSION)
 
 
 def _difference(run: Run, settings: Settings) -> str:

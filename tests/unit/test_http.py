@@ -23,7 +23,7 @@ from culturepark.models.http import HttpEndpoint, seconds_of
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
 
-KEY = "sk-proj-4f9c2a7e11d0b6338855"
+KEY = "proj.4f9c2a7e11d0b6338855"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

@@ -195,8 +195,6 @@ IDENTITY: list[dict[str, Any]] = [
     {"plan": {"cultures": ["arabic"]}},
     {"plan": {"contact": "german", "cultures": ["arabic", "turkish"]}},
     {"plan": {"questions": ["wvs7-q28"]}},
-    {"plan": {"seeds": ["builtin", "mine.jsonl"]}},
-    {"plan": {"culture_files": ["mine"]}},
     {"plan": {"dialogues_per_question": 5}},
     {"plan": {"kinds": ["cross"]}},
     {"plan": {"styles": ["free-chat"]}},
@@ -223,6 +221,9 @@ IDENTITY: list[dict[str, Any]] = [
     {"refine": {"faults": {"keep_longest": True}}},
 ]
 SERVING: list[dict[str, Any]] = [
+    # Where seeds and cultures are found; what is in them counts, see below.
+    {"plan": {"seeds": ["builtin", "mine.jsonl"]}},
+    {"plan": {"culture_files": ["mine"]}},
     {"models": {"chat": {"base_urls": ["http://localhost:1/v1"]}}},
     {"models": {"chat": {"api_key_env": "ANOTHER"}}},
     {"models": {"chat": {"parallel": 3, "threads": 2, "gpu_layers": 1, "price_prompt": 1.0}}},
@@ -252,7 +253,7 @@ def test_the_fingerprint_changes_with_what_is_generated_and_with_nothing_else() 
     assert {fingerprint(change) for change in SERVING} == {base}
     # The table above leaves no field of plan and refine out.
     for room in ("plan", "refine"):
-        changed = {key for change in IDENTITY for key in change.get(room, {})}
+        changed = {key for change in (*IDENTITY, *SERVING) for key in change.get(room, {})}
         kind = {f.name: f.type for f in msgspec.structs.fields(Settings)}[room]
         assert changed == set(kind.__struct_fields__)
 
