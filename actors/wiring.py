@@ -156,6 +156,7 @@ class Crew:
 
     def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
         port = _free_port()
+        model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": self._here}
         if embedder:
             engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(port)
@@ -163,9 +164,7 @@ class Crew:
             engine = ray.remote(ChatEngine).options(**options).remote(msgspec.msgpack.encode(model), port)
         self._engines.append(engine)
         url: str = ray.get(engine.url.remote(), timeout=120)
-        return replace(
-            model, base_urls=(url,), model=model.model or embedded_name(model, embedder).split(" ")[0]
-        )
+        return replace(model, base_urls=(url,))
 
 
 def _free_port() -> int:

@@ -49,7 +49,7 @@ _STAGES = (
     ("no opinion", ("no_opinion", "too_short")),
     ("off stance", ("contradicts", "contradicts_after_rewrite", "off_topic_after_rewrite", "novel")),
     ("same as another", ("near_duplicate",)),
-    ("clustered", ("cluster",)),
+    ("similar", ("cluster",)),
 )
 _SPEAKERS = ("cyan", "magenta")
 _SHARE_WIDTH = 24
