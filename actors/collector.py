@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from actors.inputs import Inputs
-from culturepark.errors import CultureParkError
+from culturepark.errors import CultureParkError, RunDirError
 from culturepark.messages import Outcome, unpack
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
@@ -96,12 +96,17 @@ class Collector:
             if self._failure:
                 raise self._failure
             outcomes = await asyncio.to_thread(self._append_and_sync, [raws for raws, _ in waiting])
-        except CultureParkError as error:
-            self._failure = error
-            self._log.error("failed", where=error.where, what=error.what)
+        except Exception as error:  # whatever it is, nobody may be left waiting for an answer
+            self._failure = failure = _in_words(error, self._given.root)
             for _, taken in waiting:
-                taken.set_exception(error)
+                if not taken.done():
+                    taken.set_exception(failure)
+            if self._lock is not None:
+                self._log.error("failed", where=failure.where, what=failure.what)
             return
+        for _, taken in waiting:
+            if not taken.done():
+                taken.set_result(None)
         for outcome in outcomes:
             brief = self._run.plan.brief(outcome.number)
             if outcome.failed:
@@ -110,11 +115,16 @@ class Collector:
                 )
             else:
                 self._log.info("dialogue_finished", dialogue=brief.id, turns=len(outcome.turns))
-        for _, taken in waiting:
-            taken.set_result(None)
 
     def _append_and_sync(self, batches: list[list[msgspec.Raw]]) -> list[Outcome]:
         self._open()
         new = [self._ledger.append(bytes(raw)) for raws in batches for raw in raws]
         self._ledger.sync()
         return [outcome for outcome in new if outcome is not None]
+
+
+def _in_words(error: Exception, root: str) -> CultureParkError:
+    if isinstance(error, CultureParkError):
+        return error
+    what = f"an outcome could not be recorded: {type(error).__name__}: {error}"
+    return RunDirError(root, what, "This is a fault of culturepark's own; what was recorded before is safe.")

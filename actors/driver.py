@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from actors.mailbox import cause_of
 from actors.wiring import Crew, ray_session
 from culturepark.conductor import Progress
-from culturepark.errors import EndpointError, Interrupted
+from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from culturepark.watching import Snapshot
@@ -23,6 +23,7 @@ from culturepark.watching import Snapshot
 _POLL_S = 0.25
 _FINISH_S = 600.0
 _PREDECESSOR_S = 15.0
+_DOWN_S = 120.0
 
 
 def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = True) -> Snapshot:
@@ -47,7 +48,7 @@ def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = Tr
 
 
 def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signals | None) -> Snapshot:
-    began = time.monotonic()
+    began = answered = time.monotonic()
     draining = False
     snapshot: Snapshot | None = None
     while True:
@@ -55,8 +56,12 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
             draining = _ask(crew.moderator.drain, "drain", "stopped on request") is not _DOWN
         moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
         if moderator is _DOWN or collector is _DOWN:
+            if time.monotonic() - answered > _DOWN_S:
+                what = f"the moderator or the collector has not come back for {_DOWN_S:.0f} s."
+                raise CultureParkError("actors", what, "See the run's logs/, then run the command again.")
             time.sleep(_POLL_S)  # it is starting again
             continue
+        answered = time.monotonic()
         snapshot = Snapshot(
             progress=_progress(moderator["progress"]),
             funnels=collector["funnels"],

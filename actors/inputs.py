@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -88,8 +89,11 @@ def _retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
 def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
     """A log of one JSON object a line at `logs/<actor>.jsonl`."""
     folder = root / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / f"{actor}.jsonl").open("a", encoding="utf-8", buffering=1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{actor}.jsonl").open("a", encoding="utf-8", buffering=1)
+    except OSError:  # a node that does not share the run directory keeps its log to itself
+        file = sys.stderr
     return structlog.wrap_logger(
         structlog.WriteLogger(file),
         processors=[

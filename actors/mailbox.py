@@ -87,7 +87,9 @@ class Mailbox:
                 await self._send(batch)
             except RayTaskError:
                 raise  # the receiver's own error: sending again would not help
-            except RayActorError:
+            except RayActorError as error:
+                if never_comes_back(error):
+                    raise
                 # It died or is starting again; Ray restarts it, and it will take the batch then.
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                 attempt += 1
@@ -97,6 +99,11 @@ class Mailbox:
     def _noticed(self, pump: asyncio.Task[None]) -> None:
         if not pump.cancelled() and (error := pump.exception()) is not None:
             self._on_failure(cause_of(error))
+
+
+def never_comes_back(error: RayActorError) -> bool:
+    """Whether an actor failed in its constructor, which Ray does not try again."""
+    return "creation task" in str(error)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -12,8 +12,8 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Directory, leave
 from actors.inputs import Inputs
-from actors.mailbox import cause_of
-from culturepark.conductor import COLLECTOR, Conductor, Post
+from actors.mailbox import cause_of, never_comes_back
+from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.messages import Recorded, decode, decode_outcome, encode, unpack
 
 
@@ -87,10 +87,10 @@ class Moderator:
         agents = [
             f"agent/{culture}/{i}"
             for culture, count in self._replicas.items()
-            if culture != "refiner"
+            if culture != REFINERS
             for i in range(count)
         ]
-        return [*agents, *(f"refiner/{i}" for i in range(self._replicas["refiner"]))]
+        return [*agents, *(f"refiner/{i}" for i in range(self._replicas[REFINERS]))]
 
     def _send(self, posts: list[Post]) -> None:
         for post in posts:
@@ -114,6 +114,8 @@ class Moderator:
             except RayTaskError as error:
                 raise cause_of(error) from error
             except RayActorError as error:
+                if never_comes_back(error):
+                    raise
                 assert self._conductor is not None  # start made it
                 posts = self._conductor.lost(address)
                 self._log.warning("actor_lost", address=address, asked_again=len(posts), why=str(error)[:200])

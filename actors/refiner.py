@@ -29,21 +29,30 @@ class RefinerActor:
     """Takes whole dialogues; tells the moderator of each one that is on disk."""
 
     def __init__(self, inputs: bytes, address: str, namespace: str) -> None:
-        given = Inputs.from_bytes(inputs)
-        self._log = given.logger(address.replace("/", "-"))
-        self._plan = given.plan
+        # Nothing here can fail: an error in a constructor would reach nobody in words.
+        self._given = Inputs.from_bytes(inputs)
+        self._plan = self._given.plan
+        self._log = self._given.logger(address.replace("/", "-"))
         self._directory = Directory(namespace)
         self._busy: set[tuple[int, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        roles: dict[str, RoleModel] = {}
-        for role in _ROLES:
-            profile = given.profile(role)
-            sampling = sampling_with(profile.sampling(role), given.settings, role)
-            roles[role] = RoleModel(given.chat(role, self._log), profile, sampling)
-        self._refiner = Refiner(given.settings.refine, roles, given.embedder(self._log))
+        self._opened: Refiner | None = None
+
+    def _refiner(self) -> Refiner:
+        """The refiner, made when it is first needed. Raises ConfigError."""
+        if self._opened is None:
+            given = self._given
+            roles: dict[str, RoleModel] = {}
+            for role in _ROLES:
+                profile = given.profile(role)
+                sampling = sampling_with(profile.sampling(role), given.settings, role)
+                roles[role] = RoleModel(given.chat(role, self._log), profile, sampling)
+            self._opened = Refiner(given.settings.refine, roles, given.embedder(self._log))
+        return self._opened
 
     async def receive(self, batch: bytes) -> None:
         """Take a batch of dialogues; one that is under way already is not begun again."""
+        self._refiner()
         for raw in unpack(batch):
             message = decode(raw)
             assert isinstance(message, Refine)  # nothing else is sent to a refiner
@@ -55,7 +64,11 @@ class RefinerActor:
                 task.add_done_callback(self._tasks.discard)
 
     async def watch(self) -> None:
-        """Return never: a caller that waits for this learns at once when the actor is gone."""
+        """Return never: a caller that waits for this learns at once when the actor is gone.
+
+        Raises ConfigError if this actor cannot work.
+        """
+        self._refiner()
         await asyncio.Event().wait()
 
     async def _refine(self, message: Refine, key: tuple[int, int]) -> None:
@@ -71,40 +84,31 @@ class RefinerActor:
 
     async def _outcome(self, message: Refine) -> Outcome | Balked:
         brief = self._plan.brief(message.number)
-        spoken = {"speaker": speaker_usage(message.turns)}
-        failed, reason = "", ""
         try:
-            refined = await self._refiner.refine(brief, message.turns)
+            refined = await self._refiner().refine(brief, message.turns)
         except RefineError as error:
-            self._log.warning(
-                "refinement_failed", dialogue=brief.id, kind=error.cause.kind, reason=error.cause.reason
-            )
-            if error.cause.stops_run:
-                return Balked(message.number, message.take, 0, error.cause.kind, error.cause.reason)
-            failed, reason, usage = error.cause.kind, f"in refinement: {error.cause.reason}", error.usage
-            opinions, notes = (), ()
+            cause = error.cause
+            self._log.warning("refinement_failed", dialogue=brief.id, kind=cause.kind, reason=cause.reason)
+            reason = f"in refinement: {cause.reason}"
+            return Balked(message.number, message.take, 0, cause.kind, reason, error.usage)
         except Exception as error:
             # Our own fault must not leave a dialogue waiting for ever.
             self._log.exception("refiner_error", dialogue=brief.id)
-            failed, reason, usage = "internal", f"in refinement: {type(error).__name__}: {error}", {}
-            opinions, notes = (), ()
-        else:
-            opinions, usage, notes = refined.opinions, refined.usage, refined.notes
-            self._log.info(
-                "dialogue_refined",
-                dialogue=brief.id,
-                extracted=len(opinions),
-                candidates=sum(not o.rejected for o in opinions),
-                rewritten=sum(o.rewritten for o in opinions),
-            )
+            reason = f"in refinement: {type(error).__name__}: {error}"
+            return Balked(message.number, message.take, 0, "internal", reason)
+        self._log.info(
+            "dialogue_refined",
+            dialogue=brief.id,
+            extracted=len(refined.opinions),
+            candidates=sum(not o.rejected for o in refined.opinions),
+            rewritten=sum(o.rewritten for o in refined.opinions),
+        )
         return Outcome(
             number=message.number,
             turns=message.turns,
-            opinions=opinions,
-            usage=spoken | usage,
-            failed=failed,
-            reason=reason,
-            notes=notes,
+            opinions=refined.opinions,
+            usage={"speaker": speaker_usage(message.turns)} | refined.usage,
+            notes=refined.notes,
             started_s=message.started_s,
             ended_s=time.time(),
         )

@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
-
-# Set before Ray is imported, since it reads them then; a user's own values stand.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-os.environ.setdefault("RAY_worker_niceness", "0")  # the default of 15 starves agents beside an engine
-os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # a quarter of a call's cost
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # or workers start in a second environment
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")
-
 import ray
+from msgspec.structs import replace
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.collector import Collector
@@ -35,6 +26,7 @@ from actors.engine import ChatEngine, EmbeddingEngine
 from actors.inputs import Inputs
 from actors.moderator import Moderator
 from actors.refiner import RefinerActor
+from culturepark.conductor import REFINERS
 from culturepark.models.embedded import embedded_name
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
@@ -63,7 +55,7 @@ def ray_session() -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            _temp_dir=home,
+            _temp_dir=str(Path(home, "ray")),  # Ray opens this one to all; the one above stays closed
             _node_ip_address="127.0.0.1",
             include_dashboard=False,
             log_to_driver=False,
@@ -112,10 +104,10 @@ class Crew:
         # The run directory is on this node, so its only writer is, too.
         self.collector = self._actor(Collector, "collector", inputs, here=True)
         replicas = dict.fromkeys(run.plan.agent_cultures(), settings.actors.agents_per_culture)
-        replicas["refiner"] = settings.actors.refiners
+        replicas[REFINERS] = settings.actors.refiners
         for culture, count in replicas.items():
             for i in range(count):
-                if culture == "refiner":
+                if culture == REFINERS:
                     self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", self._namespace)
                 else:
                     address = f"agent/{culture}/{i}"

@@ -52,7 +52,7 @@ class CulturalSpeaker:
         try:
             completion, text = await self._say(brief, ask, prompt, cue)
         except ModelError as error:
-            return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, error.usage)
+            return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage})
         self._remember(ask, brief, prompt.add("assistant", text))
         turn = Turn(
             number=ask.turn,

@@ -313,14 +313,22 @@ class _Check:
 
     def _datasets(self) -> None:
         lines = 0
-        for culture, counts in self._counts.items():
+        trained = Counter(
+            row["culture"]
+            for entry in self._manifest.entries
+            for row in self._of(entry, "samples", ("culture", "messages"))
+            if row["messages"]
+        )
+        for culture in self._counts:
             for name in ("chat", "prompt-completion"):
                 path = self._run.root / "datasets" / culture / f"{name}.jsonl"
                 found = self._lines(path)
-                if found is not None and found != counts["kept"]:
-                    self._problem(f"{self._named(path)}: it has {found} lines, not {counts['kept']}")
+                if found is not None and found != trained[culture]:
+                    self._problem(f"{self._named(path)}: it has {found} lines, not {trained[culture]}")
                 lines += found or 0
-        self._done("datasets/", f"{lines:,} lines in {2 * len(self._counts)} files, two for each sample")
+        self._done(
+            "datasets/", f"{lines:,} lines in {2 * len(self._counts)} files, two for each training row"
+        )
 
     def _lines(self, path: Path) -> int | None:
         read = 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from culturepark.plan import Plan
+    from culturepark.seeds import Seed
     from culturepark.settings import Settings
     from culturepark.store.rundir import Run
 
@@ -173,6 +174,10 @@ def generate(
         before = View(out)
         if before.complete:
             _say_complete(console, before.root, len(plan), before.total["failed"])
+            if quiet:
+                console.print(f"See: culturepark show {shlex.quote(str(out))}", markup=False)
+            else:
+                show_closing(console, before)
             return
         done, turns_before = before.ended, before.total["turns"]
         check_before(settings, out)
@@ -242,7 +247,7 @@ def _say_complete(console: Console, root: Path, planned: int, failed: int) -> No
     console.print(line_of(f"{root} is complete: all {plural(planned, 'dialogue')} have ended.", "bold green"))
     if failed:
         console.print(f"{count(failed)} of them failed.", style="bold red")
-    console.print(f"Nothing to do. See: culturepark show {shlex.quote(str(root))}", markup=False)
+    console.print("Nothing to do.")
 
 
 # --- before a run
@@ -391,7 +396,39 @@ def seeds_import(
     write_seeds(out, result.seeds)
     console = console_for()
     show_import(console, result, str(out))
-    console.print(f"Use it: --set 'plan.seeds=[\"{out}\"]'", markup=False, soft_wrap=True)
+    _say_how_to_use(console, out, result.seeds)
+
+
+def _say_how_to_use(console: Console, file: Path, seeds: Sequence[Seed]) -> None:
+    """A command that works as it is pasted, wherever that is, or why there can be none."""
+    import json
+
+    from culturepark.cultures import load_cultures
+    from culturepark.settings import load_settings
+
+    contact = load_settings(None).plan.contact
+    delegates = [culture for culture in load_cultures().values() if culture.id != contact]
+    answered = [c.id for c in delegates if any(_asked(seed, c.survey_keys) for seed in seeds)]
+    if not answered:
+        console.print(
+            "No culture but the main contact has answers in it, so no dialogue can be held yet: "
+            "docs/seeds.md tells how to add a culture.",
+            style="yellow",
+            markup=False,
+        )
+        return
+    rooms = {"seeds": [str(file.absolute())], "questions": []}
+    if len(answered) < len(delegates):
+        rooms["cultures"] = answered
+    # What JSON calls a list of texts, TOML calls one too.
+    sets = (f"plan.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in rooms.items())
+    words = " ".join(f"--set {shlex.quote(one)}" for one in sets)
+    console.print(f"Use it: culturepark plan {words}", markup=False, soft_wrap=True)
+
+
+def _asked(seed: Seed, survey_keys: tuple[str, ...]) -> bool:
+    answers = seed.answers_of(survey_keys)
+    return answers is not None and answers.asked
 
 
 def _items(items: str | None):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from msgspec import Struct
 
-from culturepark.dialogue import AskFor, Begin, Broke, Dialogue, Effect, Event, Fail, Finish, Said, step
+from culturepark.dialogue import AskFor, Begin, Broke, Dialogue, Effect, Event, Finish, Said, step
 from culturepark.messages import (
     RUN_STOPPERS,
     Ask,
@@ -28,11 +28,14 @@ from culturepark.messages import (
     Unknown,
     speaker_usage,
 )
+from culturepark.models.errors import PASSING
 from culturepark.plan import Plan
 from culturepark.ports import Usage
 from culturepark.settings import Settings
 
 COLLECTOR = "collector"
+REFINERS = "/refiners"
+"""Their key beside those of cultures, which hold no slash."""
 
 
 class Post(Struct, frozen=True):
@@ -76,7 +79,7 @@ class Conductor:
 
     `done` has a bit for each dialogue that needs no more work. `take` is a number that no earlier
     conductor of this run used, so that answers to an earlier one are not taken for answers to this.
-    `replicas` counts the replicas of each culture's agent and, as `refiner`, the refiners.
+    `replicas` counts the replicas of each culture's agent and, under REFINERS, the refiners.
     """
 
     def __init__(
@@ -91,7 +94,9 @@ class Conductor:
         self._slots: dict[int, _Slot] = {}
         self._turns = 0
         self._failed = 0
+        self._finished = 0
         self._failures_in_a_row = 0
+        self._doubtful: dict[int, tuple[_Slot, Post]] = {}
         self._stopped = ""
         self._stopped_by = ""
 
@@ -124,6 +129,16 @@ class Conductor:
 
     def on(self, message: Message, now_s: float) -> list[Post]:
         """What follows from a message."""
+        posts = self._on(message, now_s)
+        if not self._slots and self._doubtful and not self._stopped:
+            # Nothing is left to tell whether these failures are theirs or an outage's.
+            if self._finished:
+                posts += self._settle()
+            else:
+                self._trip("no dialogue finished")
+        return posts
+
+    def _on(self, message: Message, now_s: float) -> list[Post]:
         match message:
             case Recorded(number=number, failed=failed):
                 return self._recorded(number, failed, now_s)
@@ -162,31 +177,27 @@ class Conductor:
         self._turns += self._slots[number].dialogue is not before
         return posts
 
-    def _advance(self, number: int, event: Event, now_s: float, usage: Usage | None = None) -> list[Post]:
+    def _advance(self, number: int, event: Event, now_s: float) -> list[Post]:
         slot = self._slots[number]
         slot.dialogue, effect = step(slot.dialogue, event)
-        post = self._post_for(number, slot, effect, now_s, usage)
+        post = self._post_for(number, slot, effect, now_s)
         if post is None:
             return []
         slot.post = post
         return [post]
 
-    def _post_for(
-        self, number: int, slot: _Slot, effect: Effect, now_s: float, usage: Usage | None
-    ) -> Post | None:
+    def _post_for(self, number: int, slot: _Slot, effect: Effect, now_s: float) -> Post | None:
         match effect:
             case AskFor(turn=turn, speaker=speaker, heard=heard):
                 culture = slot.cultures[speaker]
                 address = f"agent/{culture}/{number % self._replicas[culture]}"
                 return Post(address, Ask(number, self._take, turn, heard))
             case Finish() if self._settings.refine.enabled:
-                address = f"refiner/{number % self._replicas['refiner']}"
+                address = f"refiner/{number % self._replicas[REFINERS]}"
                 return Post(address, Refine(number, self._take, slot.dialogue.turns, slot.started_s))
             case Finish():
                 return Post(COLLECTOR, self._outcome(number, slot, now_s))
-            case Fail(kind=kind, reason=reason):
-                return Post(COLLECTOR, self._outcome(number, slot, now_s, kind, reason, usage))
-            case None:
+            case _:
                 return None
 
     def _outcome(
@@ -196,13 +207,14 @@ class Conductor:
         now_s: float,
         kind: str = "",
         reason: str = "",
-        usage: Usage | None = None,
+        usage: Mapping[str, Usage] | None = None,
     ) -> Outcome:
-        spent = speaker_usage(slot.dialogue.turns) + (usage or Usage())
+        spent = dict(usage or {})
+        spent["speaker"] = speaker_usage(slot.dialogue.turns) + spent.get("speaker", Usage())
         return Outcome(
             number=number,
             turns=slot.dialogue.turns,
-            usage={"speaker": spent},
+            usage=spent,
             failed=kind,
             reason=reason,
             started_s=slot.started_s,
@@ -218,25 +230,60 @@ class Conductor:
         return [Post(post.address, ask)]
 
     def _balked(self, message: Balked, now_s: float) -> list[Post]:
-        if message.kind in RUN_STOPPERS:
+        number, kind = message.number, message.kind
+        if kind in RUN_STOPPERS:
             # Every other call would meet the same: the dialogue stays owed, the run stops.
-            self.stop(message.kind, message.reason)
-            del self._slots[message.number]
+            self.stop(kind, message.reason)
+            del self._slots[number]
             return []
-        return self._advance(
-            message.number, Broke(message.turn, message.kind, message.reason), now_s, message.usage
-        )
+        slot = self._slots[number]
+        if message.turn:
+            slot.dialogue, effect = step(slot.dialogue, Broke(message.turn, kind, message.reason))
+            if effect is None:
+                return []
+        post = Post(COLLECTOR, self._outcome(number, slot, now_s, kind, message.reason, message.usage))
+        self._failures_in_a_row += 1
+        if kind not in PASSING:
+            slot.post = post
+            posts = [post]
+        else:
+            # An outage is no fault of the dialogue's: whether this one failed is settled when
+            # another finishes. If none does, it stays owed.
+            del self._slots[number]
+            if not self._stopped:
+                self._doubtful[number] = (slot, post)
+            posts = []
+        if self._failures_in_a_row >= self._settings.limits.breaker:
+            self._trip(f"{self._failures_in_a_row} dialogues in a row failed, the last with `{kind}`")
+        return posts + self.fill(now_s)
+
+    def _trip(self, what: str) -> None:
+        reasons = [
+            post.message.reason for _, post in self._doubtful.values() if isinstance(post.message, Outcome)
+        ]
+        self.stop("breaker", f"{what} ({reasons[-1]})" if reasons else what)
+        self._doubtful.clear()
+
+    def _settle(self) -> list[Post]:
+        """Others finished, so the doubtful failures are the dialogues' own: record them."""
+        posts: list[Post] = []
+        for number, (slot, post) in self._doubtful.items():
+            slot.post = post
+            self._slots[number] = slot
+            posts.append(post)
+        self._doubtful.clear()
+        return posts
 
     def _recorded(self, number: int, failed: str, now_s: float) -> list[Post]:
         if self._slots.pop(number, None) is None:
             return []
         self._ended += 1
-        self._failed += bool(failed)
-        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if self._failures_in_a_row >= self._settings.limits.breaker:
-            what = f"{self._failures_in_a_row} dialogues in a row failed, the last with `{failed}`"
-            self.stop("breaker", what)
-        return self.fill(now_s)
+        if failed:
+            self._failed += 1
+            return self.fill(now_s)
+        self._finished += 1
+        self._failures_in_a_row = 0
+        return self._settle() + self.fill(now_s)
 
 
 def _zeros(bits: bytes, count: int) -> Iterator[int]:

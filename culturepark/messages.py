@@ -115,14 +115,14 @@ class Unknown(Struct, frozen=True, tag="unknown"):
 
 
 class Balked(Struct, frozen=True, tag="balked"):
-    """A model call failed for good, having used `usage`. `turn` is 0 if it was in refinement."""
+    """A model call failed for good. `usage` is what it took, by role; `turn` is 0 in refinement."""
 
     number: int
     take: int
     turn: int
     kind: FailureKind
     reason: str
-    usage: Usage = Usage()
+    usage: dict[str, Usage] = {}
 
 
 # --- moderator -> refiner, refiner -> moderator ------------------------------------------------------

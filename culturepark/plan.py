@@ -25,7 +25,7 @@ from culturepark.errors import ConfigError
 from culturepark.prompts import PROMPT_VERSION
 from culturepark.seeds import Answers, Seed, draw, stance_of
 from culturepark.seeds.stance import Stance
-from culturepark.settings import IDENTITY_ROOMS, Kind, PlanSettings, Settings, Style
+from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Kind, PlanSettings, Settings, Style
 
 PLAN_VERSION = 1
 """Changes when the same settings would give other dialogues."""
@@ -245,6 +245,7 @@ class Plan:
                 model.dimensions,
             ]
             for name, model in settings.models.items()
+            if name in {settings.roles.of(role) for role in (*CHAT_ROLES, "embedder")}
         }
         used = [
             c for c in self.cultures.values() if c.id in {*(d.id for d in self.delegates), self.contact.id}

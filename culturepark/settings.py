@@ -165,7 +165,7 @@ class RefineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rewrite: bool = True
     """Rewrite opinions that contradict the stance, and verify the rewritten text."""
     train_on_novel: bool = True
-    """Whether opinions with the verdict `novel` may become samples."""
+    """Whether opinions with the verdict `novel` go into the training files; they are samples in any case."""
     min_words: Annotated[int, Meta(ge=1, le=100)] = 5
     """Shorter opinions are dropped."""
     near_duplicate: Annotated[float, Meta(gt=0, le=1.01)] = 0.97
@@ -261,6 +261,7 @@ def shown_address(url: str) -> str:
 def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
     """Read a TOML file (None: the quickstart), apply `key=value` overrides, and check the whole.
 
+    Paths in the file are relative to its folder, those of overrides to the working directory.
     Raises ConfigError naming the key by its path, the value and what is allowed.
     """
     path = path if path is not None else config_dir() / "quickstart.toml"
@@ -388,6 +389,17 @@ def _check(settings: Settings, where: str) -> None:
         if name and name not in settings.models:
             fix = _did_you_mean(name, settings.models) + f"Models here: {', '.join(sorted(settings.models))}."
             raise ConfigError(f"{where}: $.roles.{role}", f"there is no model {name!r}.", fix)
+    embedder = settings.models.get(settings.roles.embedder)
+    if embedder is not None and embedder.engine == "embedded":
+        for key in ("path", "hub", "dimensions", "gpu_layers"):
+            if getattr(embedder, key):
+                what = "the embedder on this machine is the packaged one."
+                at = f"{where}: $.models.{settings.roles.embedder}.{key}"
+                raise ConfigError(at, what, 'Take it out, or serve another with `engine = "openai"`.')
+    for role in ("extractor", "verifier"):
+        if role in settings.sampling and settings.model_of(role).profile == "small":
+            what = "the small prompt profile calls no model for this role."
+            raise ConfigError(f"{where}: $.sampling.{role}", what, "Take it out.")
     plan = settings.plan
     for key in ("kinds", "styles", "pairings", "openers", "seeds"):
         if not getattr(plan, key):
@@ -453,7 +465,21 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(nested, dict):
             raise ConfigError(f"--set {key}", f"`{part}` is a value, not a table.", "Check the path.")
         here = cast(dict[str, Any], nested)
-    here[parts[-1]] = parsed
+    here[parts[-1]] = _from_here(tuple(parts), parsed)
+
+
+def _from_here(key: tuple[str, ...], value: Any) -> Any:
+    """An override's value with its paths made absolute: whoever types one means the working directory."""
+    if isinstance(value, dict):
+        return {k: _from_here((*key, k), v) for k, v in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_from_here(key, one) for one in cast(list[Any], value)]
+    is_path = key in (("plan", "seeds"), ("plan", "culture_files")) or (
+        len(key) == 3 and key[0] == "models" and key[2] == "path"
+    )
+    if not is_path or not isinstance(value, str) or (key, value) == (("plan", "seeds"), "builtin"):
+        return value
+    return _absolute(value, Path.cwd())
 
 
 def _lookup(raw: Any, path: str) -> Any:
@@ -469,20 +495,22 @@ def _lookup(raw: Any, path: str) -> Any:
 
 def _anchor(settings: Settings, folder: Path) -> Settings:
     """Paths in a configuration are relative to the file they stand in."""
-
-    def absolute(path: str) -> str:
-        try:
-            return path and str((folder / os.path.expanduser(path)).resolve())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(repr(path), f"this cannot be a path: {error}.", "Mend it.") from None
-
     plan = msgspec.structs.replace(
         settings.plan,
-        seeds=tuple(s if s == "builtin" else absolute(s) for s in settings.plan.seeds),
-        culture_files=tuple(absolute(c) for c in settings.plan.culture_files),
+        seeds=tuple(s if s == "builtin" else _absolute(s, folder) for s in settings.plan.seeds),
+        culture_files=tuple(_absolute(c, folder) for c in settings.plan.culture_files),
     )
-    models = {n: msgspec.structs.replace(m, path=absolute(m.path)) for n, m in settings.models.items()}
+    models = {
+        n: msgspec.structs.replace(m, path=_absolute(m.path, folder)) for n, m in settings.models.items()
+    }
     return msgspec.structs.replace(settings, plan=plan, models=models)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    try:
+        return path and str((folder / os.path.expanduser(path)).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(repr(path), f"this cannot be a path: {error}.", "Mend it.") from None
 
 
 def _did_you_mean(word: str, known: Any) -> str:

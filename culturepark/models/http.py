@@ -186,8 +186,10 @@ class HttpEndpoint:
 
     def _refusal(self, status: int, retry_after: str | None, raw: bytes) -> ModelError:
         kind: FailureKind
-        if status in (401, 403):
+        if status == 401:
             kind = "unauthorised"
+        elif status == 403:
+            kind = "refused"  # often one prompt's content; a key that is refused is found before the run
         elif status == 404:
             kind = "no_such_model"
         elif status == 429:

@@ -87,7 +87,8 @@ class FullProfile:
         if len(brief.speakers) > 1:
             other = brief.speakers[1 - speaker]
             lines.append(f"You are in conversation with {describe(other, cultures[other.culture])}.")
-        lines.append(f'The subject is this statement: "{brief.seed.statement}"')
+        kind = "question" if brief.seed.scale == "nominal" else "statement"
+        lines.append(f'The subject is this {kind}: "{brief.seed.statement}"')
         if stance is not None:
             lines.append(f"{stance.summary} Everything you say has to fit this view; you never give it up.")
         else:

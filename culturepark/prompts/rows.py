@@ -17,10 +17,13 @@ def training_messages(brief: Brief, opinion: Opinion, demonym: str) -> list[dict
     system = f"You are a helpful {demonym} assistant who knows {demonym} culture well."
     if opinion.verdict == "entails":
         options = "\n".join(f"{option.code}. {option.label}" for option in brief.seed.options)
-        question = (
-            f'How do you see this statement? "{brief.seed.statement}"\n{options}\n'
-            "Answer with the number of one option, and give your reason."
+        # The statement of a nominal seed is a question itself.
+        asked = (
+            brief.seed.statement
+            if brief.seed.scale == "nominal"
+            else f'How do you see this statement? "{brief.seed.statement}"'
         )
+        question = f"{asked}\n{options}\nAnswer with the number of one option, and give your reason."
         answer = f"{stance.code}. {brief.seed.option(stance.code).label}. {opinion.text}"
     else:
         question = (

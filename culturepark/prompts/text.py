@@ -83,34 +83,124 @@ def _sentence_ends(text: str, start: int = 0, end: int | None = None):
 
 
 _VERBS = "thinks|believes|feels|says|argues|holds|states|agrees|considers|finds|hopes|knows|mentions|explains"
-_PRONOUNS = {
-    "she": "I", "he": "I", "her": "my", "his": "my", "hers": "mine", "him": "me",
-    "herself": "myself", "himself": "myself", "they": "we", "their": "our", "them": "us",
-    "theirs": "ours", "themselves": "ourselves",
+_ADVERB = (
+    r"(?:(?:also|always|never|often|still|really|truly|strongly|firmly|only|usually|sometimes|deeply)\s+)?"
+)
+_UNSPECIFIC = r"[Tt]he (?:speaker|person|author|delegate)"
+
+# Forms after "I" of the verbs that may follow "she" or "he". What is not here is left to no guess.
+_REGULAR = (
+    f"{_VERBS}|wears|wants|needs|likes|loves|lives|works|learns|respects|trusts|prefers|cares|earns|helps|"
+    "makes|takes|gives|keeps|comes|sees|hears|decides|chooses|speaks|eats|shares|raises|prays|remembers|"
+    "understands|values|owes|obeys|thanks|expects|accepts"
+)
+_AFTER_I = {
+    "is": "am", "isn't": "am not", "has": "have", "hasn't": "haven't", "does": "do", "doesn't": "don't",
+    "goes": "go", "tries": "try", "teaches": "teach", "wishes": "wish", "carries": "carry",
+    **{verb: verb[:-1] for verb in _REGULAR.split("|")},
+    **{verb: verb for verb in (
+        "was wasn't had hadn't did didn't can cannot can't could couldn't will won't would wouldn't shall "
+        "should shouldn't must mustn't may might ought learned wanted needed lived worked grew"
+    ).split()},
 }  # fmt: skip
-_BASE = {"is": "am", "was": "was", "has": "have", "does": "do", "doesn't": "don't", "isn't": "am not"}
+_GENDER = {
+    **dict.fromkeys(("she", "her", "hers", "herself"), "she"),
+    **dict.fromkeys(("he", "him", "his", "himself"), "he"),
+}
+# Whom else a pronoun may stand for: people, an article that may come before one, a name.
+_SOMEBODY = re.compile(
+    r"\b(?:(?:grand)?(?:father|mother|son|daughter)|brother|sister|husband|wife|man|woman|friend|"
+    r"neighbour|neighbor|uncle|aunt|cousin|mum|mom|dad|parent|child|baby|girl|boy|bride|partner|person|"
+    r"guest|elder|teacher|boss|leader|who|one|\w+(?:one|body)|a|an|the|every|each|any|another|no)\b|"
+    r"\b(?!I\b)[A-Z]\w*",
+)
+# Words that no possessive stands before: after them "her" is "me", and "his" is "mine".
+_NO_NOUN = re.compile(
+    r"\s*(?:[.,;:!?]|$)|\s+(?:to|and|or|but|when|if|because|as|that|in|on|at|for|with|by|from|what|how|"
+    r"where|so|than|a|an|the)\b"
+)
+# After these, "her" may be the one it is done to: "let her work", "gave her money".
+_DONE_TO = re.compile(
+    r"\b(?:let|lets|mak(?:e|es|ing)|made|help(?:s|ed)?|giv(?:e|es|ing)|gave|tell(?:s|ing)?|told|"
+    r"ask(?:s|ed)?|teach(?:es)?|taught|allow(?:s|ed)?|want(?:s|ed)?|see(?:s|n)?|saw|hear(?:s|d)?|"
+    r"show(?:s|ed)?|call(?:s|ed)?|expect(?:s|ed)?|keep(?:s)?|kept|leave(?:s)?|left|find(?:s)?|found|"
+    r"send(?:s)?|sent|bring(?:s)?|brought|cost(?:s)?|offer(?:s|ed)?|pay(?:s)?|paid|buy(?:s)?|bought|"
+    r"have|has|had|watch(?:es|ed)?)\s+$"
+)
 
 
 def first_person(text: str, name: str) -> str:
     """English in the first person: "Rania thinks that her family ..." becomes "I think that my
-    family ...". Text that does not speak of the speaker in the third person is left alone."""
-    subject = rf"(?:{re.escape(name)}|[Ss]he|[Hh]e|[Tt]he (?:speaker|person|author|delegate))"
-    match = re.match(rf"^{subject}\s+(?:also\s+|strongly\s+)?({_VERBS})\b", text)
+    family ...". Text is returned as it is if it does not begin so, and also if a pronoun in it may
+    stand for somebody else or a verb's form is not known: better left than changed in meaning."""
+    match = re.match(
+        rf"^(?P<who>{re.escape(name)}|[Ss]he|[Hh]e|{_UNSPECIFIC})\s+(?P<how>{_ADVERB})(?P<verb>{_VERBS})"
+        r"\s+(?=that\b)",
+        text,
+    )
     if not match:
         return text
-    verb = match.group(1)
-    base = {"agrees": "agree", "says": "say", "states": "state", "argues": "argue", "hopes": "hope"}.get(
-        verb, verb[:-1]
-    )
-    rest = re.sub(rf"\b{re.escape(name)}'s\b", "my", text[match.end() :])
-    rest = re.sub(rf"\b{re.escape(name)}\b", "I", rest)
-    gendered = {k: v for k, v in _PRONOUNS.items() if not k.startswith("the")}
-    rest = re.sub(
-        r"\b(" + "|".join(gendered) + r")\b(?:\s+(is|was|has|does|doesn't|isn't)\b)?",
-        lambda m: gendered[m.group(1)] + (f" {_BASE[m.group(2)]}" if m.group(2) else ""),
-        rest,
-    )
-    return f"I {base}{rest}"
+    who, rest = match["who"], text[match.end() :].replace("\u2019", "'")
+    if re.search(r"\b(?:I|[Mm]y|me|mine|myself)\b", rest):
+        return text  # somebody else speaks of the speaker
+    if re.fullmatch(_UNSPECIFIC, who) and re.search(r"\b(?:they|their|theirs|them|themselves)\b", rest, re.I):
+        return text
+    if re.search(rf"\b(?:and|but|or)\s+{_ADVERB}(?:{_VERBS}|wants|likes|loves|needs)\b", rest):
+        return text  # a second verb of the same subject
+    own = _own(rest, name, _GENDER.get(who.lower()))
+    return text if own is None else f"I {match['how']}{match['verb'][:-1]} {own}"
+
+
+def _own(rest: str, name: str, gender: str | None) -> str | None:
+    """What follows "I think", with the speaker's name and pronouns in the first person; None when
+    that is not sure."""
+    lowered = re.sub(r"\b(?:She|He|Her|His)\b", lambda m: m[0].lower(), rest)
+    found = list(re.finditer(rf"\b(?:{re.escape(name)}(?:'s)?|{'|'.join(_GENDER)})(?!\w)", lowered))
+    genders = {_GENDER[m[0]] for m in found if m[0] in _GENDER}
+    if len(genders) > 1 or (gender and genders - {gender}):
+        return None
+    out, end = "", 0
+    for m in found:
+        token, before, after = m[0], rest[: m.start()], rest[m.end() :]
+        if token in _GENDER and _SOMEBODY.search(before.replace(name, "")):
+            return None
+        word = _as_own(token, before, after)
+        if word is None:
+            return None
+        if rest[m.start()].isupper() and token in _GENDER:
+            word = word[0].upper() + word[1:]
+        out, end = out + rest[end : m.start()] + word, m.end()
+        if word == "I":
+            verb = re.match(rf"(\s+{_ADVERB})([a-z]+(?:'t)?)(?![\w'])", after)
+            known = _AFTER_I.get(verb[2]) if verb else None
+            inverted = re.search(r"\b(?:is|was|has|does|isn't|wasn't|hasn't|doesn't)\s+$", before)
+            second = re.search(rf"\b(?:and|or|but|nor|then)\s+{_ADVERB}[a-z]+s\b", after)
+            if verb is None or known is None or inverted or second:
+                return None
+            out, end = out + verb[1] + known, m.end() + verb.end()
+    return out + rest[end:]
+
+
+def _as_own(said: str, before: str, after: str) -> str | None:
+    """The word of the first person for a name or pronoun of the speaker; None when not sure."""
+    alone = bool(_NO_NOUN.match(after))
+    if said.endswith("'s"):
+        return None if alone or re.match(r"\s+(?:not|been|right|wrong|sure)\b", after) else "my"
+    if said in ("herself", "himself"):
+        return "myself"
+    if said == "hers":
+        return "mine"
+    if said == "him":
+        return "me"
+    if said == "his":
+        return "mine" if alone else "my"
+    if said == "her":
+        if alone:
+            return "me"
+        return None if _DONE_TO.search(before) else "my"
+    if said in _GENDER:
+        return "I"
+    return "me" if re.match(r"\s*(?:[.,;:!?]|$)", after) else "I"
 
 
 _LEAD_IN = re.compile(
@@ -134,21 +224,69 @@ _NO_OPINION = re.compile(
 )
 
 
-_COURTESY = re.compile(
-    r"^(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)*(?:thank(?:s| you)\b|hello\b|hi\b|"
-    r"goodbye|bye\b|welcome|please\b|"
-    r"you(?:'re| are) (?:very )?welcome|i(?:'m| am) (?:so |very |really )?(?:glad|"
-    r"happy|grateful|pleased|sorry)\b|"
-    r"i (?:really )?appreciate|it(?:'s| was| is) (?:been )?(?:a pleasure|lovely|nice|great|wonderful)|"
-    r"(?:that|it)(?:'s| is) (?:very |really |so |a )?(?:kind|wonderful|great|"
-    r"interesting|lovely|good|nice|true)\b[^,;]{0,20}[.!]|"
-    r"if (?:there is|there's|you have) any(?:thing|\s)|let me know|i look forward|feel free|don't hesitate)",
+# Greetings and thanks, up to the comma or stop after them.
+_VIEW = r"\b(?:because|should|must|ought|believe|think|when|whenever)\b"
+_GREETING = re.compile(
+    r"(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)*(?:"
+    r"(?:hello|hi|hey|goodbye|bye|welcome|good (?:morning|afternoon|evening))"
+    r"(?: there| again| everyone| my (?:dear )?friend)?(?:,? (?-i:[A-Z])[\w'-]*)?|welcome to [^,.;!]*|"
+    rf"(?:many )?thank(?:s| you)\b(?! to\b)(?:(?!{_VIEW})[^,.;!])*|"
+    r"you(?:'re| are) (?:very |most )?welcome)\s*(?:[,.;!]+\s*|$)",
     re.IGNORECASE,
 )
+_ABOUT_THE_TALK = (
+    r"\b(?:you|your|yours)\b|\bwe(?:'ve| have)\b|\b(?:our|this) (?:talk|conversation|discussion|chat)\b|"
+    r"\bwe (?:could|can|got to|were able to) (?:talk|meet|speak|share)\b"
+)
+# What is courtesy only when it is about the other person or the talk, and takes no view.
+_WARM = re.compile(
+    r"(?:i(?:'m| am|'d be| was) (?:so |very |really |also )?(?:glad|happy|grateful|thankful|pleased|sorry)|"
+    r"i (?:really |truly |do |also )?appreciate|"
+    r"(?:that|it)(?:'s| was| is|'s been| has been) (?:very |really |so |been )?"
+    r"(?:a (?:great |real )?pleasure|lovely|nice|great|good|wonderful|kind|interesting)"
+    r"(?= (?:to (?:meet|hear|see|talk|know|speak)|of you|that (?:you|we)(?:'ve|'re| have| are)|"
+    r"(?:meeting|talking|speaking|chatting|hearing|getting)))|"
+    r"how (?:good|nice|lovely|kind|wonderful|great)|(?:good|nice|lovely|great) to (?:meet|hear|see|talk)|"
+    r"i look forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
+    r"peace be)\b",
+    re.IGNORECASE,
+)
+_SET_PHRASE = re.compile(
+    r"(?:i(?:'m| am) (?:so |very |really )?(?:glad|happy|grateful|pleased|sorry)"
+    r"(?: to (?:hear (?:that|it|this)|help|listen))?|"
+    r"(?:that|it)(?:'s| is| was) (?:very |really |so |a )?"
+    r"(?:kind|wonderful|great|interesting|lovely|good|nice|true)(?: (?:to (?:hear|know)|point|idea|indeed))?|"
+    r"i look forward to (?:it|that|hearing more|learning more))\W*$|"
+    r"(?:please )?(?:let me know|feel free|(?:do not|don't) hesitate|tell me|go on|come (?:in|and visit))\b|"
+    r"if (?:there(?:'s| is)|you (?:have|need)) any.*\b(?:let me know|tell me|ask me|feel free|hesitate|"
+    r"i can (?:do|help)|i(?:'m| am) here)\b",
+    re.IGNORECASE,
+)
+_SHORT_WORDS = 3
 
 
 def holds_no_opinion(text: str) -> bool:
     """Whether a text says of itself that it holds no opinion, or is a question or mere courtesy."""
     if _NO_OPINION.search(text) or text.rstrip("\"' ").endswith(("?", "\uff1f", "\u061f")):
         return True
-    return bool(_COURTESY.match(text))
+    text = text.replace("\u2019", "'")
+    clauses = [
+        clause
+        for start, end in sentences(text)
+        for clause in re.split(r";\s+|,\s+(?:but|yet|though|and(?! for\b))\s+", text[start:end])
+    ]
+    return bool(clauses) and all(map(_is_courtesy, clauses))
+
+
+def _is_courtesy(clause: str) -> bool:
+    """Whether a clause only greets, thanks or is kind to the other person."""
+    left = clause
+    while match := _GREETING.match(left):
+        left = left[match.end() :]
+    if left != clause and words(left) < _SHORT_WORDS:
+        return True
+    left = re.sub(r"^(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)+", "", left, flags=re.IGNORECASE)
+    if re.search(_VIEW, left, re.IGNORECASE):
+        return False
+    warm = _WARM.match(left) and re.search(_ABOUT_THE_TALK, left, re.IGNORECASE)
+    return bool(warm or _SET_PHRASE.match(left))

@@ -228,8 +228,8 @@ class _Work:
         if opinion.rewritten and opinion.verdict != "entails":
             # A rewrite was made to fit the stance; one that lost the subject is no opinion of anybody.
             return replace(opinion, rejected="off_topic_after_rewrite", detail=opinion.verdict_reason)
-        if opinion.verdict == "novel" and (not settings.train_on_novel or settings.faults.drop_novel):
-            return replace(opinion, rejected="novel", detail="novel opinions are not trained on")
+        if opinion.verdict == "novel" and settings.faults.drop_novel:
+            return replace(opinion, rejected="novel", detail="as in the published reference")
         return self._sifted(opinion) if opinion.rewritten else opinion
 
     async def _judge(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | None]:

@@ -62,6 +62,7 @@ class Ledger:
     def __init__(self, run: Run, lock: RunLock, files: Files = REAL) -> None:
         self._run = run
         self._plan = run.plan
+        self._facts = run.facts
         self._root: Path = run.root
         self._lock = lock
         self._files = files
@@ -266,7 +267,7 @@ class Ledger:
         self._selected.append(cell.index)
 
     def _add_rows(self, outcome: Outcome, choices: dict[str, Choice]) -> None:
-        brief, facts = self._plan.brief(outcome.number), self._run.facts
+        brief, facts = self._plan.brief(outcome.number), self._facts
         self._rows["dialogues"].append(dialogue_row(brief, outcome, facts))
         for opinion in outcome.opinions:
             row = opinion_row(brief, opinion, choices.get(opinion.id), facts, self._plan.cultures)

@@ -138,4 +138,8 @@ def _prompt_completion(root: Path, manifest: Manifest, culture: str) -> Iterator
 
 def _samples(root: Path, manifest: Manifest, culture: str) -> Iterator[dict[str, Any]]:
     columns = ("culture", "messages")
-    return (row for row in rows(root, manifest, "samples", columns) if row["culture"] == culture)
+    return (
+        row
+        for row in rows(root, manifest, "samples", columns)
+        if row["culture"] == culture and row["messages"]
+    )

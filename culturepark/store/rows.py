@@ -147,13 +147,14 @@ OPINIONS: Any = pa.schema(
 class RunFacts(Struct, frozen=True):
     """What is the same for every row of a run.
 
-    `models` names the model of each role as provenance does, `sampling` is the JSON of how they
-    were sampled.
+    `models` names the model of each role as provenance does, `sampling` is the JSON of how each was
+    sampled. Without `train_on_novel`, novel opinions have no training row.
     """
 
     run_id: str
     models: dict[str, str]
     sampling: str
+    train_on_novel: bool
 
 
 def dialogue_row(brief: Brief, outcome: Outcome, facts: RunFacts) -> dict[str, Any]:
@@ -205,7 +206,8 @@ def opinion_row(
 ) -> dict[str, Any]:
     """The row of one opinion; `choice` is None for one that refinement rejected."""
     kept = choice is not None and choice.kept
-    messages = training_messages(brief, opinion, cultures[brief.culture].demonym) if kept else []
+    trains = kept and (facts.train_on_novel or opinion.verdict != "novel")
+    messages = training_messages(brief, opinion, cultures[brief.culture].demonym) if trains else []
     return {
         "id": opinion.id,
         "dialogue_id": brief.id,

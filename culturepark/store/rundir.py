@@ -23,10 +23,12 @@ import msgspec
 from msgspec import Struct
 
 from culturepark import __version__
+from culturepark.agent import sampling_with
 from culturepark.cultures import Culture
 from culturepark.errors import RunDirError
 from culturepark.plan import Plan
 from culturepark.prompts import PROMPT_VERSION
+from culturepark.prompts.profile import profile_named
 from culturepark.seeds import read_seeds, write_seeds
 from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings, decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
@@ -63,8 +65,25 @@ class Run(Struct, frozen=True):
     @property
     def facts(self) -> RunFacts:
         """What is the same for every row."""
-        sampling = msgspec.json.encode(self.file.settings.get("sampling", {})).decode()
-        return RunFacts(self.file.run_id, self.file.models, sampling)
+        resolved = {
+            f"{role}: {use}" if use != role else role: sampling_with(
+                profile_named(self.settings.model_of(role).profile).sampling(use), self.settings, role
+            )
+            for role, uses in _USES.items()
+            for use in uses
+        }
+        sampling = msgspec.json.encode(resolved, order="deterministic").decode()
+        refine = self.settings.refine
+        return RunFacts(self.file.run_id, self.file.models, sampling, refine.train_on_novel)
+
+
+# A speaker is sampled by kind of dialogue.
+_USES: dict[Role, tuple[str, ...]] = {
+    "speaker": ("speaker", "in-culture", "direct"),
+    "extractor": ("extractor",),
+    "verifier": ("verifier",),
+    "rewriter": ("rewriter",),
+}
 
 
 def model_names(settings: Settings) -> dict[str, str]:
@@ -106,6 +125,11 @@ def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) ->
         if run.file.fingerprint != plan.fingerprint:
             what = f"it holds another run; {_difference(run, settings)}."
             raise RunDirError(str(root), what, "Use another --out, or the settings that it began with.")
+        now = model_names(settings)
+        if now != run.file.models:
+            role = next(r for r in {*now, *run.file.models} if now.get(r) != run.file.models.get(r))
+            what = f"its {role} was {run.file.models.get(role)}, and is now {now.get(role)}."
+            raise RunDirError(str(root), what, "Resume it with the model that it began with.")
         return msgspec.structs.replace(run, settings=settings)
     foreign = sorted(name for name in present - _OURS if not _UNFINISHED.fullmatch(name))
     if foreign:

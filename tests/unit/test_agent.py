@@ -148,7 +148,7 @@ async def test_only_empty_replies_are_a_failure_with_its_cost() -> None:
     model = builders.FakeChat(lambda p, s: "<|im_end|>")
     answer = await speaker(plan_of_all(), model).speak(Ask(0, TAKE, 1, ""))
     assert isinstance(answer, Balked)
-    assert (answer.kind, answer.usage.calls, len(model.prompts)) == ("empty_reply", 2, 2)
+    assert (answer.kind, answer.usage["speaker"].calls, len(model.prompts)) == ("empty_reply", 2, 2)
 
 
 async def test_a_model_error_becomes_an_answer_with_all_it_cost() -> None:
@@ -157,7 +157,7 @@ async def test_a_model_error_becomes_an_answer_with_all_it_cost() -> None:
         Ask(0, TAKE, 1, "")
     )
     assert answer == Balked(
-        0, TAKE, 1, "server", "down", Usage(calls=2, prompt_tokens=17, completion_tokens=5)
+        0, TAKE, 1, "server", "down", {"speaker": Usage(calls=2, prompt_tokens=17, completion_tokens=5)}
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -21,10 +23,12 @@ from rich.console import Console
 from culturepark.checking import check_run
 from culturepark.cli import run as culturepark
 from culturepark.display import Display
+from culturepark.doctor import Verdict, examine_models
 from culturepark.errors import ConfigError, EndpointError, RunDirError
 from culturepark.estimate import estimate, kinds_planned, turns_planned
 from culturepark.plan import Plan
 from culturepark.preflight import check_before, check_endpoints
+from culturepark.seeds import builtin_seeds, write_seeds
 from culturepark.settings import Settings, load_settings
 from culturepark.store.ledger import Sealed
 from culturepark.store.lock import RunLock
@@ -535,12 +539,92 @@ def test_doctor_has_a_verdict_for_each_role(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["speaker", "extractor", "verifier", "rewriter", "embedder"]
     assert all(line.split()[1] == "ok" for line in lines)
-    assert "the same model as speaker" in lines[1]
+    assert "structured output works" in lines[1]
+    assert "structured output works" in lines[2]
+    assert culturepark(["doctor", str(runs.config(tmp_path)), "--set", "models.chat.structured=false"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "replies are read tolerantly" in lines[1]
+    assert "the same call as extractor" in flat(lines[2])
     config = runs.config(tmp_path, f"http://127.0.0.1:{unused_tcp_port}/v1")
     assert culturepark(["doctor", str(config)]) == 3
     printed = capsys.readouterr().out
     assert printed.count("FAILS") == 4
     assert "Start the model server" in printed
+
+
+class Chat:
+    """An endpoint that refuses, ignores the schema, or thinks too long."""
+
+    def __init__(
+        self, refuses: str = "", obeys: bool = False, text: str = "blue", finish: str = "stop"
+    ) -> None:
+        self.refuses, self.obeys, self.text, self.finish = refuses, obeys, text, finish
+        self.bodies: list[dict[str, Any]] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path.endswith("/models"):
+            return web.json_response({"data": []})
+        body = await request.json()
+        self.bodies.append(body)
+        if self.refuses in body and (self.refuses != "temperature" or body["temperature"] != 1):
+            words = f"Unsupported: '{self.refuses}' does not suit this model."
+            return web.json_response({"error": {"message": words}}, status=400)
+        text = self.text
+        if self.obeys and "response_format" in body:
+            wanted = body["response_format"]["json_schema"]["schema"]["required"]
+            text = '{"opinions": []}' if wanted == ["opinions"] else '{"verdict": "novel", "reason": "a"}'
+        message = {"role": "assistant", "content": text}
+        return web.json_response({"choices": [{"message": message, "finish_reason": self.finish}]})
+
+    async def verdicts(self, folder: Path, *overrides: str) -> dict[str, Verdict]:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self.answer)
+        async with TestServer(app) as server:
+            settings = remote(folder, str(server.make_url("/v1")), *overrides)
+            return {verdict.who: verdict for verdict in await examine_models(settings)}
+
+
+async def test_doctor_asks_as_the_run_would(tmp_path: Path) -> None:
+    chat = Chat(obeys=True)
+    found = await chat.verdicts(tmp_path, "sampling.verifier.temperature=0.9")
+    assert [body["temperature"] for body in chat.bodies] == [0.7, 0.0, 0.9, 0.3]
+    assert ["response_format" in body for body in chat.bodies] == [False, True, True, False]
+    assert "structured output works" in found["extractor"].words
+    assert "structured output works" in found["verifier"].words
+
+
+async def test_doctor_shares_calls_that_are_alike(tmp_path: Path) -> None:
+    chat = Chat()
+    sets = [f"sampling.{role}.temperature=1.0" for role in ("speaker", "extractor", "verifier", "rewriter")]
+    found = await chat.verdicts(tmp_path, *sets, "models.chat.structured=false")
+    assert len(chat.bodies) == 1
+    assert all(verdict.ok for verdict in found.values())
+    assert found["rewriter"].words == "the same call as speaker"
+    assert "replies are read tolerantly" in found["verifier"].words
+
+
+@pytest.mark.parametrize("refuses", ["nothing", "response_format"])
+async def test_doctor_says_where_a_schema_has_no_effect(tmp_path: Path, refuses: str) -> None:
+    found = await Chat(refuses).verdicts(tmp_path)
+    assert all(verdict.ok for verdict in found.values())
+    assert "replies are read tolerantly" in found["extractor"].words
+    assert "structured" not in found["verifier"].words
+
+
+@pytest.mark.parametrize(("finish", "ok"), [("length", True), ("stop", False)])
+async def test_doctor_does_not_fail_models_that_think_first(tmp_path: Path, finish: str, ok: bool) -> None:
+    found = await Chat(text="", finish=finish).verdicts(tmp_path)
+    assert found["speaker"].ok is ok
+    assert ("think first" in found["speaker"].words) is ok
+
+
+async def test_doctor_advises_by_what_was_refused(tmp_path: Path) -> None:
+    found = await Chat("temperature").verdicts(tmp_path, "sampling.speaker.temperature=1")
+    assert found["speaker"].ok
+    assert not found["verifier"].ok
+    assert "`sampling.verifier.temperature`" in found["verifier"].fix
+    found = await Chat("max_tokens").verdicts(tmp_path)
+    assert "`models.chat.max_tokens_field=max_completion_tokens`" in found["speaker"].fix
 
 
 # --- generate, with the runtime played by the test
@@ -580,7 +664,13 @@ def test_generate_shows_what_came_of_it_and_a_complete_run_is_left_alone(
     ):
         assert words in printed
     assert culturepark(arguments) == 0
-    assert "is complete: all 24 dialogues have ended" in flat(capsys.readouterr().out)
+    again = capsys.readouterr().out
+    assert "is complete: all 24 dialogues have ended" in flat(again)
+    assert "Samples kept, as a model will be tuned on them" in flat(again)
+    assert culturepark([*arguments, "--quiet"]) == 0
+    again = capsys.readouterr().out
+    assert "culturepark show" in again
+    assert "Samples kept" not in again
     assert len(driver) == 1
 
 
@@ -668,6 +758,44 @@ def test_seeds_are_imported_and_nothing_is_overwritten(tmp_path: Path, capsys: P
     assert culturepark([*arguments, "--force", "--countries", "JOR"]) == 0
     assert culturepark(["seeds", "list", str(out)]) == 0
     assert "2 questions" in capsys.readouterr().out
+
+
+def test_the_command_that_an_import_prints_works_as_pasted(
+    tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_country = {"Jordan": [0.5, 0.3, 0.2], "Germany": [0.1, 0.8, 0.1], "Belgium": [0.5, 0.5, 0.0]}
+    with (tmp_path / "pew.csv").open("w", encoding="utf-8", newline="") as file:
+        selections = f"defaultdict(<class 'list'>, {by_country!r})"
+        row = ("Is it a good day?", selections, "['Good', 'Bad', 'DK/Refused']", "GAS")
+        csv.writer(file).writerows([("question", "selections", "options", "source"), row])
+    write_seeds("mine.jsonl", builtin_seeds()[:3])
+    for given, cultures in (
+        ("globalopinionqa pew.csv --out", ["arabic", "german"]),
+        ("jsonl mine.jsonl --out", []),
+    ):
+        out = "it's new.jsonl"
+        assert culturepark(["seeds", "import", *given.split(), out, "--force"]) == 0
+        (line,) = [one for one in capsys.readouterr().out.splitlines() if "Use it: " in one]
+        words = shlex.split(line.partition("Use it: ")[2])
+        assert any(word.startswith("plan.cultures") for word in words) is bool(cultures)
+        assert words[0] == "culturepark"
+        assert culturepark(words[1:]) == 0
+        planned = capsys.readouterr().out
+        assert "The plan: " in planned
+        assert all(name in planned for name in cultures)
+        assert ("korean" in planned) is not bool(cultures)
+
+
+def test_an_import_without_a_culture_of_ours_says_so(tmp_path: Path, capsys: Printed) -> None:
+    seed = builtin_seeds()[0]
+    elsewhere = {"Belgium": next(iter(seed.answers.values()))}
+    write_seeds(tmp_path / "mine.jsonl", [replace(seed, answers=elsewhere)])
+    out = tmp_path / "out.jsonl"
+    assert culturepark(["seeds", "import", "jsonl", str(tmp_path / "mine.jsonl"), "--out", str(out)]) == 0
+    printed = flat(capsys.readouterr().out)
+    assert "No culture but the main contact has answers in it" in printed
+    assert "Use it" not in printed
 
 
 def test_the_built_in_seeds_are_listed(capsys: Printed) -> None:

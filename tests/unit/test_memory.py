@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from culturepark.conductor import Conductor
+from culturepark.conductor import REFINERS, Conductor
 from culturepark.cultures import load_cultures
 from culturepark.plan import Plan
 from culturepark.seeds import builtin_seeds
@@ -25,7 +25,7 @@ def peak_of(dialogues_per_question: int) -> tuple[int, int]:
     done = bytes(1 << 20)
     tracemalloc.start()
     plan = Plan(settings, seeds, cultures)
-    replicas = dict.fromkeys([*plan.agent_cultures(), "refiner"], 1)
+    replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
     Conductor(plan, settings, done, 1, replicas).fill(0.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

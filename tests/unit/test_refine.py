@@ -205,7 +205,12 @@ def test_a_verdict_is_read_and_never_guessed(reply: str, verdict: str | None) ->
     [
         ("Rania thinks that her family comes first.", "I think that my family comes first."),
         ("She believes that she is right.", "I believe that I am right."),
-        ("The speaker says they like it.", "I say they like it."),
+        ("Rania strongly believes that elders eat first.", "I strongly believe that elders eat first."),
+        ("Rania thinks that Rania's work is good.", "I think that my work is good."),
+        ("She feels that people respect her.", "I feel that people respect me."),
+        ("She says that she always wears what she likes.", "I say that I always wear what I like."),
+        ("He hopes that he can feed his children.", "I hope that I can feed my children."),
+        ("Rania thinks that her father is right.", "I think that my father is right."),
         ("I think that my mother is right.", "I think that my mother is right."),
         ("My brother thinks that he is right.", "My brother thinks that he is right."),
         ("Rania Khalil once lived here.", "Rania Khalil once lived here."),
@@ -213,6 +218,28 @@ def test_a_verdict_is_read_and_never_guessed(reply: str, verdict: str | None) ->
 )
 def test_first_person(text: str, expected: str) -> None:
     assert first_person(text, "Rania") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rania thinks that her father is right and that he should decide what she wears.",
+        "Rania thinks that her mother is right and that she should decide.",
+        "Rania thinks that a judge has to keep his word.",
+        "Rania thinks that God gives his own.",
+        "She thinks that he is wrong.",
+        "She thinks that I am wrong.",
+        "Rania thinks that she works hard and earns little.",
+        "Rania thinks that family is everything and believes that elders are wise.",
+        "Rania thinks that she sings well.",
+        "Rania thinks that people let her work.",
+        "Rania thinks that she's free.",
+        "The speaker says that they like it.",
+        "The speaker says they like it.",
+    ],
+)
+def test_what_might_change_in_meaning_stays_in_the_third_person(text: str) -> None:
+    assert first_person(text, "Rania") == text
 
 
 @pytest.mark.parametrize(
@@ -229,6 +256,31 @@ def test_first_person(text: str, expected: str) -> None:
         ("Elders are to be heard before the young speak.", False),
         ("People here hold that guests come first.", False),
         ("Thankfulness is taught to children early.", False),
+        ("Thank you for being here.", True),
+        ("I'm glad you're on board and listening to my insights.", True),
+        ("I\u2019m glad you\u2019re on board.", True),
+        ("Well, that's wonderful.", True),
+        ("If there's anything else I can do to help, please let me know.", True),
+        ("Well, I'm glad we've reached a mutual understanding here.", True),
+        ("I appreciate your kindness towards me.", True),
+        ("You see?", True),
+        ("Hello Noor!", True),
+        ("You're welcome.", True),
+        ("I am happy when children respect their parents because it keeps the family together.", False),
+        ("I am glad that women can work and I think every husband should share the housework.", False),
+        ("Please God, a child must honour his father.", False),
+        ("Hi Omar, I strongly believe parents come first.", False),
+        ("Thank you for coming. In our home elders eat first.", False),
+        ("I'm glad you came, but elders eat first in our home.", False),
+        ("Thanks to my parents I learned that honest work matters.", False),
+        ("It is good to be honest.", False),
+        ("It is great that women can vote.", False),
+        ("It is good to help your neighbours.", False),
+        ("Please respect your parents at all times.", False),
+        ("It was a pleasure talking with you today.", True),
+        ("Nice to meet you, Omar.", True),
+        ("If there is any quarrel, the elders settle it.", False),
+        ("Welcome guests bring blessings to a house.", False),
     ],
 )
 def test_what_holds_no_opinion(text: str, empty: bool) -> None:
@@ -422,7 +474,7 @@ async def test_without_rewriting_a_contradiction_goes() -> None:
     ("settings", "rejected"),
     [
         ({}, ""),
-        ({"train_on_novel": False}, "novel"),
+        ({"train_on_novel": False}, ""),
         ({"faults": PaperFaults(drop_novel=True)}, "novel"),
     ],
 )

@@ -231,7 +231,7 @@ def seed_row(**changes: Any) -> bytes:
 def test_a_seed_file_at_fault(content: bytes, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_bytes(content)
     with pytest.raises((SeedError, ConfigError)) as caught:
-        prepare(config(tmp_path), "plan.seeds=['own.jsonl']", "plan.questions=[]")
+        prepare(config(tmp_path), f"plan.seeds=['{tmp_path}/own.jsonl']", "plan.questions=[]")
     check(caught.value, words)
 
 
@@ -239,7 +239,7 @@ def test_the_same_seed_from_two_sources(tmp_path: Path) -> None:
     row = msgspec.json.encode(builtin_seeds()[0]) + b"\n"
     (tmp_path / "own.jsonl").write_bytes(row)
     with pytest.raises(SeedError) as caught:
-        prepare(config(tmp_path), "plan.seeds=['builtin', 'own.jsonl']")
+        prepare(config(tmp_path), f"plan.seeds=['builtin', '{tmp_path}/own.jsonl']")
     check(caught.value, ["own.jsonl", builtin_seeds()[0].id])
 
 
@@ -455,11 +455,30 @@ def test_overrides_win_and_take_toml_or_words(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_configuration(tmp_path: Path) -> None:
-    settings = load_settings(
-        config(tmp_path), ["plan.seeds=['builtin', 'own.jsonl']", "models.chat.path='m.gguf'"]
+    path = tmp_path / "own.toml"
+    path.write_text(
+        "[models.chat]\nengine = 'embedded'\npath = 'm.gguf'\n[models.e]\nengine = 'embedded'\n"
+        "[roles]\nspeaker = 'chat'\nembedder = 'e'\n"
+        "[plan]\nseeds = ['builtin', 'own.jsonl']\nculture_files = ['cultures']\n",
+        "utf-8",
     )
+    settings = load_settings(path)
     assert settings.plan.seeds == ("builtin", str(tmp_path / "own.jsonl"))
+    assert settings.plan.culture_files == (str(tmp_path / "cultures"),)
     assert settings.models["chat"].path == str(tmp_path / "m.gguf")
+
+
+def test_paths_of_overrides_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config(tmp_path)
+    (here := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(here)
+    overrides = ["plan.seeds=['builtin', 'own.jsonl']", "models.chat={engine = 'embedded', path = 'm.gguf'}"]
+    settings = load_settings(path, [*overrides, "plan.culture_files=['cultures']"])
+    assert settings.plan.seeds == ("builtin", str(here / "own.jsonl"))
+    assert settings.plan.culture_files == (str(here / "cultures"),)
+    assert settings.models["chat"].path == str(here / "m.gguf")
 
 
 def test_an_empty_role_follows_the_speaker(tmp_path: Path) -> None:

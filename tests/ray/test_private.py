@@ -1,0 +1,71 @@
+"""What a private Ray session shows to others: nothing but loopback, and a directory of one's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.ray.conftest import SCRIPTED, children_named, wait_for
+
+
+def listening(pids: list[int]) -> set[str]:
+    """Local addresses that these processes listen on, in the kernel's own hexadecimal."""
+    inodes: set[str] = set()
+    for pid in pids:
+        try:
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                link = os.readlink(fd)
+                if link.startswith("socket:["):
+                    inodes.add(link[8:-1])
+        except OSError:
+            continue
+    found: set[str] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+LOOPBACK = {
+    "0100007F",  # 127.0.0.1
+    "00000000000000000000000001000000",  # ::1
+    "0000000000000000FFFF00000100007F",  # ::ffff:127.0.0.1
+}
+
+
+def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    run = generate(out, *SCRIPTED, 'models.chat.model="latency_ms=3000"')
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
+    addresses = listening(children_named(run.process.pid, ""))
+    assert addresses
+    assert addresses <= LOOPBACK
+    homes = [
+        p for p in Path(tempfile.gettempdir()).glob("culturepark-ray-*") if p.stat().st_uid == os.getuid()
+    ]
+    assert homes
+    assert all(stat.S_IMODE(home.stat().st_mode) == 0o700 for home in homes)
+    os.killpg(run.process.pid, signal.SIGKILL)
+
+
+def test_an_actor_that_cannot_work_ends_the_run_in_words(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    run = generate(out, *SCRIPTED, 'models.chat.model="latency_ms=soon"')
+    code, printed = run.wait(60)
+    assert code == 2, printed
+    assert "latency_ms" in printed
+    assert "Traceback" not in printed
+
+
+def test_an_outage_owes_everything(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    down = 'models.chat.model="fail_every=1 fail_kind=connection"'
+    code, printed = generate(out, *SCRIPTED, down).wait()
+    assert code == 3, printed
+    assert "owed" in printed
