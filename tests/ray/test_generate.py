@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from culturepark.paths import config_dir
 from tests.ray.conftest import SCRIPTED, children_named, rows, summary, wait_for
 
 QUESTIONS = 'plan.questions=["wvs7-q28", "wvs7-q36", "wvs7-q125"]'
@@ -181,3 +182,21 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path, generate: Any) 
     code, printed = run.wait(20)
     assert code == 130, printed
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in actors), "Ray's processes to end", 30)
+
+
+def test_a_ninth_culture_is_one_file(tmp_path: Path, generate: Any) -> None:
+    """The built-in seeds hold Egypt's answers; nothing else knows of this culture."""
+    folder = tmp_path / "cultures"
+    folder.mkdir()
+    text = (config_dir() / "cultures" / "arabic.toml").read_text("utf-8")
+    for old, new in (('"arabic"', '"egyptian"'), ('"JOR", "Jordan"', '"EGY", "Egypt"'), ("Jordan", "Egypt")):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "egyptian.toml").write_text(text, "utf-8")
+    out = tmp_path / "run"
+    overrides = (f'plan.culture_files=["{folder}"]', 'plan.cultures=["egyptian", "turkish"]')
+    code, printed = generate(out, *SCRIPTED, *overrides).wait()
+    assert code == 0, printed
+    assert_whole(out)
+    assert {row["culture"] for row in rows(out, "samples")} == {"egyptian", "turkish"}
+    assert {row["country"] for row in rows(out, "samples")} == {"Egypt", "Turkey"}
