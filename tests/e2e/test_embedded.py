@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from culturepark.show import REASONS
 from culturepark.store.rows import DIALOGUES, OPINIONS
 from tests.ray.conftest import Generate, children_named, rows, summary, wait_for
 
@@ -42,9 +43,9 @@ def test_speakers_take_turns_and_delegates_speak_for_their_stance(run: tuple[Pat
         assert all("SmolLM2" in turn["model"] for turn in row["turns"])
     opinions = [row for kind in ("samples", "rejected") for row in rows(run[0], kind)]
     for culture in ("arabic", "korean"):
-        verdicts = [row["first_verdict"] for row in opinions if row["culture"] == culture]
-        assert "entails" in verdicts
-        assert len(set(verdicts) - {None}) > 1
+        assert "entails" in [row["first_verdict"] for row in opinions if row["culture"] == culture]
+    # What a real model says differs from machine to machine: one culture's few opinions may all agree.
+    assert len({row["first_verdict"] for row in opinions} - {None}) > 1
 
 
 def test_samples_carry_their_provenance(run: tuple[Path, str]) -> None:
@@ -87,8 +88,10 @@ def test_what_a_newcomer_sees(run: tuple[Path, str]) -> None:
     assert "Traceback" not in printed
     assert any(row["id"] in printed for row in rows(out, "dialogues"))
     assert any(row["id"][:9] in printed for row in rows(out, "samples"))
-    for word in ("finished", "opinions", "kept", "similar", "entails", out.name):
+    for word in ("finished", "opinions", "kept", "entails", out.name):
         assert word in printed
+    for reason in summary(out)["total"]["rejections"]:
+        assert REASONS[reason] in printed
 
 
 def test_the_engine_is_killed_and_started_again(tmp_path: Path) -> None:
