@@ -17,4 +17,5 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 if not os.environ.get("RAY_ADDRESS"):
     # Or Ray turns loopback back into the machine's own address, and listens for everybody.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and there are processes enough
 os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import structlog
 
+from actors.directory import Station
 from actors.inputs import Inputs
 from culturepark.errors import CultureParkError, RunDirError
-from culturepark.messages import Outcome, unpack
+from culturepark.messages import Outcome, unpack_raw
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
@@ -20,20 +21,22 @@ _PREDECESSOR_S = 20.0
 """How long a predecessor that is just ending may take to let go of the run directory."""
 
 
-class Collector:
-    """Takes outcomes; a call returns when they are on disk.
+class Collector(Station):
+    """Takes outcomes; a frame is acknowledged when they are on disk.
 
-    Batches that come while one is being synced share the next sync, so the slower the disk, the more
+    Frames that come while one is being synced share the next sync, so the slower the disk, the more
     of them share an fsync.
     """
 
-    def __init__(self, inputs: bytes) -> None:
+    def __init__(self, inputs: bytes, post: tuple[str, str]) -> None:
+        super().__init__(post)
         # Nothing here can fail: an error in a constructor would reach nobody in words.
         self._given = Inputs.from_bytes(inputs)
         self._run = self._given.run
         self._waiting: list[tuple[list[msgspec.Raw], asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()
-        self._failure: CultureParkError | None = None
+        self._unwritable: CultureParkError | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._lock: RunLock | None = None
         self._ledger: Ledger
         self._log: structlog.stdlib.BoundLogger
@@ -44,14 +47,13 @@ class Collector:
             await asyncio.to_thread(self._open)
             return self._ledger.done()
 
-    async def receive(self, batch: bytes) -> None:
-        """Take a batch of outcomes; returns when they are durable. Raises RunDirError."""
+    def take(self, payload: bytes) -> asyncio.Future[None]:
+        """Take outcomes; the future is done when they are durable."""
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((unpack(batch), taken))
-        async with self._writing:
-            if not taken.done():
-                await self._write()
-        await taken
+        self._waiting.append((unpack_raw(payload), taken))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+        return taken
 
     async def status(self) -> dict[str, Any]:
         """The funnel of each culture, what was set aside, and what went wrong, if anything did."""
@@ -61,7 +63,7 @@ class Collector:
             "funnels": {culture: dict(funnel) for culture, funnel in self._ledger.funnels.items()},
             "set_aside": self._ledger.report.set_aside,
             "replayed": self._ledger.report.replayed,
-            "failure": self._failure,
+            "failure": self._unwritable,
         }
 
     async def finish(self) -> None:
@@ -90,23 +92,29 @@ class Collector:
         assert self._lock is not None  # it was opened
         self._lock.release()
 
+    async def _write_all(self) -> None:
+        try:
+            while self._waiting:
+                async with self._writing:
+                    await self._write()
+        finally:
+            self._writer = None
+
     async def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
-            if self._failure:
-                raise self._failure
+            if self._unwritable:
+                raise self._unwritable
             outcomes = await asyncio.to_thread(self._append_and_sync, [raws for raws, _ in waiting])
-        except Exception as error:  # whatever it is, nobody may be left waiting for an answer
-            self._failure = failure = _in_words(error, self._given.root)
+        except Exception as error:  # whatever it is, the driver has to learn of it
+            self._unwritable = failure = _in_words(error, self._given.root)
             for _, taken in waiting:
-                if not taken.done():
-                    taken.set_exception(failure)
+                taken.cancel()
             if self._lock is not None:
                 self._log.error("failed", where=failure.where, what=failure.what)
             return
         for _, taken in waiting:
-            if not taken.done():
-                taken.set_result(None)
+            taken.set_result(None)
         for outcome in outcomes:
             brief = self._run.plan.brief(outcome.number)
             if outcome.failed:

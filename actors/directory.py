@@ -1,38 +1,128 @@
-"""Where actors find each other: by address, through Ray's names, so that a restart changes nothing."""
+"""Where actors find each other: Ray's names lead to their doors, so that a restart changes nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import time
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
-from actors.mailbox import Mailbox
+from actors.mailbox import Door, Mailbox, Place
+from culturepark.errors import CultureParkError
+
+_AGAIN_S = 0.1
+_GC_THRESHOLDS = (20_000, 50, 50)
+_NAMELESS_S = 30.0
+"""How long a name may be unknown to Ray: it registers actors one by one."""
 
 
-class Directory:
-    """Addresses are actor names within the run's namespace. Each process has its own."""
+class Station:
+    """What every actor that takes messages has: a door, and mailboxes to the others.
 
-    def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
+    A subclass takes the payloads of frames in `take`.
+    """
+
+    def __init__(self, post: tuple[str, str]) -> None:
+        """`post` is the run's namespace and its token."""
+        self._namespace, token = post
+        self._token = token.encode()
         self._mailboxes: dict[str, Mailbox] = {}
+        self._door = Door(self.take, self._token, self.broke)
+        self._settled = False
+        self._broken: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    def prepare(self) -> None:
+        """Make what the work needs, so that the first message does not wait for it. Raises ConfigError."""
+
+    def take(self, payload: bytes) -> asyncio.Future[None] | None:
+        """Take the messages of a frame; a future says when they are taken, None that they are."""
+        raise NotImplementedError
+
+    async def where(self) -> Place:
+        """Host and port of the door, which opens when this is first asked.
+
+        Raises ConfigError if this actor cannot work.
+        """
+        if not self._settled:
+            self.prepare()
+            _settle()
+            self._settled = True
+        return await self._door.open(ray.util.get_node_ip_address())
+
+    async def watch(self) -> None:
+        """Return never: a caller that waits for this learns at once when the actor is gone.
+
+        Raises what keeps this actor from its work.
+        """
+        if self._broken is None:
+            self._broken = asyncio.get_running_loop().create_future()
+        if self._failure is not None:
+            raise self._failure
+        await asyncio.shield(self._broken)
+
+    def broke(self, error: BaseException) -> None:
+        """Tell those who watch that this actor cannot work."""
+        self._failure = self._failure or error
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_exception(error)
 
     def handle(self, address: str) -> Any:
         """The actor at an address. Raises ValueError if there is none."""
-        return ray.get_actor(address, namespace=self.namespace)
+        return ray.get_actor(address, namespace=self._namespace)
 
     def mailbox(self, address: str, **options: Any) -> Mailbox:
         """The one mailbox of this process to an address; `options` count when it is made."""
-        if address not in self._mailboxes:
-            handle = self.handle(address)
-
-            async def send(batch: bytes) -> None:
-                await handle.receive.remote(batch)
-
+        box = self._mailboxes.get(address)
+        if box is None:
             options.setdefault("on_failure", lambda error: leave(f"mailbox to {address}: {error}"))
-            self._mailboxes[address] = Mailbox(send, **options)
-        return self._mailboxes[address]
+            box = Mailbox(lambda: self._find(address), self._token, **options)
+            self._mailboxes[address] = box
+        return box
+
+    async def _find(self, address: str) -> Place:
+        """Where an actor's door is, once it has one. Raises what keeps it from ever having one."""
+        deadline = time.monotonic() + _NAMELESS_S
+        while True:
+            try:
+                place: Place = await self.handle(address).where.remote()
+            except RayTaskError as error:
+                raise cause_of(error) from error
+            except RayActorError as error:
+                if never_comes_back(error):
+                    raise
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return place
+            await asyncio.sleep(_AGAIN_S)  # it died or is starting again; Ray restarts it
+
+
+def _settle() -> None:
+    """Spare the collector of cycles what stays for good, and let it run seldom.
+
+    Thousands of calls under way are many young objects that hold no cycles: with Python's own
+    thresholds a third of an agent's CPU time goes into looking at them again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def never_comes_back(error: RayActorError) -> bool:
+    """Whether an actor failed in its constructor, which Ray does not try again."""
+    return "creation task" in str(error)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error that an actor raised, out of Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, CultureParkError) else error
 
 
 def leave(reason: str) -> None:

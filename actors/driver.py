@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.mailbox import cause_of
+from actors.directory import cause_of
 from actors.wiring import Crew, ray_session
 from culturepark.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
@@ -20,7 +20,7 @@ from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from culturepark.watching import Snapshot
 
-_POLL_S = 0.25
+_POLL_S = 0.5
 _FINISH_S = 600.0
 _PREDECESSOR_S = 15.0
 _DOWN_S = 120.0

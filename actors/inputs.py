@@ -13,12 +13,12 @@ from msgspec import Struct
 
 from culturepark.cultures import Culture
 from culturepark.models import ModelError, open_chat, open_embedder
-from culturepark.models.http import OnRetry
+from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.plan import Plan
 from culturepark.ports import ChatModel, Embedder
 from culturepark.prompts.profile import Profile, profile_named
 from culturepark.seeds import Seed
-from culturepark.settings import Role, Settings
+from culturepark.settings import ModelSettings, Role, Settings
 from culturepark.store.rundir import Run, RunFile
 
 
@@ -57,11 +57,33 @@ class Inputs(Struct, frozen=True, dict=True):
 
     def chat(self, role: Role, log: structlog.stdlib.BoundLogger) -> ChatModel:
         """The chat model of a role; `log` is told of further attempts."""
-        return open_chat(self.settings.model_of(role), self.settings.limits, _retries_to(log))
+        model = self.settings.model_of(role)
+        return open_chat(model, self.settings.limits, endpoint=self._endpoint(model, log))
 
     def embedder(self, log: structlog.stdlib.BoundLogger) -> Embedder:
         """The embedder; `log` is told of further attempts."""
-        return open_embedder(self.settings.model_of("embedder"), self.settings.limits, _retries_to(log))
+        model = self.settings.model_of("embedder")
+        return open_embedder(model, self.settings.limits, endpoint=self._endpoint(model, log))
+
+    @cached_property
+    def endpoints(self) -> list[HttpEndpoint]:
+        """The endpoints that were opened in this process, one for all roles that call the same."""
+        return []
+
+    @cached_property
+    def _opened(self) -> dict[bytes, HttpEndpoint]:
+        return {}
+
+    def _endpoint(self, model: ModelSettings, log: structlog.stdlib.BoundLogger) -> HttpEndpoint | None:
+        if model.engine == "scripted":
+            return None
+        # Two models may differ in what is asked of them and still be the same place to ask.
+        place = (model.engine, model.model, model.base_urls, model.api_key_env, sorted(model.headers.items()))
+        key = msgspec.msgpack.encode(place)
+        if key not in self._opened:
+            self._opened[key] = HttpEndpoint(model, self.settings.limits, on_retry=_retries_to(log))
+            self.endpoints.append(self._opened[key])
+        return self._opened[key]
 
     def profile(self, role: Role) -> Profile:
         """The prompts of a role."""
@@ -90,7 +112,7 @@ def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
     """A log of one JSON object a line at `logs/<actor>.jsonl`."""
     folder = root / "logs"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         file = (folder / f"{actor}.jsonl").open("a", encoding="utf-8", buffering=1)
     except OSError:  # a node that does not share the run directory keeps its log to itself
         file = sys.stderr

@@ -10,22 +10,23 @@ from typing import Any
 import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.directory import Directory, leave
+from actors.directory import Station, cause_of, leave, never_comes_back
 from actors.inputs import Inputs
-from actors.mailbox import cause_of, never_comes_back
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
-from culturepark.messages import Recorded, decode, decode_outcome, encode, unpack
+from culturepark.limits import Coordinator
+from culturepark.messages import Pulse, Shares, encode, recorded, unpack
 
 
-class Moderator:
+class Moderator(Station):
     """Conducts all dialogues of a run. Restarted, it asks the collector what is done and goes on."""
 
-    def __init__(self, inputs: bytes, namespace: str, replicas: dict[str, int]) -> None:
+    def __init__(self, inputs: bytes, post: tuple[str, str], replicas: dict[str, int]) -> None:
+        super().__init__(post)
         given = Inputs.from_bytes(inputs)
         self._given = given
         self._log = given.logger("moderator")
-        self._directory = Directory(namespace)
         self._replicas = replicas
+        self._limits = Coordinator(given.settings.limits)
         self._conductor: Conductor | None = None
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -37,7 +38,7 @@ class Moderator:
         async with self._starting:
             if self._conductor is not None:
                 return
-            done: bytes = await self._directory.handle("collector").done.remote()
+            done: bytes = await self.handle("collector").done.remote()
             take = secrets.randbits(48)
             conductor = Conductor(self._given.plan, self._given.settings, done, take, self._replicas)
             for address in self._addresses():
@@ -49,20 +50,21 @@ class Moderator:
             self._log.info("started", planned=progress.planned, ended=progress.ended, take=take)
             self._send(conductor.fill(time.time()))
 
-    async def receive(self, batch: bytes) -> None:
-        """Take a batch of answers. After a restart, answers to a predecessor change nothing."""
+    def take(self, payload: bytes) -> None:
+        """Take answers. After a restart, answers to a predecessor change nothing."""
         if self._conductor is None:
             return
         now = time.time()
-        try:
-            for raw in unpack(batch):
-                self._send(self._conductor.on(decode(raw), now))
-        except Exception as error:  # our own fault: say so, rather than let every sender fail
-            self._failed(error)
+        for message in unpack(payload):
+            if isinstance(message, Pulse):
+                shares = Shares(self._limits.take(message.address, message.seen, time.monotonic()))
+                self.mailbox(message.address, on_failure=self._failed).post(encode(shares))
+            else:
+                self._send(self._conductor.on(message, now))
 
-    async def watch(self) -> None:
-        """Return never: a caller that waits for this learns at once when the actor is gone."""
-        await asyncio.Event().wait()
+    def broke(self, error: BaseException) -> None:
+        """Our own fault: the driver reads it and ends the run."""
+        self._failed(error)
 
     async def status(self) -> dict[str, Any]:
         """Where the run stands; begins the run if this process has not yet."""
@@ -73,7 +75,12 @@ class Moderator:
             if late and (numbers := self._conductor.abandon()):
                 self._log.warning("abandoned", dialogues=len(numbers))
         progress = self._conductor.progress()
-        return {"progress": msgspec.to_builtins(progress), "idle": progress.idle, "failure": self._failure}
+        return {
+            "progress": msgspec.to_builtins(progress),
+            "idle": progress.idle,
+            "failure": self._failure,
+            "endpoints": self._limits.view(),
+        }
 
     async def drain(self, by: str, reason: str) -> None:
         """Start no more dialogues; let go of those that do not end in time."""
@@ -95,19 +102,18 @@ class Moderator:
     def _send(self, posts: list[Post]) -> None:
         for post in posts:
             taken = self._taken if post.address == COLLECTOR else None
-            box = self._directory.mailbox(post.address, on_taken=taken, on_failure=self._failed)
+            box = self.mailbox(post.address, on_taken=taken, on_failure=self._failed)
             box.post(encode(post.message))
 
     def _taken(self, batch: list[bytes]) -> None:
         """The collector has these outcomes on disk."""
         assert self._conductor is not None  # nothing was posted before
-        for raw in batch:
-            outcome = decode_outcome(raw)
-            self._send(self._conductor.on(Recorded(outcome.number, outcome.failed), time.time()))
+        for outcome in batch:
+            self._send(self._conductor.on(recorded(outcome), time.time()))
 
     async def _watch(self, address: str) -> None:
         """Ask again what an actor was asked, each time it is lost."""
-        handle = self._directory.handle(address)
+        handle = self.handle(address)
         while True:
             try:
                 await handle.watch.remote()

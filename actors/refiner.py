@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 
-from actors.directory import Directory
+from actors.directory import Station
 from actors.inputs import Inputs
+from actors.pulse import pulse
 from culturepark.agent import sampling_with
 from culturepark.messages import (
     Balked,
     Outcome,
-    Recorded,
     Refine,
-    decode,
-    decode_outcome,
+    Shares,
     encode,
+    recorded,
     speaker_usage,
     unpack,
 )
@@ -25,18 +25,24 @@ from culturepark.settings import Role
 _ROLES: tuple[Role, ...] = ("extractor", "verifier", "rewriter")
 
 
-class RefinerActor:
+class RefinerActor(Station):
     """Takes whole dialogues; tells the moderator of each one that is on disk."""
 
-    def __init__(self, inputs: bytes, address: str, namespace: str) -> None:
+    def __init__(self, inputs: bytes, address: str, post: tuple[str, str]) -> None:
+        super().__init__(post)
         # Nothing here can fail: an error in a constructor would reach nobody in words.
         self._given = Inputs.from_bytes(inputs)
+        self._address = address
         self._plan = self._given.plan
         self._log = self._given.logger(address.replace("/", "-"))
-        self._directory = Directory(namespace)
         self._busy: set[tuple[int, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened: Refiner | None = None
+        self._pulse: asyncio.Task[None] | None = None
+
+    def prepare(self) -> None:
+        """Make the refiner. Raises ConfigError."""
+        self._refiner()
 
     def _refiner(self) -> Refiner:
         """The refiner, made when it is first needed. Raises ConfigError."""
@@ -48,13 +54,17 @@ class RefinerActor:
                 sampling = sampling_with(profile.sampling(role), given.settings, role)
                 roles[role] = RoleModel(given.chat(role, self._log), profile, sampling)
             self._opened = Refiner(given.settings.refine, roles, given.embedder(self._log))
+            post = self.mailbox("moderator").post
+            self._pulse = asyncio.create_task(pulse(self._address, given.endpoints, post))
         return self._opened
 
-    async def receive(self, batch: bytes) -> None:
-        """Take a batch of dialogues; one that is under way already is not begun again."""
-        self._refiner()
-        for raw in unpack(batch):
-            message = decode(raw)
+    def take(self, payload: bytes) -> None:
+        """Take whole dialogues; one that is under way already is not begun again. Raises ConfigError."""
+        for message in unpack(payload):
+            if isinstance(message, Shares):
+                for endpoint in self._given.endpoints:
+                    endpoint.obey(message.shares)
+                continue
             assert isinstance(message, Refine)  # nothing else is sent to a refiner
             key = (message.number, message.take)
             if key not in self._busy:
@@ -63,23 +73,15 @@ class RefinerActor:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def watch(self) -> None:
-        """Return never: a caller that waits for this learns at once when the actor is gone.
-
-        Raises ConfigError if this actor cannot work.
-        """
-        self._refiner()
-        await asyncio.Event().wait()
-
     async def _refine(self, message: Refine, key: tuple[int, int]) -> None:
         try:
             outcome = await self._outcome(message)
         finally:
             self._busy.discard(key)
         if isinstance(outcome, Balked):
-            self._directory.mailbox("moderator").post(encode(outcome))
+            self.mailbox("moderator").post(encode(outcome))
         else:
-            box = self._directory.mailbox("collector", on_taken=self._taken, on_failure=self._failed)
+            box = self.mailbox("collector", on_taken=self._taken, on_failure=self._failed)
             box.post(encode(outcome))
 
     async def _outcome(self, message: Refine) -> Outcome | Balked:
@@ -119,7 +121,6 @@ class RefinerActor:
 
     def _taken(self, batch: list[bytes]) -> None:
         """The collector has these on disk: tell the moderator."""
-        moderator = self._directory.mailbox("moderator")
-        for raw in batch:
-            outcome = decode_outcome(raw)
-            moderator.post(encode(Recorded(outcome.number, outcome.failed)))
+        moderator = self.mailbox("moderator")
+        for outcome in batch:
+            moderator.post(encode(recorded(outcome)))

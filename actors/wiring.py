@@ -8,8 +8,8 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +18,33 @@ from typing import Any
 import msgspec
 import ray
 from msgspec.structs import replace
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.collector import Collector
 from actors.cultural_agent import CulturalAgent
-from actors.engine import ChatEngine, EmbeddingEngine
+from actors.directory import cause_of
+from actors.engine import ChatEngine, EmbeddingEngine, free_port
 from actors.inputs import Inputs
 from actors.moderator import Moderator
+from actors.placement import Node, engine_host, engine_nodes, engine_threads, staff
 from actors.refiner import RefinerActor
 from culturepark.conductor import REFINERS
+from culturepark.errors import ConfigError
 from culturepark.models.embedded import embedded_name
-from culturepark.settings import ModelSettings, Settings
+from culturepark.settings import ModelSettings, Settings, shown_address
 from culturepark.store.rundir import Run
 
 _HOME_PREFIX, _OWNER = "culturepark-ray-", "owner.lock"
 
 _CONCURRENCY = 100_000
 """Ray's default of 1,000 calls at once is less than the dialogues that one actor may hold."""
+
+_CPU = 0.001
+"""What an agent or refiner claims of a node: enough that Ray gives them to nodes with CPUs alone."""
+
+_ENGINE_START_S = 120.0
+_ROOM_S = 30.0
 
 
 @contextmanager
@@ -44,8 +54,8 @@ def ray_session() -> Iterator[None]:
     A private one listens on loopback, with token authentication, without a dashboard, in a
     temporary directory that only this user can enter and that is removed at the end.
     """
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
         try:
             yield
         finally:
@@ -67,6 +77,19 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
         os.close(owner)
+
+
+def _join(address: str) -> None:
+    """Become a driver on the cluster that RAY_ADDRESS names. Raises ConfigError."""
+    try:
+        if "://" in address:
+            raise ValueError("it is the address of a job server")
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (ValueError, RuntimeError, OSError) as error:
+        ray.shutdown()
+        what = f"no cluster can be joined at {shown_address(address)}: {str(error).splitlines()[0][:200]}."
+        fix = "Submit the run with `ray job submit`, or unset RAY_ADDRESS to run on this machine alone."
+        raise ConfigError("RAY_ADDRESS", what, fix) from None
 
 
 def _private_home() -> tuple[str, int]:
@@ -92,27 +115,32 @@ class Crew:
     """The actors of one run. Made whole or not at all; `close` ends them."""
 
     def __init__(self, run: Run) -> None:
-        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        driver = ray.get_runtime_context().get_node_id()
+        self._nodes = _nodes(driver)
+        self._here = NodeAffinitySchedulingStrategy(driver, soft=False)
         self._engines: list[Any] = []
         self._actors: list[Any] = []
+        self._engines_wanted = run.settings.actors.engines
         settings = self._served(run.settings)
-        self._pinned = any(model.engine == "embedded" for model in settings.models.values())
         inputs = Inputs.of(run, settings).to_bytes()
         # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
+        post = (self._namespace, secrets.token_hex(16))  # what opens the doors of this run's actors
 
         # The run directory is on this node, so its only writer is, too.
-        self.collector = self._actor(Collector, "collector", inputs, here=True)
-        replicas = dict.fromkeys(run.plan.agent_cultures(), settings.actors.agents_per_culture)
-        replicas[REFINERS] = settings.actors.refiners
+        self.collector = self._actor(Collector, "collector", inputs, post, here=True)
+        cultures = run.plan.agent_cultures()
+        agents, refiners = staff(settings.actors, len(cultures), sum(node.cpus for node in self._nodes))
+        _require_room(_CPU * (agents * len(cultures) + refiners))
+        replicas = {**dict.fromkeys(cultures, agents), REFINERS: refiners}
         for culture, count in replicas.items():
             for i in range(count):
                 if culture == REFINERS:
-                    self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", self._namespace)
+                    self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", post)
                 else:
                     address = f"agent/{culture}/{i}"
-                    self._actor(CulturalAgent, address, inputs, address, self._namespace)
-        self.moderator = self._actor(Moderator, "moderator", inputs, self._namespace, replicas, here=True)
+                    self._actor(CulturalAgent, address, inputs, address, post)
+        self.moderator = self._actor(Moderator, "moderator", inputs, post, replicas, here=True)
 
     def close(self) -> None:
         """End all actors."""
@@ -123,14 +151,13 @@ class Crew:
         options: dict[str, Any] = {
             "name": name,
             "namespace": self._namespace,
-            "num_cpus": 0,
+            "num_cpus": 0 if here else _CPU,
+            "scheduling_strategy": self._here if here else "SPREAD",
             "max_restarts": -1,
             # A retried call would run twice without telling anyone; we ask again by our own ids.
             "max_task_retries": 0,
             "max_concurrency": _CONCURRENCY,
         }
-        if here or self._pinned:
-            options["scheduling_strategy"] = self._here
         actor = ray.remote(cls).options(**options).remote(*args)
         self._actors.append(actor)
         return actor
@@ -147,20 +174,50 @@ class Crew:
         return replace(settings, models=models)
 
     def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
-        port = _free_port()
+        """Start one server of a model, or one a node: replicas of one endpoint."""
         model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": self._here}
-        if embedder:
-            engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(port)
-        else:
-            engine = ray.remote(ChatEngine).options(**options).remote(msgspec.msgpack.encode(model), port)
-        self._engines.append(engine)
-        url: str = ray.get(engine.url.remote(), timeout=120)
-        return replace(model, base_urls=(url,))
+        starting: list[Any] = []
+        for node in engine_nodes(self._nodes, self._engines_wanted):
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
+            }
+            host = engine_host(self._nodes, node)
+            if node is self._nodes[0]:
+                port = free_port(host)
+            else:
+                port = ray.get(ray.remote(free_port).options(**options).remote(host), timeout=_ENGINE_START_S)
+            if embedder:
+                engine: Any = ray.remote(EmbeddingEngine)
+                engine = engine.options(**options, max_restarts=-1).remote(host, port)
+            else:
+                own = msgspec.msgpack.encode(replace(model, threads=model.threads or engine_threads(node)))
+                engine = ray.remote(ChatEngine)
+                engine = engine.options(**options, max_restarts=-1).remote(own, host, port)
+            self._engines.append(engine)
+            starting.append(engine.url.remote())
+        try:
+            urls: list[str] = ray.get(starting, timeout=_ENGINE_START_S)
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        return replace(model, base_urls=tuple(urls))
 
 
-def _free_port() -> int:
-    """A port that is free now; the engine takes it at once, and again after a restart."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def _nodes(driver: str) -> list[Node]:
+    """The nodes that are alive, the driver's first."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [
+        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0.0)) for node in alive
+    ]
+    return sorted(nodes, key=lambda node: (node.id != driver, node.ip, node.id))
+
+
+def _require_room(cpus: float) -> None:
+    """Wait for CPUs that nobody has claimed. Raises ConfigError rather than let actors wait unseen."""
+    deadline = time.monotonic() + _ROOM_S
+    while ray.available_resources().get("CPU", 0.0) < cpus:
+        if time.monotonic() > deadline:
+            what = f"none of its nodes has had {cpus:g} CPUs free for agents for {_ROOM_S:.0f} s."
+            fix = "Wait for other jobs to end, add a node, or start one with `--num-cpus`."
+            raise ConfigError("the cluster", what, fix)
+        time.sleep(0.1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling, Usage
 from culturepark.prompts.profile import Cue, Profile
-from culturepark.settings import Settings
+from culturepark.settings import Kind, Settings
 
 _REMEMBERED = 20_000
 """Dialogues an agent remembers; the one not heard of for longest is forgotten first."""
@@ -23,10 +24,13 @@ _REMEMBERED = 20_000
 _SPEAKS_AGAIN = 1
 """Further attempts at a turn whose text comes out empty."""
 
+_ROLES: dict[Kind, str] = {"cross": "speaker", "in-culture": "in-culture", "direct": "direct"}
+
 
 class _Memory(Struct):
     """The prompt so far, and the next turn that continues it."""
 
+    brief: Brief
     prompt: Prompt
     next_turn: int
 
@@ -36,15 +40,18 @@ class CulturalSpeaker:
 
     def __init__(self, plan: Plan, settings: Settings, model: ChatModel, profile: Profile) -> None:
         self._plan = plan
-        self._settings = settings
         self._model = model
         self._profile = profile
+        self._sampling = {
+            kind: sampling_with(profile.sampling(role), settings, "speaker") for kind, role in _ROLES.items()
+        }
         self._memory: OrderedDict[tuple[int, int, int], _Memory] = OrderedDict()
 
     async def speak(self, ask: Ask) -> Spoke | Unknown | Balked:
         """Answer an ask; never raises for what a model does."""
-        brief = self._plan.brief(ask.number)
-        prompt = self._prompt_for(ask, brief)
+        known = self._memory.get(_key(ask))
+        brief = known.brief if known else self._plan.brief(ask.number)
+        prompt = self._prompt_for(ask, brief, known)
         if prompt is None:
             return Unknown(ask.number, ask.take, ask.turn)
         cue = self._profile.cue(brief, ask.turn, ask.heard, self._plan.cultures)
@@ -72,25 +79,19 @@ class CulturalSpeaker:
         spent = Usage()
         for _ in range(1 + _SPEAKS_AGAIN):
             try:
-                completion = await self._model.complete(whole, self._sampling(brief), affinity=brief.id)
+                completion = await self._model.complete(whole, self._sampling[brief.kind], affinity=brief.id)
             except ModelError as error:
                 error.usage += spent
                 raise
             text = self._profile.clean(completion.text, cue, name, completion.finish_reason == "length")
             if text:
-                usage = completion.usage + spent
-                return Completion(
-                    completion.text,
-                    usage,
-                    completion.finish_reason,
-                    completion.model,
-                    completion.endpoint,
-                    completion.latency_s,
-                ), text
+                if spent.calls:
+                    completion = replace(completion, usage=completion.usage + spent)
+                return completion, text
             spent += completion.usage
         raise ModelError("empty_reply", "nothing was left of the reply once it was cleaned", usage=spent)
 
-    def _prompt_for(self, ask: Ask, brief: Brief) -> Prompt | None:
+    def _prompt_for(self, ask: Ask, brief: Brief, known: _Memory | None) -> Prompt | None:
         """The prompt up to this turn's cue; None if it is not known here."""
         if ask.turn <= len(brief.speakers):
             return self._beginning(ask.turn, brief)
@@ -102,17 +103,14 @@ class CulturalSpeaker:
                     cue = self._profile.cue(brief, turn.number, heard, self._plan.cultures)
                     prompt.add("user", cue.text).add("assistant", turn.text)
             return prompt
-        memory = self._memory.get((ask.number, ask.take, self._speaker(ask.turn, brief)))
-        if memory is None or memory.next_turn != ask.turn:
-            return None
-        return memory.prompt.copy()
+        return known.prompt.copy() if known and known.next_turn == ask.turn else None
 
     def _beginning(self, turn: int, brief: Brief) -> Prompt:
         speaker = self._speaker(turn, brief)
         return Prompt().add("system", self._profile.system(brief, speaker, self._plan.cultures))
 
     def _remember(self, ask: Ask, brief: Brief, prompt: Prompt) -> None:
-        key = (ask.number, ask.take, self._speaker(ask.turn, brief))
+        key = _key(ask)
         following = ask.turn + len(brief.speakers)
         if following > brief.utterances:
             self._memory.pop(key, None)
@@ -120,18 +118,19 @@ class CulturalSpeaker:
         known = self._memory.get(key)
         if known is not None and known.next_turn >= following:
             return  # asked twice: the answer that went out first is the one in the transcript
-        self._memory[key] = _Memory(prompt, following)
+        self._memory[key] = _Memory(brief, prompt, following)
         self._memory.move_to_end(key)
         if len(self._memory) > _REMEMBERED:
             self._memory.popitem(last=False)
 
-    def _sampling(self, brief: Brief) -> Sampling:
-        role = {"cross": "speaker", "in-culture": "in-culture", "direct": "direct"}[brief.kind]
-        return sampling_with(self._profile.sampling(role), self._settings, "speaker")
-
     @staticmethod
     def _speaker(turn: int, brief: Brief) -> int:
         return (turn - 1) % len(brief.speakers)
+
+
+def _key(ask: Ask) -> tuple[int, int, int]:
+    """The dialogue, its take, and which of the two speakers is asked."""
+    return ask.number, ask.take, (ask.turn - 1) % 2
 
 
 def sampling_with(default: Sampling, settings: Settings, role: str) -> Sampling:

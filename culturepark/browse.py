@@ -27,7 +27,7 @@ from culturepark.store.ledger import Sealed
 from culturepark.store.log import replay
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
-from culturepark.store.rows import dialogue_row, opinion_row
+from culturepark.store.rows import about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import load_run
 
 _LOOKED_AT = 20_000
@@ -94,7 +94,7 @@ class View:
         found = _the_one((*ids, *logged), wanted, "dialogue")
         if found in logged:
             outcome = self.logged[logged[found]]
-            return dialogue_row(self.plan.brief(outcome.number), outcome, self.run.facts)
+            return self._row(outcome)
         return next(self._where("dialogues", "id", found))
 
     def opinions_of(self, dialogue: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,9 +152,9 @@ class View:
                 best, best_rank = row["id"], rank
         if best is not None:
             return next(self._where("dialogues", "id", best))
-        for number, outcome in self.logged.items():
+        for outcome in self.logged.values():
             if not outcome.failed:
-                return dialogue_row(self.plan.brief(number), outcome, self.run.facts)
+                return self._row(outcome)
         return None
 
     def some_failures(self, limit: int) -> list[dict[str, Any]]:
@@ -163,8 +163,12 @@ class View:
         sealed = rows(self.root, self.manifest, "dialogues", columns)
         found = list(islice((row for row in sealed if row["status"] == "failed"), limit))
         logged = (o for o in self.logged.values() if o.failed)
-        found += [dialogue_row(self.plan.brief(o.number), o, self.run.facts) for o in islice(logged, limit)]
+        found += [self._row(o) for o in islice(logged, limit)]
         return found[:limit]
+
+    def _row(self, outcome: Outcome) -> dict[str, Any]:
+        brief = self.plan.brief(outcome.number)
+        return dialogue_row(brief, outcome, about_of(brief, self.run.facts))
 
     def _where(self, kind: str, column: str, value: str) -> Iterator[dict[str, Any]]:
         for shard in self.manifest.shards(kind):
@@ -180,8 +184,9 @@ class View:
 
     def _logged_opinions(self, outcome: Outcome) -> Iterator[dict[str, Any]]:
         brief = self.plan.brief(outcome.number)
+        about = about_of(brief, self.run.facts)
         for opinion in outcome.opinions:
-            yield opinion_row(brief, opinion, None, self.run.facts, self.plan.cultures)
+            yield opinion_row(brief, opinion, None, about, self.run.facts, self.plan.cultures)
 
 
 def being_written(root: Path) -> bool:

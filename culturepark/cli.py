@@ -67,6 +67,10 @@ Sets = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one setting, as plan.utterances=6. May be repeated."
     ),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="The I-th of N parts of the plan: plan.shard."),
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")]
 
 
@@ -147,6 +151,7 @@ def generate(
         typer.Option("--out", metavar="DIR", help="Where the run is kept. The same DIR again resumes it."),
     ],
     sets: Sets = None,
+    shard: Shard = None,
     quiet: Annotated[
         bool,
         typer.Option("--quiet", "--no-show", help="Leave out the dialogue and samples shown at the end."),
@@ -167,7 +172,7 @@ def generate(
     from culturepark.terminal import out as console_for
 
     console = console_for()
-    settings, plan = _planned(config, sets)
+    settings, plan = _planned(config, sets, shard)
     _hint_at_remote(console, config)
     if (out / "run.json").exists():
         this = open_run(out, settings, plan)
@@ -202,13 +207,14 @@ def generate(
         show_closing(console, view)
 
 
-def _planned(config: Path | None, sets: list[str] | None) -> tuple[Settings, Plan]:
+def _planned(config: Path | None, sets: list[str] | None, shard: str | None) -> tuple[Settings, Plan]:
     from culturepark.cultures import load_cultures
     from culturepark.plan import Plan
     from culturepark.seeds import load_seeds
     from culturepark.settings import load_settings
 
-    settings = load_settings(config, sets or ())
+    overrides = [*(sets or ()), *([f'plan.shard="{shard}"'] if shard is not None else [])]
+    settings = load_settings(config, overrides)
     cultures = load_cultures(extra=[Path(folder) for folder in settings.plan.culture_files])
     return settings, Plan(settings, load_seeds(settings.plan.seeds), cultures)
 
@@ -254,13 +260,13 @@ def _say_complete(console: Console, root: Path, planned: int, failed: int) -> No
 
 
 @app.command("plan")
-def plan_command(config: Config = None, sets: Sets = None) -> None:
+def plan_command(config: Config = None, sets: Sets = None, shard: Shard = None) -> None:
     """Show what would run and what it would take; calls nothing."""
     from culturepark.estimate import estimate
     from culturepark.outline import show_plan
     from culturepark.terminal import out
 
-    settings, plan = _planned(config, sets)
+    settings, plan = _planned(config, sets, shard)
     show_plan(out(), settings, plan, estimate(settings, plan))
 
 

@@ -6,8 +6,6 @@ kind; the rest are taken to be as long. What no arithmetic can know is in the co
 
 from __future__ import annotations
 
-from collections import Counter
-
 from msgspec import Struct
 
 from culturepark.agent import sampling_with
@@ -78,24 +76,14 @@ class _Sum:
         self.completion += times * completion_tokens
 
 
-def kinds_planned(plan: Plan) -> dict[Kind, int]:
-    """How many dialogues of each kind a plan has."""
-    kinds, per_pair = plan.settings.kinds, plan.settings.dialogues_per_question
-    found = Counter[Kind]()
-    for place, kind in enumerate(kinds):
-        found[kind] += per_pair // len(kinds) + (place < per_pair % len(kinds))
-    pairs = len(plan) // per_pair
-    return {kind: pairs * n for kind, n in found.items() if n}
-
-
 def turns_planned(plan: Plan) -> int:
     """Turns of all dialogues together."""
-    return sum(n * _turns(plan, kind) for kind, n in kinds_planned(plan).items())
+    return sum(n * _turns(plan, kind) for kind, n in plan.kinds().items())
 
 
 def estimate(settings: Settings, plan: Plan) -> Estimate:
     """What this plan will take, at most as good as the assumptions above."""
-    kinds = kinds_planned(plan)
+    kinds = plan.kinds()
     sums: dict[Role, _Sum] = {
         role: _Sum() for role in ("speaker", "extractor", "verifier", "rewriter", "embedder")
     }

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import msgspec
 from msgspec import Struct
 
+from culturepark.limits import Seen, Share
 from culturepark.ports import Usage
 
 SCHEMA = 1
@@ -144,6 +145,22 @@ class Recorded(Struct, frozen=True, tag="recorded"):
     failed: str = ""
 
 
+# --- agent or refiner -> moderator, and back: how much may be under way ------------------------------
+
+
+class Pulse(Struct, frozen=True, tag="pulse"):
+    """What the process at `address` saw of its endpoints since its last pulse."""
+
+    address: str
+    seen: tuple[Seen, ...]
+
+
+class Shares(Struct, frozen=True, tag="shares"):
+    """The answer to a pulse: what that process may do with each endpoint."""
+
+    shares: tuple[Share, ...]
+
+
 # --- to the collector ---------------------------------------------------------------------------
 
 
@@ -167,12 +184,22 @@ class Outcome(Struct, frozen=True, tag="outcome"):
     schema: int = SCHEMA
 
 
-Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Outcome
+Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Pulse | Shares | Outcome
+
+
+class _Ended(Struct, frozen=True, tag="outcome"):
+    """What of an Outcome is worth reading where only its end matters."""
+
+    number: int
+    failed: str = ""
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 _outcome = msgspec.msgpack.Decoder(Outcome)
-_batch = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_messages = msgspec.msgpack.Decoder(list[Message])
+_ended = msgspec.msgpack.Decoder(_Ended)
+_raws = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 def encode(message: Message) -> bytes:
@@ -199,13 +226,24 @@ def speaker_usage(turns: Iterable[Turn]) -> Usage:
 
 
 def pack(messages: list[bytes]) -> bytes:
-    """Encoded messages as one batch."""
-    return _encoder.encode([msgspec.Raw(message) for message in messages])
+    """Encoded messages as one batch: a msgpack array with a 32-bit length."""
+    return b"".join((b"\xdd", len(messages).to_bytes(4, "big"), *messages))
 
 
-def unpack(batch: bytes) -> list[msgspec.Raw]:
-    """The encoded messages of a batch."""
-    return _batch.decode(batch)
+def unpack(batch: bytes) -> list[Message]:
+    """The messages of a batch. Raises msgspec.DecodeError."""
+    return _messages.decode(batch)
+
+
+def unpack_raw(batch: bytes) -> list[msgspec.Raw]:
+    """The messages of a batch, still encoded. Raises msgspec.DecodeError."""
+    return _raws.decode(batch)
+
+
+def recorded(outcome: bytes) -> Recorded:
+    """What the moderator is told of an encoded outcome that is on disk."""
+    ended = _ended.decode(outcome)
+    return Recorded(ended.number, ended.failed)
 
 
 def _mended(value: object) -> object:

@@ -65,7 +65,7 @@ def _by_culture(plan: Plan) -> Table:
     made = table("culture", "country", "questions", *(["never asked"] if shown else []), "dialogues", left=2)
     for culture in plan.delegates:
         missing = unasked.count(culture.id)
-        counts = [count(len(plan.seeds) - missing), *([count(missing)] if shown else [])]
+        counts = [count(plan.questions_of(culture.id)), *([count(missing)] if shown else [])]
         made.add_row(culture.id, culture.country, *counts, count(plan.planned()[culture.id]))
     return made
 

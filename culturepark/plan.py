@@ -7,15 +7,23 @@ more than the number, and a plan of ten million dialogues takes no more memory t
 The order goes round by round: in each round every question of every culture gets one *cell*, up to
 `cell_dialogues` dialogues of one culture and question. A cell is what is selected from and sealed
 as a whole.
+
+A plan can be one part of N (`plan.shard`), for as many runs beside each other: the cells, ordered by
+culture, are cut into N consecutive blocks. A part numbers its own dialogues from 0; their ids are those
+of the whole plan.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -25,7 +33,16 @@ from culturepark.errors import ConfigError
 from culturepark.prompts import PROMPT_VERSION
 from culturepark.seeds import Answers, Seed, draw, stance_of
 from culturepark.seeds.stance import Stance
-from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Kind, PlanSettings, Settings, Style
+from culturepark.settings import (
+    CHAT_ROLES,
+    IDENTITY_ROOMS,
+    WHOLE,
+    Kind,
+    PlanSettings,
+    Settings,
+    Style,
+    part_of,
+)
 
 PLAN_VERSION = 1
 """Changes when the same settings would give other dialogues."""
@@ -68,37 +85,64 @@ class Brief(Struct, frozen=True):
     direct_reasons: int
 
 
+class _Span(Struct, frozen=True):
+    """Rounds on end that ask the same pairs of culture and question, in cells of one size.
+
+    `pairs` are indices into the pairs of the whole plan, in their order.
+    """
+
+    first_round: int
+    rounds: int
+    pairs: tuple[int, ...]
+    size: int
+    first_cell: int
+    first_number: int
+
+
 class Plan:
     """All dialogues of a run, by number from 0.
 
     Raises ConfigError if a culture or question is unknown, a culture has no survey answers at all,
-    or nothing is left to talk about.
+    nothing is left to talk about, or there are more parts than cells.
     """
 
     def __init__(self, settings: Settings, seeds: Sequence[Seed], cultures: Mapping[str, Culture]) -> None:
         self.settings: PlanSettings = settings.plan
         self.cultures = dict(cultures)
         self._seeds = _chosen_seeds(self.settings, seeds)
-        self.delegates = _delegates(self.settings, cultures)
+        self._cultures = _delegates(self.settings, cultures)
         self.contact = culture_named(cultures, self.settings.contact, "$.plan.contact")
-        pairs = [(c, s) for s in range(len(self._seeds)) for c in range(len(self.delegates))]
+        pairs = [(c, s) for s in range(len(self._seeds)) for c in range(len(self._cultures))]
         self._pairs = [(c, s) for c, s in pairs if self._answers(c, s)]
-        self.unasked = [
-            (self.delegates[c].id, self._seeds[s].id) for c, s in pairs if not self._answers(c, s)
-        ]
-        """Culture and question for each pair that gets no dialogue, as it was never asked there."""
-        silent = [d.id for d in self.delegates if d.id not in {self.delegates[c].id for c, _ in self._pairs}]
-        if silent:
+        asked = {c for c, _ in self._pairs}
+        if silent := [d.id for c, d in enumerate(self._cultures) if c not in asked]:
             what = f"the seeds hold no answers for {', '.join(silent)}."
             fix = "Import a survey that asked there, check `survey_keys`, or leave the culture out."
             raise ConfigError("$.plan.cultures", what, fix)
         self._per_pair = self.settings.dialogues_per_question
         self._round = min(settings.refine.cell_dialogues, self._per_pair)
         self._rounds = -(-self._per_pair // self._round)
-        self._per_culture = {
-            d: [p for p, (c, _) in enumerate(self._pairs) if c == d] for d in range(len(self.delegates))
-        }
-        self._place = {p: i for pairs in self._per_culture.values() for i, p in enumerate(pairs)}
+        self._per_culture = [
+            [p for p, (c, _) in enumerate(self._pairs) if c == d] for d in range(len(self._cultures))
+        ]
+        self._place = {p: i for pairs in self._per_culture for i, p in enumerate(pairs)}
+        self._blocks = self._blocks_of_part()
+        here = [c for c, (first, end) in enumerate(self._blocks) if first < end]
+        self.delegates = [self._cultures[c] for c in here]
+        """The cultures whose opinions this plan asks for: all, or those of this part."""
+        self.unasked = [
+            (self._cultures[c].id, self._seeds[s].id)
+            for c, s in pairs
+            if c in here and not self._answers(c, s)
+        ]
+        """Culture and question for each pair that gets no dialogue, as it was never asked there."""
+        self._spans = list(self._span_rounds())
+        self._first_cells = [span.first_cell for span in self._spans]
+        self._first_numbers = [span.first_number for span in self._spans]
+        last = self._spans[-1]
+        self.n_cells = last.first_cell + last.rounds * len(last.pairs)
+        """How many cells the plan has."""
+        self._len = last.first_number + last.rounds * len(last.pairs) * last.size
         self.fingerprint = self._fingerprint(settings)
         self.brief = lru_cache(maxsize=4096)(self._brief)
 
@@ -108,35 +152,57 @@ class Plan:
         return self._seeds
 
     def __len__(self) -> int:
-        return len(self._pairs) * self._per_pair
-
-    @property
-    def n_cells(self) -> int:
-        """How many cells the plan has."""
-        return len(self._pairs) * self._rounds
+        return self._len
 
     def cell(self, index: int) -> Cell:
         """The cell with this index, from 0."""
-        rnd, pair = divmod(index, len(self._pairs))
-        size = self._round_size(rnd)
-        first = rnd * self._round * len(self._pairs) + pair * size
+        span = self._spans[bisect_right(self._first_cells, index) - 1]
+        rnd, within = divmod(index - span.first_cell, len(span.pairs))
+        pair = span.pairs[within]
         culture, seed = self._pairs[pair]
-        place = rnd * len(self._per_culture[culture]) + self._place[pair]
-        return Cell(index, place, self.delegates[culture].id, self._seeds[seed].id, first, size)
+        rank = (span.first_round + rnd) * len(self._per_culture[culture]) + self._place[pair]
+        return Cell(
+            index=index,
+            place=rank - self._blocks[culture][0],
+            culture=self._cultures[culture].id,
+            seed_id=self._seeds[seed].id,
+            first=span.first_number + (index - span.first_cell) * span.size,
+            size=span.size,
+        )
 
     def cell_of(self, number: int) -> int:
         """The index of the cell that dialogue `number` belongs to."""
-        rnd, rest = self._round_of(number)
-        return rnd * len(self._pairs) + rest // self._round_size(rnd)
+        span = self._span_of(number)
+        return span.first_cell + (number - span.first_number) // span.size
 
     def culture_of(self, number: int) -> str:
         """The delegate culture of dialogue `number`."""
-        rnd, rest = self._round_of(number)
-        return self.delegates[self._pairs[rest // self._round_size(rnd)][0]].id
+        return self._cultures[self._locate(number)[0]].id
 
     def planned(self) -> dict[str, int]:
         """Dialogues of each culture."""
-        return {d.id: len(self._per_culture[i]) * self._per_pair for i, d in enumerate(self.delegates)}
+        found = dict.fromkeys((d.id for d in self.delegates), 0)
+        for span in self._spans:
+            for culture, pairs in Counter(self._pairs[pair][0] for pair in span.pairs).items():
+                found[self._cultures[culture].id] += pairs * span.rounds * span.size
+        return found
+
+    def questions_of(self, culture: str) -> int:
+        """How many questions dialogues of this culture are held on."""
+        pairs = {pair for span in self._spans for pair in span.pairs}
+        return sum(self._cultures[self._pairs[pair][0]].id == culture for pair in pairs)
+
+    def kinds(self) -> dict[Kind, int]:
+        """Dialogues of each kind, those that there are."""
+        kinds = self.settings.kinds
+        found = Counter[Kind]()
+        for span in self._spans:
+            first = span.first_round * self._round
+            end = first + (span.rounds - 1) * self._round + span.size
+            for place, kind in enumerate(kinds):
+                of_kind = (end - place - 1) // len(kinds) - (first - place - 1) // len(kinds)
+                found[kind] += of_kind * len(span.pairs)
+        return {kind: n for kind, n in found.items() if n}
 
     def find(self, dialogue_id: str) -> int | None:
         """The number of the dialogue with this id; None if the plan has none. Looks at each."""
@@ -153,33 +219,70 @@ class Plan:
 
     # --- how a number becomes a brief
 
-    def _round_size(self, rnd: int) -> int:
-        return self._round if rnd < self._rounds - 1 else self._per_pair - self._round * (self._rounds - 1)
+    def _blocks_of_part(self) -> list[tuple[int, int]]:
+        """For each culture, the rank of its first cell in this part, and that after its last."""
+        part, parts = part_of(self.settings.shard)
+        sizes = [len(pairs) * self._rounds for pairs in self._per_culture]
+        cells = sum(sizes)
+        if parts > cells:
+            what = f"the plan has {cells} cells, which make no {parts} parts."
+            raise ConfigError(
+                "$.plan.shard", what, "Ask for fewer parts, or set `refine.cell_dialogues` lower."
+            )
+        first, end = (part - 1) * cells // parts, part * cells // parts
+        blocks: list[tuple[int, int]] = []
+        before = 0
+        for size in sizes:
+            blocks.append((min(max(first - before, 0), size), min(max(end - before, 0), size)))
+            before += size
+        return blocks
 
-    def _round_of(self, number: int) -> tuple[int, int]:
-        if not 0 <= number < len(self):
+    def _span_rounds(self) -> Iterator[_Span]:
+        """The rounds of this plan. Only the last round's cells can be smaller, and only in rounds in
+        which a culture's block begins or ends are some of its questions missing."""
+        edges = {0, self._rounds - 1, self._rounds}
+        for pairs, block in zip(self._per_culture, self._blocks, strict=True):
+            for cell in block:
+                edges |= {cell // len(pairs), cell // len(pairs) + 1}
+        cuts = sorted(edge for edge in edges if edge <= self._rounds)
+        first_cell = first_number = 0
+        for begin, end in pairwise(cuts):
+            chosen = sorted(
+                pair
+                for pairs, (first, last) in zip(self._per_culture, self._blocks, strict=True)
+                for pair in pairs[max(first - begin * len(pairs), 0) : max(last - begin * len(pairs), 0)]
+            )
+            if not chosen:
+                continue
+            size = self._round if end < self._rounds else self._per_pair - self._round * (self._rounds - 1)
+            span = _Span(begin, end - begin, tuple(chosen), size, first_cell, first_number)
+            yield span
+            first_cell += span.rounds * len(chosen)
+            first_number += span.rounds * len(chosen) * size
+
+    def _span_of(self, number: int) -> _Span:
+        if not 0 <= number < self._len:
             raise IndexError(number)
-        full = self._round * len(self._pairs)
-        rnd = min(number // full, self._rounds - 1)
-        return rnd, number - rnd * full
+        return self._spans[bisect_right(self._first_numbers, number) - 1]
 
     def _locate(self, number: int) -> tuple[int, int, int]:
-        """Culture index, seed index and replica of a dialogue."""
-        rnd, rest = self._round_of(number)
-        pair, within = divmod(rest, self._round_size(rnd))
-        culture, seed = self._pairs[pair]
-        return culture, seed, rnd * self._round + within
+        """Culture index, seed index and replica of a dialogue, as in the whole plan."""
+        span = self._span_of(number)
+        cell, within = divmod(number - span.first_number, span.size)
+        rnd, pair = divmod(cell, len(span.pairs))
+        culture, seed = self._pairs[span.pairs[pair]]
+        return culture, seed, (span.first_round + rnd) * self._round + within
 
     def _kind(self, number: int) -> Kind:
         return self.settings.kinds[self._locate(number)[2] % len(self.settings.kinds)]
 
     def _answers(self, culture: int, seed: int) -> Answers | None:
-        answers = self._seeds[seed].answers_of(self.delegates[culture].survey_keys)
+        answers = self._seeds[seed].answers_of(self._cultures[culture].survey_keys)
         return answers if answers and answers.asked else None
 
     def _brief(self, number: int) -> Brief:
         culture_index, seed_index, replica = self._locate(number)
-        culture, seed = self.delegates[culture_index], self._seeds[seed_index]
+        culture, seed = self._cultures[culture_index], self._seeds[seed_index]
         answers = self._answers(culture_index, seed_index)
         assert answers is not None  # pairs that were never asked are not in the plan
         plan = self.settings
@@ -248,10 +351,14 @@ class Plan:
             if name in {settings.roles.of(role) for role in (*CHAT_ROLES, "embedder")}
         }
         used = [
-            c for c in self.cultures.values() if c.id in {*(d.id for d in self.delegates), self.contact.id}
+            c for c in self.cultures.values() if c.id in {*(d.id for d in self._cultures), self.contact.id}
         ]
         # Deterministic order wants text keys; option codes are numbers.
-        facts = msgspec.to_builtins([PLAN_VERSION, PROMPT_VERSION, rooms, self._seeds, used], str_keys=True)
+        facts: Any = msgspec.to_builtins(
+            [PLAN_VERSION, PROMPT_VERSION, rooms, self._seeds, used], str_keys=True
+        )
+        if self.settings.shard == WHOLE:
+            del facts[2]["plan"]["shard"]  # runs that began before plans had parts are whole ones
         content = msgspec.json.encode(facts, order="deterministic")
         return hashlib.sha256(content).hexdigest()[:32]
 

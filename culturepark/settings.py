@@ -35,6 +35,9 @@ Pairing = Literal["woman-woman", "woman-man", "man-woman", "man-man"]
 Role = Literal["speaker", "extractor", "verifier", "rewriter", "embedder"]
 CHAT_ROLES: tuple[Role, ...] = ("speaker", "extractor", "verifier", "rewriter")
 
+WHOLE = "1/1"
+"""The plan in one part."""
+
 
 class PlanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which dialogues are held."""
@@ -73,6 +76,8 @@ class PlanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Reasons asked for in a `direct` generation."""
     seed: Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)] = 1
     """The seed of every draw."""
+    shard: str = WHOLE
+    """`I/N`: hold the I-th of N parts of the plan, counted from 1. Each part is a run of its own."""
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,7 +105,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     parallel: Annotated[int, Meta(ge=1, le=512)] = 8
     """embedded: conversations decoded at once."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """embedded: CPU threads; 0 means all cores."""
+    """embedded: CPU threads of a server; 0 means all CPUs of its node."""
     gpu_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
     """embedded: layers put on a GPU."""
     dimensions: Count = 0
@@ -182,8 +187,15 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     dialogues_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 64
     """Dialogues held at once, refinement included."""
-    requests_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
-    """Requests at once from one process to one model."""
+    requests_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 4096
+    """Requests at once to one model, all processes and replicas together."""
+    adaptive: bool = True
+    """Find out how many requests at once serve each replica best, up to `requests_in_flight`. Off:
+    `requests_in_flight` is the limit from the start."""
+    requests_per_minute: Count = 0
+    """Requests a minute to one model, all processes together; 0 means no limit."""
+    tokens_per_minute: Annotated[int, Meta(ge=0, le=10_000_000_000)] = 0
+    """Tokens a minute, prompt and completion, likewise."""
     deadline_s: Seconds = 120.0
     """Wall-clock limit of one request."""
     retries: Annotated[int, Meta(ge=0, le=100)] = 5
@@ -201,10 +213,15 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ActorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How many processes."""
+    """How many processes. 0 means as many as the cluster's resources suggest."""
 
-    agents_per_culture: Annotated[int, Meta(ge=1, le=1024)] = 1
-    refiners: Annotated[int, Meta(ge=1, le=1024)] = 1
+    agents_per_culture: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Processes that speak for each culture. 0: half of the cores shared out among the cultures, at
+    least one each."""
+    refiners: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Processes that refine dialogues. 0: half of the cores, at least one."""
+    engines: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Servers of each embedded model, at most one a node. 0: one on each node that has CPUs."""
 
 
 class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -240,6 +257,14 @@ _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE)
 ADDRESS_FIX = "Write it like `http://localhost:8000/v1`, without keys or user names in it."
 _SECRET_HEADER = re.compile(r"auth|cookie|credential|key|passw|secret|token", re.IGNORECASE)
+
+
+def part_of(shard: str) -> tuple[int, int]:
+    """`I/N` as numbers. Raises ValueError unless 1 <= I <= N, both written without leading zeros."""
+    part, slash, parts = shard.partition("/")
+    if f"{int(part)}{slash}{int(parts)}" != shard or not 1 <= int(part) <= int(parts):
+        raise ValueError(shard)
+    return int(part), int(parts)
 
 
 def is_address(url: str) -> bool:
@@ -409,6 +434,11 @@ def _check(settings: Settings, where: str) -> None:
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ConfigError(f"{where}: $.plan.{key}", f"named twice: {', '.join(twice)}.", "Name it once.")
+    try:
+        part_of(plan.shard)
+    except ValueError:
+        fix = "For example `2/4`: the second of four parts."
+        raise ConfigError(f"{where}: $.plan.shard", f"{plan.shard!r} names no part.", fix) from None
     if plan.utterances % 2:
         what = f"{plan.utterances} turns cannot be shared evenly by two speakers."
         raise ConfigError(f"{where}: $.plan.utterances", what, "Use an even number.")

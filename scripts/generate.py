@@ -1,4 +1,4 @@
-"""`culturepark generate` as a script.
+"""`culturepark generate` as a script, for a job's working directory. See docs/scaling.md.
 
 ray job submit --working-dir . -- python scripts/generate.py config/cluster.toml --out /shared/run
 """

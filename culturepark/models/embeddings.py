@@ -23,8 +23,13 @@ class _Row(Struct):
     index: int
 
 
+class _Usage(Struct):
+    prompt_tokens: Any = None
+
+
 class _Reply(Struct):
     data: list[_Row]
+    usage: _Usage | None = None
 
 
 _decoder = msgspec.json.Decoder(_Reply)
@@ -60,15 +65,18 @@ class HttpEmbedder:
         while True:
             reply = await self._http.post("/embeddings", body, skip=attempt)
             try:
-                return self._read(reply.body, len(texts))
+                return self._read(reply.body, reply.url, len(texts))
             except ModelError:
                 if attempt >= min(2, self._limits.retries):
                     raise
                 attempt += 1
 
-    def _read(self, raw: bytes, count: int) -> Vectors:
+    def _read(self, raw: bytes, url: str, count: int) -> Vectors:
         try:
-            rows = sorted(_decoder.decode(raw).data, key=lambda row: row.index)
+            reply = _decoder.decode(raw)
+            if reply.usage and type(tokens := reply.usage.prompt_tokens) is int and 0 <= tokens < 1 << 40:
+                self._http.spent(url, tokens, 0)
+            rows = sorted(reply.data, key=lambda row: row.index)
             vectors = np.array([row.embedding for row in rows], dtype=np.float32)
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
             what = f"the reply is not a list of embeddings: {self._http.safe(str(error))}"

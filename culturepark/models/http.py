@@ -1,4 +1,4 @@
-"""The hot path's HTTP: one session, replicas, a wall-clock deadline, a byte cap, bounded retries.
+"""The hot path's HTTP: one session, replicas, limits, a wall-clock deadline, a byte cap, bounded retries.
 
 A per-read timeout would let a dripping server hold a call for ever, so the deadline is around the
 whole call; and a small compressed body can become a huge one, so the cap counts decoded bytes.
@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import os
 import random
 import re
 import stat
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
 import msgspec
 from msgspec import Struct
+from yarl import URL
 
 from culturepark.errors import ConfigError
+from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share
 from culturepark.messages import FailureKind
 from culturepark.models.errors import ModelError
+from culturepark.models.gates import Gate, Pacer
 from culturepark.prompts.text import tidy
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
 
@@ -37,13 +41,22 @@ _SHOWN_CHARS = 240
 """No more of an endpoint's words than this goes into an error."""
 _READ_BYTES = 65_536
 """No more of an error body than this is looked at."""
+_BROKEN: frozenset[FailureKind] = frozenset({"server", "timeout", "connection"})
+"""The replica's fault: another one may well answer."""
+_SICK_AFTER = 3
+"""Faults in a row after which a replica is left alone but for trials, without waiting to be told."""
+_TRIAL_S = 0.5
+"""How often one request is tried at a sick replica."""
+_UNTOLD_LIMIT = 2
+"""Requests at once to a replica until the coordinator has answered for the first time."""
+_OWN_PULSE_S = 0.1
 
 
 OnRetry = Callable[[str, str, ModelError, float], None]
 """Told the dialogue, the address, what went wrong, and the seconds until the next attempt."""
 
 
-class Reply(Struct, frozen=True):
+class Reply(Struct, frozen=True, gc=False):
     """A body that came with status 200."""
 
     body: bytes
@@ -93,10 +106,51 @@ def _checked_key(key: str, where: str) -> str:
     return key
 
 
+class _Replica:
+    """One address: its gate, and what was seen since the last report."""
+
+    def __init__(self, url: str, limit: int) -> None:
+        self.url = url
+        self.salt = zlib.crc32(url.encode())
+        self.targets: dict[str, URL] = {}
+        self.gate = Gate(limit)
+        self.weight = 1.0
+        self.streak = 0
+        self.trial_s = 0.0
+        self.pacing = 0
+        self.granted = 0
+        self.resume_s = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self.completed = self.refused = self.broken = 0
+        self.latency_s = self.latency_sq = self.retry_after_s = 0.0
+        self.prompt_tokens = self.completion_tokens = 0
+        self.gate.most = self.gate.in_flight
+
+    @property
+    def well(self) -> bool:
+        """Whether it is worth sending to."""
+        return self.weight > 0 and self.streak < _SICK_AFTER and not self.gate.paused
+
+    def target(self, path: str) -> URL:
+        target = self.targets.get(path)
+        if target is None:
+            target = self.targets[path] = URL(self.url + path)
+        return target
+
+
 class HttpEndpoint:
     """POSTs JSON to the replicas of one endpoint.
 
-    A call goes to the replica that its affinity names; a further attempt goes to the next one.
+    A call goes to the replica that its affinity names, and waits there until the limits let it
+    through. A further attempt goes to another replica at once if the fault was the replica's and
+    another is well; otherwise it waits first. A replica that is broken, or far slower than the others,
+    gets a trial now and then until it has recovered.
+
+    The limits are those that `obey` was told last. Until it is called for the first time, the
+    endpoint works them out for itself, from its own calls.
+
     `on_retry` is told of each further attempt. `sleep` and `rng` are arguments so that tests wait
     for nothing.
     """
@@ -111,12 +165,24 @@ class HttpEndpoint:
         rng: random.Random | None = None,
     ) -> None:
         self.urls = base_urls_of(model)
+        self._model = model.model or "embedded"
         self._limits = limits
+        self._deadline_s = limits.deadline_s
         self._key = api_key_of(model) if model.engine == "openai" else ""
         self._headers = {"Content-Type": "application/json", **model.headers}
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
-        self._slots = asyncio.Semaphore(limits.requests_in_flight)
+        first = max(1, limits.requests_in_flight // len(self.urls))
+        if limits.adaptive:
+            first = min(first, FIRST_LIMIT)
+        self._replicas = [_Replica(url, first) for url in dict.fromkeys(self.urls)]
+        self._by_url = {replica.url: replica for replica in self._replicas}
+        self._only = self._replicas[0] if len(self._replicas) == 1 else None
+        rates = (limits.requests_per_minute, limits.tokens_per_minute)
+        self._pacer = Pacer(*rates) if any(rates) else None
+        self._own: Coordinator | None = Coordinator(limits)
+        self._own_due_s = 0.0
+        self._pauses: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._on_retry = on_retry
         self._sleep = sleep
@@ -127,24 +193,179 @@ class HttpEndpoint:
 
         `skip` passes over that many replicas, whose replies were of no use.
         """
-        start = skip + (zlib.crc32(affinity.encode()) if affinity else self._rng.randrange(1 << 30))
         attempt = 0
+        avoid: list[_Replica] = []
         while True:
-            url = self.urls[(start + attempt) % len(self.urls)]
-            began = time.monotonic()
+            replica = self._only or self._choose(affinity, skip, avoid)
+            if self._pacer is not None:
+                await self._paced(replica, self._pacer)
+            gate = replica.gate
+            if not gate.try_enter() and not await gate.enter():
+                continue  # sent away: the replica is no longer well
+            began = now = time.monotonic()
             try:
-                async with self._slots:
-                    began = time.monotonic()
-                    raw = await self._once(url + path, body, affinity)
-                return Reply(raw, url, time.monotonic() - began, attempt)
+                raw = await self._once(replica.target(path), body, affinity)
+                now = time.monotonic()
+                latency_s = now - began
+                replica.completed += 1
+                replica.latency_s += latency_s
+                replica.latency_sq += latency_s * latency_s
+                replica.streak = 0
+                replica.trial_s = 0.0  # so that trials follow each other while they succeed
+                return Reply(raw, replica.url, latency_s, attempt)
             except ModelError as error:
+                now = time.monotonic()
+                self._failed(replica, error)
                 if not error.passing or attempt >= self._limits.retries:
                     raise
-                wait_s = self.wait_before(attempt, error.wait_s)
-                if self._on_retry:
-                    self._on_retry(affinity, url, error, wait_s)
+                failure = error
+            finally:
+                gate.leave()
+                if self._own is not None and now >= self._own_due_s:
+                    self._obey_self(self._own, now)
+            wait_s = 0.0
+            if failure.kind in _BROKEN:
+                avoid.append(replica)
+            if failure.kind not in _BROKEN or not any(r.well and r not in avoid for r in self._replicas):
+                avoid.clear()
+                wait_s = self.wait_before(attempt, failure.wait_s)
+            if self._on_retry:
+                self._on_retry(affinity, replica.url, failure, wait_s)
+            if wait_s:
                 await self._sleep(wait_s)
-                attempt += 1
+            attempt += 1
+
+    async def _paced(self, replica: _Replica, pacer: Pacer) -> None:
+        replica.pacing += 1
+        try:
+            await pacer.turn()
+        finally:
+            replica.pacing -= 1
+
+    def _choose(self, affinity: str, skip: int, avoid: list[_Replica]) -> _Replica:
+        """Weighted rendezvous: a changed weight moves only the dialogues that it must."""
+        well = [replica for replica in self._replicas if replica.well]
+        if len(well) < len(self._replicas):
+            now = time.monotonic()
+            for replica in self._replicas:
+                sick = not replica.well and replica not in avoid
+                if sick and now >= replica.trial_s and not replica.gate.in_flight and replica.gate.free:
+                    replica.trial_s = now + _TRIAL_S
+                    return replica
+        able = [r for r in well if r not in avoid] or well or self._replicas
+        if len(able) == 1:
+            return able[0]
+        key = zlib.crc32(affinity.encode()) if affinity else self._rng.getrandbits(32)
+        able.sort(key=lambda r: _rank(key, r.salt, r.weight))
+        return able[skip % len(able)]
+
+    def _failed(self, replica: _Replica, error: ModelError) -> None:
+        """Count a failure, and act on it here at once, before any coordinator says so."""
+        if error.kind == "rate_limited":
+            replica.refused += 1
+            if error.wait_s:
+                wait_s = min(error.wait_s, self._limits.backoff_max_s)
+                replica.retry_after_s = max(replica.retry_after_s, wait_s)
+                self._pause(replica, wait_s)
+        elif error.kind in _BROKEN:
+            replica.broken += 1
+            replica.streak += 1
+            if replica.streak == _SICK_AFTER:
+                replica.trial_s = time.monotonic() + _TRIAL_S
+        else:
+            replica.streak = 0  # it answers, whatever it says
+        if not replica.well:
+            self._let_go(replica)
+
+    def _let_go(self, replica: _Replica) -> None:
+        """Who waits at a replica that is not well goes to one that is, if there is one."""
+        if any(other.well for other in self._replicas):
+            replica.gate.send_away()
+
+    def _pause(self, replica: _Replica, wait_s: float) -> None:
+        resume_s = time.monotonic() + wait_s
+        if resume_s <= replica.resume_s:
+            return
+        replica.resume_s = resume_s
+        replica.gate.pause()
+
+        async def resume() -> None:
+            await self._sleep(wait_s)
+            if replica.resume_s == resume_s:  # no longer pause was asked for since
+                replica.gate.resume()
+
+        task = asyncio.get_running_loop().create_task(resume())
+        self._pauses.add(task)
+        task.add_done_callback(self._pauses.discard)
+
+    # --- limits
+
+    def spent(self, url: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """What a reply from a replica took."""
+        replica = self._by_url[url]
+        replica.prompt_tokens += prompt_tokens
+        replica.completion_tokens += completion_tokens
+        if self._pacer is not None:
+            self._pacer.spent(prompt_tokens + completion_tokens)
+
+    def report(self) -> list[Seen]:
+        """What was seen of each replica since the last report."""
+        seen: list[Seen] = []
+        for replica in self._replicas:
+            gate = replica.gate
+            seen.append(
+                Seen(
+                    replica.url,
+                    self._model,
+                    replica.completed,
+                    replica.latency_s,
+                    replica.latency_sq,
+                    replica.refused,
+                    replica.retry_after_s,
+                    replica.broken,
+                    gate.in_flight,
+                    gate.waiting + replica.pacing,
+                    gate.most,
+                    replica.prompt_tokens,
+                    replica.completion_tokens,
+                    replica.granted,
+                )
+            )
+            replica.reset()
+        return seen
+
+    def obey(self, shares: Iterable[Share]) -> None:
+        """Keep to these shares, of those that are this endpoint's. From now on nobody else is asked:
+        call it with none at all before the first request, and that one waits for the coordinator."""
+        if self._own is not None:
+            self._own = None
+            for replica in self._replicas:
+                replica.gate.set_limit(min(replica.gate.limit, _UNTOLD_LIMIT))
+            if self._pacer is not None:
+                self._pacer.set_rates(0, 0)
+        self._keep_to(shares, granted=True)
+
+    def _obey_self(self, own: Coordinator, now_s: float) -> None:
+        self._own_due_s = now_s + _OWN_PULSE_S
+        self._keep_to(own.take("", self.report(), now_s), granted=False)
+
+    def _keep_to(self, shares: Iterable[Share], *, granted: bool) -> None:
+        rates: tuple[float, float] | None = None
+        for share in shares:
+            replica = self._by_url.get(share.url) if share.model == self._model else None
+            if replica is None:
+                continue
+            replica.weight = share.weight
+            replica.granted = share.limit if granted else 0
+            replica.gate.set_limit(share.limit)
+            rates = share.requests_per_minute, share.tokens_per_minute
+        for replica in self._replicas:
+            if replica.gate.waiting and not replica.well:
+                self._let_go(replica)
+        if rates is not None and self._pacer is not None:
+            self._pacer.set_rates(*rates)
+
+    # --- one call
 
     def wait_before(self, attempt: int, asked_s: float | None) -> float:
         """Seconds to wait after failed attempt `attempt`: exponential with full jitter, at least
@@ -153,14 +374,17 @@ class HttpEndpoint:
         wait = ceiling * (0.5 + 0.5 * self._rng.random())
         return min(self._limits.backoff_max_s, max(wait, asked_s or 0.0))
 
-    async def _once(self, url: str, body: bytes, affinity: str) -> bytes:
-        headers = {**self._headers, SESSION_HEADER: affinity} if affinity else self._headers
+    async def _once(self, url: URL, body: bytes, affinity: str) -> bytes:
+        headers = {SESSION_HEADER: affinity} if affinity else None
         try:
-            async with asyncio.timeout(self._limits.deadline_s):
-                async with self._open().post(
-                    url, data=body, headers=headers, allow_redirects=False
-                ) as response:
+            async with asyncio.timeout(self._deadline_s):
+                session = self._session or self._open()
+                response = await session.post(url, data=body, headers=headers, allow_redirects=False)
+                try:
                     raw = await self._read(response)
+                except BaseException:
+                    response.close()  # a reply read to its end gives its connection back by itself
+                    raise
         except TimeoutError:
             raise ModelError("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
         except aiohttp.ClientPayloadError as error:
@@ -174,14 +398,17 @@ class HttpEndpoint:
         raise self._refusal(response.status, response.headers.get("Retry-After"), raw)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        async for part in response.content.iter_any():
-            size += len(part)
-            if size > self._limits.reply_bytes:
-                response.close()
-                raise ModelError("too_large", f"the reply is larger than {self._limits.reply_bytes} bytes")
-            parts.append(part)
+        content, most = response.content, self._limits.reply_bytes
+        raw = await content.readany()
+        if len(raw) <= most and content.at_eof():
+            return raw  # all of it in one piece, as most replies come
+        parts, size = [raw], len(raw)
+        while raw and size <= most:
+            raw = await content.readany()
+            parts.append(raw)
+            size += len(raw)
+        if size > most:
+            raise ModelError("too_large", f"the reply is larger than {most} bytes")
         return b"".join(parts)
 
     def _refusal(self, status: int, retry_after: str | None, raw: bytes) -> ModelError:
@@ -216,18 +443,31 @@ class HttpEndpoint:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)  # the semaphore limits
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)  # the gates limit
             timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+                connector=connector,
+                timeout=timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
             )
         return self._session
 
     async def close(self) -> None:
         """Close the session."""
+        for pause in tuple(self._pauses):
+            pause.cancel()
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def _rank(key: int, salt: int, weight: float) -> float:
+    """The place of a replica for a key, least first (Thaler and Ravishankar 1998; weighted)."""
+    # A CRC alone is linear, so that two replicas' places would hang together; two rounds of mixing part them.
+    mixed = (key ^ salt) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    return -math.log(((mixed >> 11) + 1) / 9007199254740993) / (weight or 1.0)
 
 
 def seconds_of(retry_after: str | None) -> float | None:

@@ -9,11 +9,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u2
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"'\u201d\u2019)\]]*")
 _QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb")
 _MARKUP = re.compile(r"<\|[^|>]{0,40}\|>|</?think>")
+_UNTIDY = re.compile(
+    r"[\x00-\x1f\x7f-\xa0\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff<]|  "
+)
+"""What `tidy` may have to change. Most replies hold none of it, and this runs on every one."""
 
 
 def tidy(text: str) -> str:
     """Text as it may be kept: no control or direction characters, no lone surrogates, no template
     tokens, spaces single, newlines kept single."""
+    if not _UNTIDY.search(text):
+        return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
     text = _CONTROL.sub("", text)
@@ -34,6 +40,8 @@ def unquoted(text: str) -> str:
 
 def without_name(text: str, name: str) -> str:
     """Text without the speaker's own name as a label before it, as in a play."""
+    if name not in text[: len(name) + 3]:
+        return text
     return re.sub(rf"^\W{{0,2}}{re.escape(name)}\W{{0,2}}(?:says)?:\s*", "", text, count=1)
 
 

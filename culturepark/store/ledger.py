@@ -27,7 +27,7 @@ from culturepark.store.lock import RunLock
 from culturepark.store.log import Log, replay
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import kept_vectors
-from culturepark.store.rows import DIALOGUES, OPINIONS, dialogue_row, opinion_row, table
+from culturepark.store.rows import DIALOGUES, OPINIONS, about_of, dialogue_row, opinion_row, table
 from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.shards import commit_table, quarantine_strays
 
@@ -268,9 +268,10 @@ class Ledger:
 
     def _add_rows(self, outcome: Outcome, choices: dict[str, Choice]) -> None:
         brief, facts = self._plan.brief(outcome.number), self._facts
-        self._rows["dialogues"].append(dialogue_row(brief, outcome, facts))
+        about = about_of(brief, facts)
+        self._rows["dialogues"].append(dialogue_row(brief, outcome, about))
         for opinion in outcome.opinions:
-            row = opinion_row(brief, opinion, choices.get(opinion.id), facts, self._plan.cultures)
+            row = opinion_row(brief, opinion, choices.get(opinion.id), about, facts, self._plan.cultures)
             self._rows["samples" if row["kept"] else "rejected"].append(row)
             self._rows_bytes += 1500 + 3 * len(opinion.text) + len(opinion.vector)
         self._rows_bytes += 600 + sum(150 + len(turn.text) for turn in outcome.turns)

@@ -157,12 +157,12 @@ class RunFacts(Struct, frozen=True):
     train_on_novel: bool
 
 
-def dialogue_row(brief: Brief, outcome: Outcome, facts: RunFacts) -> dict[str, Any]:
-    """The row of one dialogue."""
+def dialogue_row(brief: Brief, outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:
+    """The row of one dialogue; `about` is `about_of` it."""
     names = [persona.name for persona in brief.speakers]
     return {
         "id": brief.id,
-        **_about(brief, facts),
+        **about,
         "speakers": [_person(p, s) for p, s in zip(brief.speakers, brief.stances, strict=True)],
         "turns": [
             {
@@ -202,16 +202,22 @@ def dialogue_row(brief: Brief, outcome: Outcome, facts: RunFacts) -> dict[str, A
 
 
 def opinion_row(
-    brief: Brief, opinion: Opinion, choice: Choice | None, facts: RunFacts, cultures: Mapping[str, Culture]
+    brief: Brief,
+    opinion: Opinion,
+    choice: Choice | None,
+    about: dict[str, Any],
+    facts: RunFacts,
+    cultures: Mapping[str, Culture],
 ) -> dict[str, Any]:
-    """The row of one opinion; `choice` is None for one that refinement rejected."""
+    """The row of one opinion; `choice` is None for one that refinement rejected, `about` is `about_of`
+    its dialogue."""
     kept = choice is not None and choice.kept
     trains = kept and (facts.train_on_novel or opinion.verdict != "novel")
     messages = training_messages(brief, opinion, cultures[brief.culture].demonym) if trains else []
     return {
         "id": opinion.id,
         "dialogue_id": brief.id,
-        **_about(brief, facts),
+        **about,
         "persona": _person(brief.speakers[opinion.speaker], brief.stances[opinion.speaker]),
         "turn": opinion.turn,
         "start": opinion.start,
@@ -243,7 +249,8 @@ def table(rows: list[dict[str, Any]], schema: Any) -> Any:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _about(brief: Brief, facts: RunFacts) -> dict[str, Any]:
+def about_of(brief: Brief, facts: RunFacts) -> dict[str, Any]:
+    """What a dialogue's row and those of its opinions have in common."""
     return {
         "run_id": facts.run_id,
         "number": brief.number,

@@ -25,7 +25,7 @@ from culturepark.cli import run as culturepark
 from culturepark.display import Display
 from culturepark.doctor import Verdict, examine_models
 from culturepark.errors import ConfigError, EndpointError, RunDirError
-from culturepark.estimate import estimate, kinds_planned, turns_planned
+from culturepark.estimate import estimate, turns_planned
 from culturepark.plan import Plan
 from culturepark.preflight import check_before, check_endpoints
 from culturepark.seeds import builtin_seeds, write_seeds
@@ -183,7 +183,7 @@ def planned(settings: Settings) -> Plan:
 @pytest.mark.parametrize("per_question", [1, 3, 5])
 def test_kinds_and_turns_are_counted_as_the_plan_has_them(kinds: list[str], per_question: int) -> None:
     plan = planned(runs.settings(plan={"kinds": kinds, "dialogues_per_question": per_question}))
-    assert kinds_planned(plan) == Counter(plan.brief(n).kind for n in range(len(plan)))
+    assert plan.kinds() == Counter(plan.brief(n).kind for n in range(len(plan)))
     assert turns_planned(plan) == sum(plan.utterances_of(n) for n in range(len(plan)))
 
 

@@ -85,9 +85,13 @@ class Servers:
         limit = LimitSettings(retries=retries, **{"deadline_s": 5.0, **limits})
 
         async def sleep(seconds: float) -> None:
-            self.waits.append(seconds)
+            await asyncio.sleep(0)
 
-        return model, limit, HttpEndpoint(model, limit, sleep=sleep, rng=random.Random(1))
+        def retried(dialogue: str, url: str, error: ModelError, wait_s: float) -> None:
+            self.waits.append(wait_s)
+
+        endpoint = HttpEndpoint(model, limit, on_retry=retried, sleep=sleep, rng=random.Random(1))
+        return model, limit, endpoint
 
     def chat(self, *urls: str, **limits: Any) -> HttpChatModel:
         self.models.append(HttpChatModel(*self.endpoint(*urls, **limits)))

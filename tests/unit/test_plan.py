@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.errors import ConfigError
-from culturepark.plan import Plan
+from culturepark.plan import Brief, Plan
 from culturepark.seeds import builtin_seeds
 from culturepark.settings import Settings, decode_settings
 from tests import builders
@@ -38,25 +38,32 @@ def test_another_seed_gives_other_people_and_other_ids() -> None:
     assert [one.brief(n).speakers for n in range(4)] != [two.brief(n).speakers for n in range(4)]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    per_question=st.integers(1, 23),
-    cell=st.integers(1, 9),
-    delegates=st.lists(st.sampled_from(["arabic", "chinese", "korean"]), min_size=1, unique=True),
+ROOMS = {
+    "per_question": st.integers(1, 23),
+    "cell": st.integers(1, 9),
+    "delegates": st.lists(st.sampled_from(["arabic", "chinese", "korean"]), min_size=1, unique=True),
     # The last two were never asked in one of these countries.
-    questions=st.lists(
+    "questions": st.lists(
         st.sampled_from(["wvs7-q27", "wvs7-q28", "wvs7-q125", "wvs7-q36"]), min_size=1, unique=True
     ),
-)
-def test_cells_partition_the_numbers(
-    per_question: int, cell: int, delegates: list[str], questions: list[str]
-) -> None:
+}
+
+
+def plan_of(
+    per_question: int, cell: int, delegates: list[str], questions: list[str], shard: str = "1/1"
+) -> Plan | None:
+    """A plan; None if some culture has nothing to talk about."""
     room = {"cultures": delegates, "questions": questions, "dialogues_per_question": per_question}
+    kinds = ["cross", "in-culture", "direct"]
     try:
-        plan = builders.plan(plan=room, refine={"cell_dialogues": cell})
-    except ConfigError:
-        assert set(questions) <= {"wvs7-q125", "wvs7-q36"}  # some culture has nothing to talk about
-        return
+        return builders.plan(plan={**room, "kinds": kinds, "shard": shard}, refine={"cell_dialogues": cell})
+    except ConfigError as error:
+        if error.where != "$.plan.cultures":
+            raise
+        return None
+
+
+def assert_cells_partition_the_numbers(plan: Plan, cell: int) -> None:
     seen: list[int] = []
     places: dict[str, list[int]] = {}
     for index in range(plan.n_cells):
@@ -74,13 +81,71 @@ def test_cells_partition_the_numbers(
     assert sorted(seen) == list(range(len(plan)))
     for ranks in places.values():
         assert sorted(ranks) == list(range(len(ranks)))
-    assert plan.planned() == {
-        d: per_question * sum((d, q) not in plan.unasked for q in questions) for d in delegates
-    }
-    assert sum(plan.planned().values()) == len(plan)
+    briefs = [plan.brief(n) for n in range(len(plan))]
+    assert plan.planned() == Counter(brief.culture for brief in briefs)
+    assert plan.kinds() == Counter(brief.kind for brief in briefs)
+    assert list(plan.planned()) == [d.id for d in plan.delegates]
+    for culture in plan.planned():
+        assert plan.questions_of(culture) == len({b.seed.id for b in briefs if b.culture == culture})
     for number in (-1, len(plan)):
         with pytest.raises(IndexError):
             plan.cell_of(number)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**ROOMS)
+def test_cells_partition_the_numbers(
+    per_question: int, cell: int, delegates: list[str], questions: list[str]
+) -> None:
+    plan = plan_of(per_question, cell, delegates, questions)
+    if plan is None:  # and then one of these is asked alone
+        assert set(questions) <= {"wvs7-q125", "wvs7-q36"}
+        return
+    assert_cells_partition_the_numbers(plan, cell)
+    assert plan.planned() == {
+        d: per_question * sum((d, q) not in plan.unasked for q in questions) for d in delegates
+    }
+
+
+def by_cell(plan: Plan, culture: str) -> list[list[Brief]]:
+    """The dialogues of each cell of a culture, in the order of its cells, without their numbers."""
+    cells = sorted(
+        (cell for i in range(plan.n_cells) if (cell := plan.cell(i)).culture == culture),
+        key=lambda cell: cell.place,
+    )
+    return [
+        [msgspec.structs.replace(plan.brief(n), number=0, cell=0) for n in range(c.first, c.first + c.size)]
+        for c in cells
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(**ROOMS, parts=st.integers(1, 7))
+def test_parts_share_the_plan_out_in_whole_cells(
+    per_question: int, cell: int, delegates: list[str], questions: list[str], parts: int
+) -> None:
+    whole = plan_of(per_question, cell, delegates, questions)
+    if whole is None:
+        return
+    if parts > whole.n_cells:
+        with pytest.raises(ConfigError, match="make no"):
+            plan_of(per_question, cell, delegates, questions, f"1/{parts}")
+        return
+    shared = [plan_of(per_question, cell, delegates, questions, f"{i}/{parts}") for i in range(1, parts + 1)]
+    plans = [plan for plan in shared if plan is not None]
+    assert len(plans) == parts
+    for plan in plans:
+        assert_cells_partition_the_numbers(plan, cell)
+    # Laid end to end, the parts are the whole, culture by culture and cell by cell: nothing is
+    # missing, nothing is there twice, and a culture is cut only where a part ends.
+    for culture in delegates:
+        laid = [cell for plan in plans for cell in by_cell(plan, culture)]
+        assert laid == by_cell(whole, culture)
+    together = [culture for plan in plans for culture in plan.planned()]
+    assert len(together) <= len(delegates) + parts - 1
+    sizes = [plan.n_cells for plan in plans]
+    assert max(sizes) - min(sizes) <= 1
+    assert len({plan.fingerprint for plan in plans}) == parts
 
 
 def test_what_was_never_asked_gives_no_dialogue_and_is_listed() -> None:
@@ -106,6 +171,8 @@ def test_ten_million_dialogues_are_planned_at_once() -> None:
     tracemalloc.stop()
     assert len(plan) > 10_000_000
     assert plan.cell_of(brief.number) == plan.n_cells - 1
+    part = builders.plan(plan={"dialogues_per_question": 30_000, "shard": "2/64"})
+    assert abs(len(part) * 64 / len(plan) - 1) < 0.01
     assert took_s < 2
     assert peak_bytes < 4 << 20
 
@@ -206,6 +273,8 @@ IDENTITY: list[dict[str, Any]] = [
     {"plan": {"language": "native"}},
     {"plan": {"direct_reasons": 9}},
     {"plan": {"seed": 2}},
+    {"plan": {"shard": "1/2"}},
+    {"plan": {"shard": "2/2"}},
     {"sampling": {"speaker": {"temperature": 0.1}}},
     {"sampling": {"rewriter": {"max_tokens": 9}}},
     {"sampling": {"verifier": {"top_p": 0.5}}},

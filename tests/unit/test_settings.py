@@ -111,6 +111,9 @@ OVERRIDES: dict[str, tuple[str | list[str], list[str]]] = {
     "no pairings": ("plan.pairings=[]", ["$.plan.pairings", "empty"]),
     "no openers": ("plan.openers=[]", ["$.plan.openers", "empty"]),
     "no seeds": ("plan.seeds=[]", ["$.plan.seeds", "empty"]),
+    "a part beyond the last": ("plan.shard='3/2'", ["$.plan.shard", "'3/2'", "no part"]),
+    "no part": ("plan.shard='second'", ["$.plan.shard", "names no part", "2/4"]),
+    "more parts than cells": ("plan.shard='1/999'", ["$.plan.shard", "fewer parts"]),
     "odd turns": ("plan.utterances=7", ["$.plan.utterances", "even number"]),
     "only unasked questions": (
         ["plan.cultures=['chinese']", "plan.questions=['wvs7-q125']"],

@@ -1,0 +1,151 @@
+"""Messages between actors over real sockets: all of them, in order, whatever breaks on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from actors.mailbox import MAX_BYTES, Door, Mailbox, Place
+from culturepark.messages import Recorded, encode, pack, unpack
+
+TOKEN = b"t" * 32
+HERE = "127.0.0.1"
+
+
+def message(number: int, size: int = 0) -> bytes:
+    return encode(Recorded(number, "x" * size))
+
+
+class Receiver:
+    """Takes frames; `refuse` may fail, `later` keeps them waiting."""
+
+    def __init__(self, token: bytes = TOKEN) -> None:
+        self.numbers: list[int] = []
+        self.frames = 0
+        self.later: list[asyncio.Future[None]] | None = None
+        self.errors: list[BaseException] = []
+        self.refuse = False
+        self.door = Door(self.take, token, self.errors.append)
+
+    def take(self, payload: bytes) -> asyncio.Future[None] | None:
+        if self.refuse:
+            raise RuntimeError("on purpose")
+        self.frames += 1
+        for one in unpack(payload):
+            assert isinstance(one, Recorded)
+            self.numbers.append(one.number)
+        if self.later is None:
+            return None
+        self.later.append(asyncio.get_running_loop().create_future())
+        return self.later[-1]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+def mailbox_to(find: Callable[[], Place], **options: object) -> Mailbox:
+    async def found() -> Place:
+        return find()
+
+    def failed(error: BaseException) -> None:
+        raise AssertionError(error)
+
+    return Mailbox(found, TOKEN, on_failure=failed, **options)  # type: ignore[arg-type]
+
+
+async def test_all_arrive_in_order_in_few_frames() -> None:
+    receiver = Receiver()
+    place = await receiver.door.open(HERE)
+    box = mailbox_to(lambda: place)
+    for number in range(3000):
+        box.post(message(number))
+    await until(lambda: len(receiver.numbers) == 3000)
+    assert receiver.numbers == list(range(3000))
+    assert receiver.frames <= 30
+
+
+async def test_large_messages_get_frames_of_their_own() -> None:
+    receiver = Receiver()
+    place = await receiver.door.open(HERE)
+    box = mailbox_to(lambda: place)
+    for number in range(8):
+        box.post(message(number, MAX_BYTES))
+    await until(lambda: len(receiver.numbers) == 8)
+    assert receiver.frames == 8
+
+
+async def test_taken_only_when_the_receiver_says_so() -> None:
+    receiver = Receiver()
+    receiver.later = []
+    taken: list[bytes] = []
+    place = await receiver.door.open(HERE)
+    box = mailbox_to(lambda: place, on_taken=taken.extend)
+    box.post(message(1))
+    await until(lambda: receiver.numbers == [1])
+    box.post(message(2))
+    await until(lambda: receiver.numbers == [1, 2])
+    receiver.later[1].set_result(None)  # out of order: the first is still open
+    await asyncio.sleep(0.05)
+    assert not taken
+    receiver.later[0].set_result(None)
+    await until(lambda: taken == [message(1), message(2)])
+    assert len(box) == 0
+
+
+async def test_what_was_not_taken_comes_again_after_a_restart() -> None:
+    first, second = Receiver(), Receiver()
+    first.later = []
+    places = [await first.door.open(HERE)]
+    box = mailbox_to(lambda: places[-1])
+    box.post(message(1))
+    await until(lambda: first.numbers == [1])
+    places.append(await second.door.open(HERE))
+    first.door.close()
+    first.later[0].cancel()  # it died before it was done
+    assert box._transport is not None
+    box._transport.abort()
+    box.post(message(2))
+    await until(lambda: second.numbers == [1, 2])
+
+
+async def test_a_receiver_that_fails_says_so_and_gets_it_again() -> None:
+    receiver = Receiver()
+    receiver.refuse = True
+    place = await receiver.door.open(HERE)
+    box = mailbox_to(lambda: place)
+    box.post(message(1))
+    await until(lambda: bool(receiver.errors))
+    receiver.refuse = False
+    await until(lambda: receiver.numbers == [1])
+
+
+async def test_nobody_gets_in_without_the_token() -> None:
+    receiver = Receiver(token=b"s" * 32)
+    host, port = await receiver.door.open(HERE)
+    for greeting in (TOKEN, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 4, b""):
+        reader, writer = await asyncio.open_connection(host, port)
+        payload = pack([message(1)])
+        writer.write(greeting + len(payload).to_bytes(4, "little") + payload)
+        if greeting:
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1)
+        writer.close()
+    assert receiver.numbers == []
+
+
+async def test_frames_cut_anywhere_are_put_together() -> None:
+    receiver = Receiver()
+    host, port = await receiver.door.open(HERE)
+    _, writer = await asyncio.open_connection(host, port)
+    payload = pack([message(7), message(8)])
+    for byte in TOKEN + (len(payload).to_bytes(4, "little") + payload) * 2:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0)
+    await until(lambda: receiver.numbers == [7, 8, 7, 8])
+    writer.close()

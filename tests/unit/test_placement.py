@@ -1,0 +1,40 @@
+"""How many processes a cluster gets, and where its engines run."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.placement import Node, engine_host, engine_nodes, engine_threads, staff
+from culturepark.settings import ActorSettings
+
+DRIVER = Node("a", "10.0.0.1", 4)
+WORKER = Node("b", "10.0.0.2", 16.5)
+BARE = Node("c", "10.0.0.3", 0)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cultures", "expected"),
+    [(0, 9, (1, 1)), (1, 9, (1, 1)), (2, 9, (1, 1)), (8, 9, (1, 4)), (24, 3, (4, 12)), (4096, 9, (1, 16))],
+)
+def test_the_numbers_follow_from_the_cores(cpus: float, cultures: int, expected: tuple[int, int]) -> None:
+    assert staff(ActorSettings(), cultures, cpus) == expected
+
+
+def test_what_is_set_stands() -> None:
+    assert staff(ActorSettings(agents_per_culture=3), 9, 64) == (3, 16)
+    assert staff(ActorSettings(refiners=5), 9, 2) == (1, 5)
+
+
+def test_engines_go_to_nodes_with_cpus_the_drivers_first() -> None:
+    assert engine_nodes([DRIVER, BARE, WORKER], 0) == [DRIVER, WORKER]
+    assert engine_nodes([BARE, DRIVER, WORKER], 1) == [DRIVER]
+    assert engine_nodes([DRIVER, WORKER], 9) == [DRIVER, WORKER]
+    assert engine_nodes([BARE], 0) == [BARE]
+    assert engine_threads(WORKER) == 16
+    assert engine_threads(BARE) == 1
+
+
+def test_an_engine_leaves_loopback_only_for_other_machines() -> None:
+    assert engine_host([DRIVER], DRIVER) == "127.0.0.1"
+    assert engine_host([DRIVER, Node("d", DRIVER.ip, 2)], DRIVER) == "127.0.0.1"
+    assert engine_host([DRIVER, WORKER], WORKER) == WORKER.ip
