@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+METRICS_INTERVAL, METRICS_SELDOM = "RAY_metrics_report_interval_ms", "60000"
+
 # A user's own values stand.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
 os.environ.setdefault("RAY_worker_niceness", "0")  # the default of 15 starves agents beside an engine
@@ -18,4 +20,4 @@ if not os.environ.get("RAY_ADDRESS"):
     # Or Ray turns loopback back into the machine's own address, and listens for everybody.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and there are processes enough
-os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")
+os.environ.setdefault(METRICS_INTERVAL, METRICS_SELDOM)  # Ray's own metrics, which nobody reads here

@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.directory import cause_of
+from actors.metrics import Metrics
 from actors.wiring import Crew, ray_session
 from culturepark.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
+from culturepark.status import EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
-from culturepark.watching import Snapshot
+from culturepark.watching import Endpoint, Snapshot, Watch, total_of
 
 _POLL_S = 0.5
 _FINISH_S = 600.0
@@ -34,15 +37,17 @@ def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = Tr
     second Ctrl-C ends the process at once.
     """
     RunLock.take(run.root, _PREDECESSOR_S).release()  # refuse at once, not after Ray has started
+    write_status(run.root, starting(run, time.time()))
     stop = _Signals() if take_signals else None
     try:
-        with ray_session():
+        with ray_session(run.settings.actors.metrics_port):
             crew = Crew(run)
             try:
                 return _drive(run, crew, show, stop)
             finally:
                 crew.close()
     finally:
+        end_starting(run.root)
         if stop:
             stop.restore()
 
@@ -51,9 +56,11 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
     began = answered = time.monotonic()
     draining = False
     snapshot: Snapshot | None = None
+    report: _Report | None = None
     while True:
         if stop and stop.asked.is_set() and not draining:
             draining = _ask(crew.moderator.drain, "drain", "stopped on request") is not _DOWN
+        asked = time.monotonic()
         moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
         if moderator is _DOWN or collector is _DOWN:
             if time.monotonic() - answered > _DOWN_S:
@@ -69,7 +76,10 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
             replayed=collector["replayed"],
             elapsed_s=time.monotonic() - began,
             draining=draining,
+            endpoints=tuple(msgspec.convert(one, Endpoint) for one in moderator["endpoints"]),
         )
+        report = report or _Report(run, snapshot)
+        report.take(snapshot, answered - asked)
         show(snapshot)
         for failure in (collector["failure"], moderator["failure"]):
             if failure is not None:
@@ -80,6 +90,7 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
     ray.get(crew.collector.finish.remote(), timeout=_FINISH_S)
     final: dict[str, Any] = ray.get(crew.collector.status.remote(), timeout=60)
     snapshot.funnels = final["funnels"]
+    report.take(snapshot, last=True)
     show(snapshot)
     _raise_if_stopped(run, snapshot.progress)
     return snapshot
@@ -93,6 +104,32 @@ def _raise_if_stopped(run: Run, progress: Progress) -> None:
         raise Interrupted(str(run.root), "stopped on request; what was done is on disk.", again)
     what = f"the run was stopped: {progress.stopped}."
     raise EndpointError(f"[{progress.stopped_by}]", what, f"Try `culturepark doctor`. {again}")
+
+
+class _Report:
+    """Writes the status file, and tells Ray's metrics, every so often."""
+
+    def __init__(self, run: Run, first: Snapshot) -> None:
+        self._run = run
+        # As good as nothing has ended since the moderator's first answer, which began the session.
+        self._watch = Watch(run, total_of(first.funnels)["turns"])
+        # Ray serves metrics in any case; in a private session nobody knows the port unless one is set.
+        told = run.settings.actors.metrics_port or os.environ.get("RAY_ADDRESS")
+        self._metrics = Metrics() if told else None
+        self._due_s = 0.0
+
+    def take(self, snapshot: Snapshot, took_s: float | None = None, last: bool = False) -> None:
+        """Take a look at the run; `took_s` is how long the actors took to answer for it."""
+        figures = self._watch.figures(snapshot)
+        if self._metrics and took_s is not None:
+            self._metrics.polled(took_s)
+        if snapshot.elapsed_s < self._due_s and not last:
+            return
+        self._due_s = snapshot.elapsed_s + EVERY_S
+        status = status_of(self._run, snapshot, figures, time.time())
+        write_status(self._run.root, status)
+        if self._metrics:
+            self._metrics.report(status)
 
 
 _DOWN = object()

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors import METRICS_INTERVAL, METRICS_SELDOM
 from actors.collector import Collector
 from actors.cultural_agent import CulturalAgent
 from actors.directory import cause_of
@@ -36,6 +38,8 @@ from culturepark.settings import ModelSettings, Settings, shown_address
 from culturepark.store.rundir import Run
 
 _HOME_PREFIX, _OWNER = "culturepark-ray-", "owner.lock"
+_BEING_MADE_S = 60.0
+"""A directory without an owner that is younger than this may be another session's that just begins."""
 
 _CONCURRENCY = 100_000
 """Ray's default of 1,000 calls at once is less than the dialogues that one actor may hold."""
@@ -43,16 +47,19 @@ _CONCURRENCY = 100_000
 _CPU = 0.001
 """What an agent or refiner claims of a node: enough that Ray gives them to nodes with CPUs alone."""
 
+_METRICS_OFTEN_MS = "5000"
+
 _ENGINE_START_S = 120.0
 _ROOM_S = 30.0
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(metrics_port: int = 0) -> Iterator[None]:
     """The cluster this process was submitted to, or else a private one for this process alone.
 
     A private one listens on loopback, with token authentication, without a dashboard, in a
-    temporary directory that only this user can enter and that is removed at the end.
+    temporary directory that only this user can enter and that is removed at the end. Its metrics can
+    be read at `metrics_port`, unless that is 0. Raises ConfigError.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         _join(address)
@@ -61,6 +68,7 @@ def ray_session() -> Iterator[None]:
         finally:
             ray.shutdown()
         return
+    options = _metrics_options(metrics_port) if metrics_port else {}
     home, owner = _private_home()
     try:
         ray.init(
@@ -71,6 +79,7 @@ def ray_session() -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=128 << 20,
+            **options,
         )
         yield
     finally:
@@ -92,6 +101,22 @@ def _join(address: str) -> None:
         raise ConfigError("RAY_ADDRESS", what, fix) from None
 
 
+def _metrics_options(port: int) -> dict[str, Any]:
+    """How Ray is told to serve metrics at `port`, and to collect them often. Raises ConfigError."""
+    with socket.socket() as probe:
+        # Ray's own agent would die of a port in use, without a word.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            what = f"port {port} cannot be used: {(error.strerror or str(error)).lower()}."
+            fix = "Name a port that is free, or 0 for no metrics."
+            raise ConfigError("$.actors.metrics_port", what, fix) from None
+    if os.environ.get(METRICS_INTERVAL) == METRICS_SELDOM:  # not a user's own
+        os.environ[METRICS_INTERVAL] = _METRICS_OFTEN_MS
+    return {"_metrics_export_port": port}
+
+
 def _private_home() -> tuple[str, int]:
     """A new temporary directory for one Ray session, and the open lock that says it is in use.
 
@@ -105,6 +130,13 @@ def _private_home() -> tuple[str, int]:
             with lock.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
+    # A dying Ray process may write into its directory once more after it was removed.
+    for place in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            about = place.stat()
+            old = time.time() - about.st_mtime > _BEING_MADE_S
+            if about.st_uid == os.getuid() and old and not (place / _OWNER).exists():
+                shutil.rmtree(place, ignore_errors=True)
     home = tempfile.mkdtemp(prefix=_HOME_PREFIX)  # mode 0700; short, since sockets live below it
     owner = os.open(Path(home, _OWNER), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(owner, fcntl.LOCK_EX)

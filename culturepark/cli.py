@@ -330,6 +330,34 @@ def show(
 
 
 @app.command()
+def status(
+    directory: RunDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every 2 s, until the run ends.")] = False,
+) -> None:
+    """Tell where a run stands, while it goes on or afterwards."""
+    import time
+
+    from culturepark.status import EVERY_S, as_json_text, look, shown
+    from culturepark.store.rundir import load_run
+    from culturepark.terminal import out
+
+    console = out()
+    refine = load_run(directory).settings.refine.enabled
+    while True:
+        report = look(directory, time.time())
+        if as_json:
+            typer.echo(as_json_text(report))
+        else:
+            if watch and console.is_terminal:
+                console.clear()
+            console.print(shown(directory, report, refine))
+        if not watch or report.state != "running":
+            return
+        time.sleep(EVERY_S)
+
+
+@app.command()
 def check(directory: RunDir) -> None:
     """Verify a run: every file, every count."""
     from culturepark.browse import being_written

@@ -121,7 +121,7 @@ class Conductor:
             number = next(self._owed, None)
             if number is None:
                 break
-            cultures = tuple(persona.culture for persona in self._plan.brief(number).speakers)
+            cultures = self._plan.speaking(number)
             dialogue = Dialogue(self._plan.utterances_of(number), len(cultures))
             self._slots[number] = _Slot(dialogue, now_s, cultures)
             posts += self._advance(number, Begin(), now_s)

@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -267,10 +268,17 @@ def draw_persona(
     name = rng.choice(names)
     age = _draw(pool.ages, rng)
     place = _draw(pool.places, rng)
-    bands = sorted(pool.ages, key=lambda band: int(re.split(r"[-+]", band)[0]))
-    barred = {work for work, band in (("student", bands[0]), ("retired", bands[-1])) if age != band}
+    youngest, oldest = _ends(tuple(pool.ages))
+    barred = {work for work, band in (("student", youngest), ("retired", oldest)) if age != band}
     occupation = _draw({work: share for work, share in pool.occupations.items() if work not in barred}, rng)
     return Persona(culture.id, name, gender, age, place, occupation)
+
+
+@lru_cache(maxsize=256)
+def _ends(bands: tuple[str, ...]) -> tuple[str, str]:
+    """The youngest and the oldest age band."""
+    ordered = sorted(bands, key=lambda band: int(re.split(r"[-+]", band)[0]))
+    return ordered[0], ordered[-1]
 
 
 def _draw(shares: Mapping[str, float], rng: random.Random) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 
@@ -14,16 +13,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from culturepark.estimate import turns_planned
-from culturepark.store import funnel as funnels
-from culturepark.store.funnel import Funnel
+from culturepark.status import cost_words, left_words, place, rate, seconds, tokens_words
 from culturepark.store.rundir import Run
-from culturepark.terminal import clock, count, line_of, money, plural, table
-from culturepark.watching import Snapshot
+from culturepark.terminal import clock, count, line_of, plural, table
+from culturepark.watching import Figures, Snapshot, Watch, total_of
 
 _LINE_EVERY_S = 5.0
-_ROWS_AROUND_CULTURES = 12
-_TURNS_BEFORE_GUESSING = 20
+_ROWS_AROUND_CULTURES = 13
+_ENDPOINTS_SHOWN = 3
 
 
 class Display:
@@ -34,8 +31,7 @@ class Display:
     ) -> None:
         self._console = console
         self._run = run
-        self._turns_before = turns_before
-        self._turns_planned = turns_planned(run.plan)
+        self._watch = Watch(run, turns_before)
         self._clock_s = clock_s
         self._live: Live | None = None
         self._last_line = ""
@@ -65,10 +61,11 @@ class Display:
             if note not in self._told:
                 self._told.add(note)
                 self._console.print(line_of(f"Set aside, from an earlier crash: {note}", "yellow"))
+        figures = self._watch.figures(snapshot)
         if self._live is not None:
-            self._live.update(self._panel(snapshot), refresh=True)
+            self._live.update(self._panel(snapshot, figures), refresh=True)
             return
-        line = self._line(snapshot)
+        line = self._line(snapshot, figures)
         now_s = self._clock_s()
         if line != self._last_line and now_s - self._last_line_s >= _LINE_EVERY_S:
             self._last_line, self._last_line_s = line, now_s
@@ -76,12 +73,13 @@ class Display:
 
     # --- on a terminal
 
-    def _panel(self, snapshot: Snapshot) -> Group:
-        progress, total = snapshot.progress, _total(snapshot)
+    def _panel(self, snapshot: Snapshot, figures: Figures) -> Group:
+        progress, total = snapshot.progress, total_of(snapshot.funnels)
         ended = total["finished"] + total["failed"]
         head = Table.grid(padding=(0, 2))
         bar = ProgressBar(progress.planned, ended, width=36)
-        left = "" if snapshot.draining else self._left(snapshot)
+        known = figures.left_s is not None and not snapshot.draining
+        left = Text(left_words(figures.left_s or 0.0) if known else "", "dim")
         head.add_row(
             Text(clock(snapshot.elapsed_s)), bar, Text(f"{ended:,}/{progress.planned:,}", "bold"), left
         )
@@ -101,10 +99,13 @@ class Display:
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim")
         facts.add_row("dialogues", dialogues)
-        facts.add_row("turns", count(self._turns(snapshot, total)))
+        facts.add_row("turns", count(figures.turns))
         if self._run.settings.refine.enabled:
             facts.add_row("opinions", opinions)
-        facts.add_row("tokens", f"{_tokens(total)}; cost {self._cost(total)}")
+        facts.add_row("tokens", f"{tokens_words(figures.tokens)}; cost {cost_words(figures.cost)}")
+        facts.add_row("speed", _speed(figures))
+        if snapshot.endpoints:
+            facts.add_row("endpoints", _endpoints(snapshot))
 
         parts = [Text(), head, Text(), facts, Text(), self._cultures(snapshot)]
         if snapshot.draining:
@@ -121,7 +122,8 @@ class Display:
         made = table(
             "culture", "dialogues", "", *(("opinions", "kept", "rejected") if refine else ()), left=2
         )
-        room = max(3, self._console.height - _ROWS_AROUND_CULTURES)
+        endpoints = min(len(snapshot.endpoints), _ENDPOINTS_SHOWN + 1)
+        room = max(3, self._console.height - _ROWS_AROUND_CULTURES - endpoints)
         for culture in sorted(planned)[:room]:
             funnel = snapshot.funnels.get(culture, {})
             ended = funnel.get("finished", 0) + funnel.get("failed", 0)
@@ -136,53 +138,40 @@ class Display:
 
     # --- elsewhere
 
-    def _line(self, snapshot: Snapshot) -> str:
-        progress, total = snapshot.progress, _total(snapshot)
+    def _line(self, snapshot: Snapshot, figures: Figures) -> str:
+        progress, total = snapshot.progress, total_of(snapshot.funnels)
         ended = total["finished"] + total["failed"]
         parts = [
             f"{count(ended)} of {count(progress.planned)} dialogues ended"
             + (f" ({count(total['failed'])} failed)" if total["failed"] else ""),
             f"{count(progress.in_flight)} in flight",
-            plural(self._turns(snapshot, total), "turn"),
+            plural(figures.turns, "turn"),
         ]
         if self._run.settings.refine.enabled:
             parts.append(f"{plural(total['extracted'], 'opinion')}, {count(total['kept'])} kept")
-        parts += [f"{_tokens(total)}", f"cost {self._cost(total)}"]
+        parts += [tokens_words(figures.tokens), f"cost {cost_words(figures.cost)}"]
+        if figures.now.turns_s is not None:
+            parts.append(_speed(figures))
         if snapshot.draining or progress.stopped:
             parts.append(f"stopping: {line_of(progress.stopped or 'on request')}")
         return "; ".join(parts)
 
-    # --- numbers
 
-    def _turns(self, snapshot: Snapshot, total: Funnel) -> int:
-        # The moderator counts its own session and forgets when it is restarted; the funnel counts ended ones.
-        return max(total["turns"], self._turns_before + snapshot.progress.turns)
-
-    def _left(self, snapshot: Snapshot) -> Text:
-        """A guess at the time left, from the turns said so far in this session."""
-        said = snapshot.progress.turns
-        if said < _TURNS_BEFORE_GUESSING:
-            return Text()
-        owed = self._turns_planned - self._turns(snapshot, _total(snapshot))
-        left_s = max(0.0, owed * snapshot.elapsed_s / said)
-        return Text(f"about {clock(left_s)} left" if left_s >= 1 else "ending", "dim")
-
-    def _cost(self, total: Funnel) -> str:
-        if all(model.engine != "openai" for model in self._run.settings.models.values()):
-            return money(0.0, local=True)
-        used = [role["money"] for role in funnels.usage_view(total, self._run.settings).values()]
-        return "unknown" if None in used else money(sum(used))
+def _speed(figures: Figures) -> str:
+    now = figures.now
+    words = "" if now.turns_s is None else f"{rate(now.turns_s)} turns/s, {rate(now.tokens_s)} tokens/s"
+    return ", ".join(part for part in (words, plural(figures.retries, "retry", "retries")) if part)
 
 
-def _total(snapshot: Snapshot) -> Funnel:
-    total: Funnel = Counter()
-    for funnel in snapshot.funnels.values():
-        funnels.add(total, funnel)
-    return total
-
-
-def _tokens(total: Funnel) -> str:
-    def summed(field: str) -> int:
-        return sum(n for key, n in total.items() if key.startswith("usage:") and key.endswith(f":{field}"))
-
-    return f"{count(summed('prompt_tokens'))} read, {count(summed('completion_tokens'))} written"
+def _endpoints(snapshot: Snapshot) -> Table:
+    made = Table.grid(padding=(0, 2))
+    for one in snapshot.endpoints[:_ENDPOINTS_SHOWN]:
+        made.add_row(
+            line_of(f"{one.model} at {place(one.url)}"),
+            f"{count(one.in_flight)} of {count(one.limit)}",
+            f"{rate(one.requests_s)}/s",
+            seconds(one.latency_s),
+        )
+    if (more := len(snapshot.endpoints) - _ENDPOINTS_SHOWN) > 0:
+        made.add_row(Text(f"and {more} more", "dim"))
+    return made

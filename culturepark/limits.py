@@ -73,7 +73,8 @@ class Seen(Struct, frozen=True):
     `latency_s` and `latency_sq` are sums over `completed` replies, of seconds and of their squares.
     `retry_after_s` is the longest wait asked for, bounded; `broken` counts 5xx, lost connections and
     time-outs. `in_flight` and `waiting` are counts of this moment, `most` the most in flight since the
-    last report. `limit` is the share this process was given, 0 if it was given none.
+    last report. `limit` is the share this process was given, 0 if it was given none. `retried` counts
+    requests that were further attempts at one call.
     """
 
     url: str
@@ -90,6 +91,7 @@ class Seen(Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     limit: int = 0
+    retried: int = 0
 
 
 class Share(Struct, frozen=True):
@@ -425,7 +427,8 @@ class _Replica:
         self.url, self.model, self.knee = url, model, knee
         self.processes: dict[str, _Process] = {}
         self.in_flight = self.waiting = self.most = 0
-        self.refused = self.broken = 0
+        self.refused = self.broken = self.retried = 0
+        self.tokens_in_all = 0
         self.failing = 0.0
         self.latency_s = 0.0
         self.active_s = now_s
@@ -454,6 +457,7 @@ class _Replica:
         one.in_flight, one.waiting, one.most = seen.in_flight, seen.waiting, seen.most
         self.refused += seen.refused
         self.broken += seen.broken
+        self.retried += seen.retried
         slow_to_judge = 4 if self.step else 1  # the few trials of one that is left out count for more
         if ended := seen.completed + seen.broken:
             self.failing += (seen.broken / ended - self.failing) * ended / (ended + slow_to_judge)
@@ -468,6 +472,7 @@ class _Replica:
             self.requests, self.tokens, self.rates_s = self.requests * fade, self.tokens * fade, now_s
         self.requests += seen.completed
         self.tokens += seen.prompt_tokens + seen.completion_tokens
+        self.tokens_in_all += seen.prompt_tokens + seen.completion_tokens
         self.knee.step(now_s, seen, self.in_flight, self.most)
 
     def forget(self, process: str) -> None:
@@ -576,6 +581,8 @@ class Coordinator:
                 "latency_s": replica.latency_s,
                 "refused": replica.refused,
                 "broken": replica.broken,
+                "retried": replica.retried,
+                "tokens": replica.tokens_in_all,
                 "weight": replica.weight,
             }
             for _, replicas in sorted(self._models.items())

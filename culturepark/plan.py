@@ -99,6 +99,18 @@ class _Span(Struct, frozen=True):
     first_number: int
 
 
+class _Variant(Struct, frozen=True):
+    """What a dialogue is, before anybody is drawn for it. `who` are the speakers' cultures."""
+
+    culture_index: int
+    seed_index: int
+    replica: int
+    kind: Kind
+    style: Style
+    pairing: str
+    who: tuple[Culture, ...]
+
+
 class Plan:
     """All dialogues of a run, by number from 0.
 
@@ -145,6 +157,7 @@ class Plan:
         self._len = last.first_number + last.rounds * len(last.pairs) * last.size
         self.fingerprint = self._fingerprint(settings)
         self.brief = lru_cache(maxsize=4096)(self._brief)
+        self._stance = lru_cache(maxsize=65_536)(self._held)
 
     @property
     def seeds(self) -> tuple[Seed, ...]:
@@ -280,12 +293,13 @@ class Plan:
         answers = self._seeds[seed].answers_of(self._cultures[culture].survey_keys)
         return answers if answers and answers.asked else None
 
-    def _brief(self, number: int) -> Brief:
+    def speaking(self, number: int) -> tuple[str, ...]:
+        """The cultures of the speakers of dialogue `number`, in order of speaking."""
+        return tuple(culture.id for culture in self._variant(number).who)
+
+    def _variant(self, number: int) -> _Variant:
         culture_index, seed_index, replica = self._locate(number)
-        culture, seed = self._cultures[culture_index], self._seeds[seed_index]
-        answers = self._answers(culture_index, seed_index)
-        assert answers is not None  # pairs that were never asked are not in the plan
-        plan = self.settings
+        culture, plan = self._cultures[culture_index], self.settings
         # Kinds alternate first; the rest is shifted by question and culture, so that even one
         # dialogue a question shows every style, opener and pairing across the plan.
         variant, kind_index = divmod(replica, len(plan.kinds))
@@ -295,25 +309,28 @@ class Plan:
         variant, opener_index = divmod(variant, len(plan.openers))
         style, opener = plan.styles[style_index], plan.openers[opener_index]
         pairing = plan.pairings[variant % len(plan.pairings)]
-
-        rng = random.Random(_digest("draw", plan.seed, culture.id, seed.id, replica))
-        first, second = _genders(pairing)
         if kind == "direct":
-            who: list[tuple[Culture, Gender]] = [(culture, first)]
+            who: tuple[Culture, ...] = (culture,)
         elif kind == "in-culture":
-            who = [(culture, first), (culture, second)]
+            who = (culture, culture)
         else:
-            pair: tuple[Culture, Culture] = (
-                (self.contact, culture) if opener == "contact" else (culture, self.contact)
-            )
-            who = [(pair[0], first), (pair[1], second)]
+            who = (self.contact, culture) if opener == "contact" else (culture, self.contact)
+        return _Variant(culture_index, seed_index, replica, kind, style, pairing, who)
+
+    def _brief(self, number: int) -> Brief:
+        variant = self._variant(number)
+        culture, seed = self._cultures[variant.culture_index], self._seeds[variant.seed_index]
+        answers = self._answers(variant.culture_index, variant.seed_index)
+        assert answers is not None  # pairs that were never asked are not in the plan
+        plan, kind, replica = self.settings, variant.kind, variant.replica
+        rng = random.Random(_digest("draw", plan.seed, culture.id, seed.id, replica))
         speakers: list[Persona] = []
         stances: list[Stance | None] = []
-        for of, gender in who:
+        for of, gender in zip(variant.who, _genders(variant.pairing), strict=False):
             speakers.append(draw_persona(of, gender, rng, speakers[0].name if speakers else None))
             if of is culture:
                 code = draw(seed, answers, plan.stance, rng, weighted=plan.weighted)
-                stances.append(stance_of(seed, answers, code))
+                stances.append(self._stance(variant.culture_index, variant.seed_index, code))
             else:
                 stances.append(None)
         return Brief(
@@ -322,17 +339,22 @@ class Plan:
             + _digest(PLAN_VERSION, plan.seed, kind, self.contact.id, culture.id, seed.id, replica)[:20],
             cell=self.cell_of(number),
             kind=kind,
-            style=style,
+            style=variant.style,
             culture=culture.id,
             seed=seed,
             answers=answers,
             speakers=tuple(speakers),
             stances=tuple(stances),
-            delegates=tuple(i for i, (of, _) in enumerate(who) if of is culture),
+            delegates=tuple(i for i, of in enumerate(variant.who) if of is culture),
             utterances=1 if kind == "direct" else plan.utterances,
             language=culture.language if plan.language == "native" else "English",
             direct_reasons=plan.direct_reasons,
         )
+
+    def _held(self, culture_index: int, seed_index: int, code: int) -> Stance:
+        answers = self._answers(culture_index, seed_index)
+        assert answers is not None  # as above
+        return stance_of(self._seeds[seed_index], answers, code)
 
     def _fingerprint(self, settings: Settings) -> str:
         rooms: dict[str, object] = {room: getattr(settings, room) for room in IDENTITY_ROOMS}

@@ -213,7 +213,7 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ActorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How many processes. 0 means as many as the cluster's resources suggest."""
+    """How many processes, where 0 means as many as the cluster's resources suggest; and their metrics."""
 
     agents_per_culture: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Processes that speak for each culture. 0: half of the cores shared out among the cultures, at
@@ -222,6 +222,9 @@ class ActorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Processes that refine dialogues. 0: half of the cores, at least one."""
     engines: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Servers of each embedded model, at most one a node. 0: one on each node that has CPUs."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """Where Prometheus finds a run's metrics on this machine, on loopback; 0: nowhere. A cluster serves
+    them in any case, where it serves its own."""
 
 
 class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

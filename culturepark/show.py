@@ -127,7 +127,8 @@ def never_asked(view: View) -> str:
 def show_funnel(console: Console, view: View) -> None:
     """The refinement funnel: each row adds up from left to right."""
     heading(console, "From dialogues to samples")
-    console.print(funnel_table(view.funnels, view.plan.planned()))
+    planned = view.plan.planned()
+    console.print(funnel_table({c: funnels.view(f, planned[c]) for c, f in view.funnels.items()}))
     total = funnels.view(view.total, len(view.plan))
     if not view.run.settings.refine.enabled:
         return
@@ -156,10 +157,11 @@ def show_funnel(console: Console, view: View) -> None:
         console.print(facts(rows))
 
 
-def funnel_table(counts: Mapping[str, Funnel], planned: Mapping[str, int]) -> Table:
-    """The funnel by culture with its total; columns of nothing but zeros are left out."""
-    rows = [(culture, _funnel_row(funnel, planned[culture])) for culture, funnel in sorted(counts.items())]
-    names = list(_funnel_row(Funnel(), 0))
+def funnel_table(views: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The funnel by culture, of what `funnel.view` gives, with its total; columns of nothing but zeros
+    are left out."""
+    rows = [(culture, _funnel_row(seen)) for culture, seen in sorted(views.items())]
+    names = list(_funnel_row(funnels.view({}, 0)))
     always = {"planned", "finished", "opinions", "kept"}
     names = [name for name in names if name in always or any(row[name] for _, row in rows)]
     made = table("culture", *names)
@@ -172,12 +174,11 @@ def funnel_table(counts: Mapping[str, Funnel], planned: Mapping[str, int]) -> Ta
     return made
 
 
-def _funnel_row(funnel: Funnel, planned: int) -> dict[str, int]:
-    seen = funnels.view(funnel, planned)
+def _funnel_row(seen: Mapping[str, Any]) -> dict[str, int]:
     reasons: dict[str, int] = dict(seen["rejections"])
     stages = {name: sum(reasons.pop(r, 0) for r in of) for name, of in _STAGES}
     return {
-        "planned": planned,
+        "planned": seen["planned"],
         "finished": seen["finished"],
         "failed": seen["failed"],
         "owed": seen["owed"],

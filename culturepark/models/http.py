@@ -123,7 +123,7 @@ class _Replica:
         self.reset()
 
     def reset(self) -> None:
-        self.completed = self.refused = self.broken = 0
+        self.completed = self.refused = self.broken = self.retried = 0
         self.latency_s = self.latency_sq = self.retry_after_s = 0.0
         self.prompt_tokens = self.completion_tokens = 0
         self.gate.most = self.gate.in_flight
@@ -202,6 +202,8 @@ class HttpEndpoint:
             gate = replica.gate
             if not gate.try_enter() and not await gate.enter():
                 continue  # sent away: the replica is no longer well
+            if attempt or skip:
+                replica.retried += 1
             began = now = time.monotonic()
             try:
                 raw = await self._once(replica.target(path), body, affinity)
@@ -329,6 +331,7 @@ class HttpEndpoint:
                     replica.prompt_tokens,
                     replica.completion_tokens,
                     replica.granted,
+                    replica.retried,
                 )
             )
             replica.reset()

@@ -92,6 +92,8 @@ def usage_view(funnel: Mapping[str, int], settings: Settings) -> dict[str, Any]:
 
 
 def _money(role: str, counts: Mapping[str, int], settings: Settings) -> float | None:
+    if not any(counts.values()):
+        return 0.0  # as of a refinement whose failing call brought no reply
     known = ("speaker", "extractor", "verifier", "rewriter", "embedder")
     model = settings.models.get(settings.roles.of(role)) if role in known else None  # pyright: ignore[reportArgumentType]
     if model is None:

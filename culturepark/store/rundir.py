@@ -8,6 +8,7 @@ manifest/         what is in shards: readers trust nothing else
 dialogues/ samples/ rejected/   Parquet shards
 datasets/<culture>/             chat JSONL for fine-tuning
 summary.json  README.md         counts that add up; the dataset card
+status.json       what the running driver saw last: a view, read by `culturepark status` alone
 logs/             structured logs
 orphans/          what a crash left behind, set aside and never served
 """

@@ -46,9 +46,8 @@ def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path,
     addresses = listening(children_named(run.process.pid, ""))
     assert addresses
     assert addresses <= LOOPBACK
-    homes = [
-        p for p in Path(tempfile.gettempdir()).glob("culturepark-ray-*") if p.stat().st_uid == os.getuid()
-    ]
+    owners = list(Path(tempfile.gettempdir()).glob("culturepark-ray-*/owner.lock"))
+    homes = [lock.parent for lock in owners if lock.stat().st_uid == os.getuid()]
     assert homes
     assert all(stat.S_IMODE(home.stat().st_mode) == 0o700 for home in homes)
     os.killpg(run.process.pid, signal.SIGKILL)

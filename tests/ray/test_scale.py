@@ -66,6 +66,7 @@ def test_a_thousand_dialogues_at_once(endpoint: str, tmp_path: Path, generate: A
         "plan.utterances=4",
         "limits.dialogues_in_flight=1000",
         "limits.requests_in_flight=2000",
+        "limits.adaptive=false",  # so that a thousand are in flight at once from the start
     )
     run = generate(out, *overrides)
     peak = {"ray::Moderator": 0.0, "ray::Collector": 0.0, "ray::RefinerActor": 0.0}

@@ -70,9 +70,18 @@ def flat(text: str) -> str:
 def test_help_names_the_commands_and_the_exit_codes(capsys: Printed) -> None:
     assert culturepark(["--help"]) == 0
     printed = capsys.readouterr().out
-    for word in ("generate", "plan", "doctor", "show", "check", "seeds", "embedded", "130", "70"):
+    for word in ("generate", "plan", "doctor", "show", "status", "check", "seeds", "embedded", "130", "70"):
         assert word in printed
-    for command in ("generate", "plan", "doctor", "show", "check", "seeds import", "embedded fetch"):
+    for command in (
+        "generate",
+        "plan",
+        "doctor",
+        "show",
+        "status",
+        "check",
+        "seeds import",
+        "embedded fetch",
+    ):
         assert culturepark([*command.split(), "--help"]) == 0
 
 
@@ -102,6 +111,7 @@ def test_version(capsys: Printed) -> None:
         ("plan --set limits.retries=many", 2, "$.limits.retries"),
         ("show OUT", 4, "run.json is missing"),
         ("check OUT", 4, "there is no run here"),
+        ("status OUT", 4, "run.json is missing"),
         ("show FINISHED --dialogue d --sample d", 2, "--dialogue"),
         ("show FINISHED --dialogue d", 2, "Give more of the id"),
         ("show FINISHED --sample nothing", 2, "nothing here has an id"),

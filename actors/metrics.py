@@ -1,0 +1,43 @@
+"""The table of metrics as Ray's own: Ray collects them on each node and serves them to Prometheus."""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from culturepark.metrics import PREFIX, TABLE, Labels, values
+from culturepark.status import Status
+
+
+class Metrics:
+    """Registers the table, and gives Ray the values of each status."""
+
+    def __init__(self) -> None:
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
+        self._counted: dict[tuple[str, Labels], float] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for one in TABLE:
+            name, says = PREFIX + one.name, f"{one.says} ({one.unit})"
+            if one.kind == "gauge":
+                self._gauges[one.name] = Gauge(name, says, one.labels)
+            elif one.kind == "counter":
+                self._counters[one.name] = Counter(name, says, one.labels)
+            else:
+                self._histograms[one.name] = Histogram(name, says, list(one.buckets), one.labels)
+
+    def report(self, status: Status) -> None:
+        """Give Ray what this status tells."""
+        for one in values(status):
+            if gauge := self._gauges.get(one.name):
+                gauge.set(one.value, dict(one.labels))
+                continue
+            before = self._counted.get((one.name, one.labels), 0.0)
+            self._counted[one.name, one.labels] = one.value
+            # Ray counts what is added. A count that fell was begun anew by a process that restarted.
+            more = one.value - before if one.value >= before else one.value
+            if more > 0:
+                self._counters[one.name].inc(more, dict(one.labels))
+
+    def polled(self, took_s: float) -> None:
+        """Note how long the actors took to answer."""
+        self._histograms["poll_seconds"].observe(took_s)

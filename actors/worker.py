@@ -1,0 +1,56 @@
+"""What agents and refiners have in common: each message is worked on once, many at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+
+from actors.directory import Station
+from actors.inputs import Inputs
+from actors.pulse import pulse
+from culturepark.messages import Ask, Refine, Shares, unpack
+
+Work = Callable[[Ask | Refine], Coroutine[None, None, None]]
+"""Works on one message to its end, and posts what came of it. Never raises."""
+
+
+class Worker(Station):
+    """An actor that works on asks or on whole dialogues. Keeps nothing that must survive.
+
+    A subclass makes in `open` what does the work. That is no method of the actor: Ray wraps those, and
+    the wrapping would be paid at every step of every call.
+    """
+
+    def __init__(self, inputs: bytes, address: str, post: tuple[str, str]) -> None:
+        super().__init__(post)
+        # Nothing here can fail: an error in a constructor would reach nobody in words.
+        self.given = Inputs.from_bytes(inputs)
+        self.log = self.given.logger(address.replace("/", "-"))
+        self._address = address
+        self._busy: dict[Hashable, asyncio.Task[None]] = {}
+        self._work: Work
+        self._pulse: asyncio.Task[None]
+
+    def open(self) -> Work:
+        """What does the work. Raises ConfigError."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Open what the work needs. Raises ConfigError."""
+        self._work = self.open()
+        beat = pulse(self._address, self.given.endpoints, self.mailbox("moderator").post)
+        self._pulse = asyncio.create_task(beat)
+
+    def take(self, payload: bytes) -> None:
+        """Take messages; one that is under way already is not begun again."""
+        busy = self._busy
+        for message in unpack(payload):
+            if isinstance(message, Shares):
+                for endpoint in self.given.endpoints:
+                    endpoint.obey(message.shares)
+                continue
+            assert isinstance(message, Ask | Refine)  # nothing else is sent to a worker
+            key = (message.number, message.take, message.turn if isinstance(message, Ask) else 0)
+            if key not in busy:
+                busy[key] = task = asyncio.create_task(self._work(message))
+                task.add_done_callback(lambda _, key=key: busy.pop(key))
