@@ -44,7 +44,6 @@ _SENTENCES = tuple(
     for why in ("since it keeps the peace", "as it was in old times", "because life is short")
 )
 _VERDICTS = ("entails", "entails", "entails", "novel", "contradicts")
-_DIMENSIONS = 384
 
 
 class Rules(Struct, forbid_unknown_fields=True):
@@ -68,6 +67,8 @@ class Rules(Struct, forbid_unknown_fields=True):
     """This share gets status 500, a body that is no JSON, or a connection that is cut, in turn."""
     sentences: int = 4
     """Sentences of a reply."""
+    dimensions: int = 384
+    """Of an embedding."""
     down: bool = False
     """Every request's connection is cut."""
 
@@ -164,7 +165,8 @@ class Endpoint:
         request: Any = msgspec.json.decode(body)
         data: list[dict[str, Any]] = []
         for i, text in enumerate(request["input"]):
-            vector = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(_DIMENSIONS, np.float32)
+            dice = np.random.default_rng(zlib.crc32(text.encode()))
+            vector = dice.standard_normal(self.rules.dimensions, np.float32)
             as_base64 = request.get("encoding_format") == "base64"
             data.append(
                 {

@@ -27,7 +27,7 @@ from culturepark.store.lock import RunLock
 from culturepark.store.log import Log, replay
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import kept_vectors
-from culturepark.store.rows import DIALOGUES, OPINIONS, about_of, dialogue_row, opinion_row, table
+from culturepark.store.rows import DIALOGUES, OPINIONS, RowBuffer, about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.shards import commit_table, quarantine_strays
 
@@ -50,9 +50,9 @@ class Report(Struct, frozen=True):
 
 
 class _Held(Struct):
-    """An outcome in an open cell, and the log segment that keeps it safe."""
+    """An outcome in an open cell, None once rows were made of it, and the log segment that keeps it safe."""
 
-    outcome: Outcome
+    outcome: Outcome | None
     segment: int
 
 
@@ -75,7 +75,7 @@ class Ledger:
         self._kept: dict[str, KeptVectors] = defaultdict(KeptVectors)
         self._open: dict[int, dict[int, _Held]] = {}
         self._ready: dict[tuple[str, int], int] = {}
-        self._rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SHARD_DIRS}
+        self._rows = _buffers()
         self._rows_bytes = 0
         self._selected: list[int] = []
         self._unsealed = Counter[int]()
@@ -154,12 +154,12 @@ class Ledger:
             commit_table(
                 self._root,
                 f"{kind}/part-{number:06d}-{self._lock.epoch:04d}.parquet",
-                table(rows, DIALOGUES if kind == "dialogues" else OPINIONS),
+                rows.table(),
                 kind,
                 self._files,
             )
             for kind, rows in self._rows.items()
-            if rows
+            if len(rows)
         ]
         counts: dict[str, Funnel] = {}
         held: list[_Held] = []
@@ -172,7 +172,7 @@ class Ledger:
         for index in self._selected:
             self._sealed_cells[index] = 1
         self._selected = []
-        self._rows = {kind: [] for kind in SHARD_DIRS}
+        self._rows = _buffers()
         self._rows_bytes = 0
         self._unsealed.subtract(h.segment for h in held)
         self._log.rotate()
@@ -237,7 +237,8 @@ class Ledger:
                 self._next_place[culture] += 1
 
     def _select(self, cell: Cell) -> None:
-        outcomes = [self._open[cell.index][n].outcome for n in range(cell.first, cell.first + cell.size)]
+        held = [self._open[cell.index][n] for n in range(cell.first, cell.first + cell.size)]
+        outcomes = [one.outcome for one in held if one.outcome is not None]
         settings = self._run.settings.refine
         candidates: list[Candidate] = []
         vectors: list[Any] = []
@@ -264,14 +265,20 @@ class Ledger:
         funnels.add(self._cell_funnels[cell.index], counts)
         for outcome in outcomes:
             self._add_rows(outcome, by_id)
+        for one in held:
+            one.outcome = None
         self._selected.append(cell.index)
 
     def _add_rows(self, outcome: Outcome, choices: dict[str, Choice]) -> None:
         brief, facts = self._plan.brief(outcome.number), self._facts
         about = about_of(brief, facts)
-        self._rows["dialogues"].append(dialogue_row(brief, outcome, about))
+        self._rows["dialogues"].add(dialogue_row(brief, outcome, about))
         for opinion in outcome.opinions:
             row = opinion_row(brief, opinion, choices.get(opinion.id), about, facts, self._plan.cultures)
-            self._rows["samples" if row["kept"] else "rejected"].append(row)
+            self._rows["samples" if row["kept"] else "rejected"].add(row)
             self._rows_bytes += 1500 + 3 * len(opinion.text) + len(opinion.vector)
         self._rows_bytes += 600 + sum(150 + len(turn.text) for turn in outcome.turns)
+
+
+def _buffers() -> dict[str, RowBuffer]:
+    return {kind: RowBuffer(DIALOGUES if kind == "dialogues" else OPINIONS) for kind in SHARD_DIRS}

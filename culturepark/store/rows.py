@@ -144,6 +144,9 @@ OPINIONS: Any = pa.schema(
 """One row an extracted opinion. `samples` shards hold those with `kept`, `rejected` shards the rest."""
 
 
+_CHUNK_ROWS = 512
+
+
 class RunFacts(Struct, frozen=True):
     """What is the same for every row of a run.
 
@@ -244,9 +247,34 @@ def opinion_row(
     }
 
 
-def table(rows: list[dict[str, Any]], schema: Any) -> Any:
-    """Rows as a table of the fixed schema."""
-    return pa.Table.from_pylist(rows, schema=schema)
+class RowBuffer:
+    """Rows on their way to a shard: Python objects while they are few, then Arrow, which is far smaller."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._tables: list[Any] = []
+        self._n = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take one row."""
+        self._rows.append(row)
+        self._n += 1
+        if len(self._rows) >= _CHUNK_ROWS:
+            self._convert()
+
+    def __len__(self) -> int:
+        return self._n
+
+    def table(self) -> Any:
+        """All rows, in order, as one table of the fixed schema."""
+        self._convert()
+        return pa.concat_tables(self._tables).combine_chunks()
+
+    def _convert(self) -> None:
+        if self._rows or not self._tables:
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
 
 
 def about_of(brief: Brief, facts: RunFacts) -> dict[str, Any]:

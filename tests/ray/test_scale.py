@@ -25,7 +25,7 @@ def endpoint() -> Iterator[str]:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     command = [sys.executable, str(ROOT / "scripts" / "mock_endpoint.py"), "--port", str(port)]
-    server = subprocess.Popen([*command, "--latency-s", "1.0"])
+    server = subprocess.Popen([*command, "--latency-s", "1.0", "--dimensions", "64"])
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
