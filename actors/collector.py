@@ -12,7 +12,7 @@ import structlog
 from actors.directory import Station
 from actors.inputs import Inputs
 from culturepark.errors import CultureParkError, RunDirError
-from culturepark.messages import Outcome, unpack_raw
+from culturepark.messages import Outcome, encode_begun, unpack_raw
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
@@ -22,7 +22,7 @@ _PREDECESSOR_S = 20.0
 
 
 class Collector(Station):
-    """Takes outcomes; a frame is acknowledged when they are on disk.
+    """Takes outcomes, turns and calls; a frame is acknowledged when they are on disk.
 
     Frames that come while one is being synced share the next sync, so the slower the disk, the more
     of them share an fsync.
@@ -41,14 +41,24 @@ class Collector(Station):
         self._ledger: Ledger
         self._log: structlog.stdlib.BoundLogger
 
-    async def done(self) -> bytes:
-        """One bit a dialogue of the plan, set for those that have ended. Raises RunDirError."""
+    async def begin(self, take: int) -> tuple[bytes, bytes]:
+        """One bit a dialogue of the plan, set for those that have ended; and what is on disk of others.
+
+        Turns of this take count from now on. Raises RunDirError.
+        """
         async with self._writing:
             await asyncio.to_thread(self._open)
-            return self._ledger.done()
+            begun = await asyncio.to_thread(self._ledger.begin, take)
+            return self._ledger.done(), encode_begun(begun)
+
+    async def begun(self, numbers: list[int]) -> bytes:
+        """What is on disk of these dialogues, as far as they have not ended."""
+        async with self._writing:
+            await asyncio.to_thread(self._open)
+            return encode_begun(await asyncio.to_thread(self._ledger.begun, numbers))
 
     def take(self, payload: bytes) -> asyncio.Future[None]:
-        """Take outcomes; the future is done when they are durable."""
+        """Take records; the future is done when they are durable."""
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((unpack_raw(payload), taken))
         if self._writer is None:
@@ -58,7 +68,8 @@ class Collector(Station):
     async def status(self) -> dict[str, Any]:
         """The funnel of each culture, what was set aside, and what went wrong, if anything did."""
         if self._lock is None:
-            await self.done()
+            async with self._writing:
+                await asyncio.to_thread(self._open)
         return {
             "funnels": {culture: dict(funnel) for culture, funnel in self._ledger.funnels.items()},
             "set_aside": self._ledger.report.set_aside,
@@ -134,5 +145,5 @@ class Collector(Station):
 def _in_words(error: Exception, root: str) -> CultureParkError:
     if isinstance(error, CultureParkError):
         return error
-    what = f"an outcome could not be recorded: {type(error).__name__}: {error}"
+    what = f"a record could not be written: {type(error).__name__}: {error}"
     return RunDirError(root, what, "This is a fault of culturepark's own; what was recorded before is safe.")

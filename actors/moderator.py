@@ -12,9 +12,13 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Station, cause_of, leave, never_comes_back
 from actors.inputs import Inputs
+from actors.mailbox import LINGER_S
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits import Coordinator
-from culturepark.messages import Pulse, Shares, encode, recorded, unpack
+from culturepark.messages import Begun, Pulse, Shares, decode_begun, encode, on_disk, unpack
+
+_RECORD_LINGER_S = 0.004
+"""Turns wait for the disk before the next one is asked for: less than other messages wait for company."""
 
 
 class Moderator(Station):
@@ -38,16 +42,19 @@ class Moderator(Station):
         async with self._starting:
             if self._conductor is not None:
                 return
-            done: bytes = await self.handle("collector").done.remote()
             take = secrets.randbits(48)
-            conductor = Conductor(self._given.plan, self._given.settings, done, take, self._replicas)
+            ended, underway = await self.handle("collector").begin.remote(take)
+            begun = decode_begun(underway)
+            conductor = Conductor(self._given.plan, self._given.settings, ended, take, self._replicas, begun)
             for address in self._addresses():
                 task = asyncio.create_task(self._watch(address))
                 self._tasks.add(task)
                 task.add_done_callback(self._noticed)
             self._conductor = conductor
             progress = conductor.progress()
-            self._log.info("started", planned=progress.planned, ended=progress.ended, take=take)
+            self._log.info(
+                "started", planned=progress.planned, ended=progress.ended, begun=len(begun), take=take
+            )
             self._send(conductor.fill(time.time()))
 
     def take(self, payload: bytes) -> None:
@@ -102,14 +109,16 @@ class Moderator(Station):
     def _send(self, posts: list[Post]) -> None:
         for post in posts:
             taken = self._taken if post.address == COLLECTOR else None
-            box = self.mailbox(post.address, on_taken=taken, on_failure=self._failed)
+            linger_s = _RECORD_LINGER_S if post.address == COLLECTOR else LINGER_S
+            box = self.mailbox(post.address, on_taken=taken, on_failure=self._failed, linger_s=linger_s)
             box.post(encode(post.message))
 
     def _taken(self, batch: list[bytes]) -> None:
-        """The collector has these outcomes on disk."""
+        """The collector has these on disk."""
         assert self._conductor is not None  # nothing was posted before
-        for outcome in batch:
-            self._send(self._conductor.on(recorded(outcome), time.time()))
+        now = time.time()
+        for record in batch:
+            self._send(self._conductor.on(on_disk(record), now))
 
     async def _watch(self, address: str) -> None:
         """Ask again what an actor was asked, each time it is lost."""
@@ -123,10 +132,22 @@ class Moderator(Station):
                 if never_comes_back(error):
                     raise
                 assert self._conductor is not None  # start made it
-                posts = self._conductor.lost(address)
+                begun = await self._paid_for(address) if address.startswith("refiner/") else []
+                posts = self._conductor.lost(address, begun)
                 self._log.warning("actor_lost", address=address, asked_again=len(posts), why=str(error)[:200])
                 self._send(posts)
                 await asyncio.sleep(0.2)
+
+    async def _paid_for(self, address: str) -> list[Begun]:
+        """Which calls for the dialogues that wait for this actor are on disk."""
+        assert self._conductor is not None  # start made it
+        while True:
+            try:
+                raw: bytes = await self.handle("collector").begun.remote(self._conductor.held_by(address))
+            except RayActorError:
+                await asyncio.sleep(0.2)  # it is being restarted, too
+            else:
+                return decode_begun(raw)
 
     def _noticed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import structlog
 
 from actors.worker import Work, Worker
 from culturepark.agent import sampling_with
-from culturepark.messages import Ask, Balked, Outcome, Refine, encode, recorded, speaker_usage
+from culturepark.messages import Ask, Balked, Outcome, Refine, Step, encode, recorded, speaker_usage
 from culturepark.plan import Plan
+from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refiner, RoleModel
 from culturepark.settings import Role
 
 _ROLES: tuple[Role, ...] = ("extractor", "verifier", "rewriter")
+
+_RECORD_LINGER_S = 0.004
+"""As the moderator's: calls wait for the disk before others follow."""
 
 
 class RefinerActor(Worker):
@@ -27,30 +32,44 @@ class RefinerActor(Worker):
             profile = given.profile(role)
             sampling = sampling_with(profile.sampling(role), given.settings, role)
             roles[role] = RoleModel(given.chat(role, log), profile, sampling)
-        refiner = Refiner(given.settings.refine, roles, given.embedder(log))
+        settings = given.settings
+        paid = settings.models[settings.roles.embedder].engine == "openai"
+        refiner = Refiner(settings.refine, roles, given.embedder(log), paid_vectors=paid)
         moderator = self.mailbox("moderator")
+        steps: dict[int, asyncio.Future[None]] = {}
 
-        def taken(outcomes: list[bytes]) -> None:
-            """The collector has these on disk: tell the moderator."""
-            for outcome in outcomes:
-                moderator.post(encode(recorded(outcome)))
+        def taken(records: list[bytes]) -> None:
+            """The collector has these on disk: go on with what waits for a step, or tell the moderator."""
+            for record in records:
+                if step := steps.pop(id(record), None):
+                    if not step.done():
+                        step.set_result(None)
+                else:
+                    moderator.post(encode(recorded(record)))
 
-        collector = self.mailbox("collector", on_taken=taken)
+        collector = self.mailbox("collector", on_taken=taken, linger_s=_RECORD_LINGER_S)
+
+        def keep(step: Step) -> asyncio.Future[None]:
+            record = encode(step)  # the mailbox holds it until it is taken, so its id is its own
+            steps[id(record)] = kept = asyncio.get_running_loop().create_future()
+            collector.post(record)
+            return kept
 
         async def refine(message: Ask | Refine) -> None:
             assert isinstance(message, Refine)  # nothing else is sent to a refiner
-            outcome = await _outcome(refiner, given.plan, message, log)
+            journal = Journal(message.number, message.steps, keep)
+            outcome = await _outcome(refiner, given.plan, message, journal, log)
             (moderator if isinstance(outcome, Balked) else collector).post(encode(outcome))
 
         return refine
 
 
 async def _outcome(
-    refiner: Refiner, plan: Plan, message: Refine, log: structlog.stdlib.BoundLogger
+    refiner: Refiner, plan: Plan, message: Refine, journal: Journal, log: structlog.stdlib.BoundLogger
 ) -> Outcome | Balked:
     brief = plan.brief(message.number)
     try:
-        refined = await refiner.refine(brief, message.turns)
+        refined = await refiner.refine(brief, message.turns, journal)
     except RefineError as error:
         cause = error.cause
         log.warning("refinement_failed", dialogue=brief.id, kind=cause.kind, reason=cause.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 
 from actors.directory import Station
 from actors.inputs import Inputs
@@ -27,7 +27,7 @@ class Worker(Station):
         self.given = Inputs.from_bytes(inputs)
         self.log = self.given.logger(address.replace("/", "-"))
         self._address = address
-        self._busy: dict[Hashable, asyncio.Task[None]] = {}
+        self._busy: dict[tuple[int, int], tuple[int, asyncio.Task[None]]] = {}
         self._work: Work
         self._pulse: asyncio.Task[None]
 
@@ -42,7 +42,11 @@ class Worker(Station):
         self._pulse = asyncio.create_task(beat)
 
     def take(self, payload: bytes) -> None:
-        """Take messages; one that is under way already is not begun again."""
+        """Take messages; one that is under way already is not begun again.
+
+        One of another take is: a new moderator asks, who was told what is on disk, and nobody waits for
+        the old one's answer any more.
+        """
         busy = self._busy
         for message in unpack(payload):
             if isinstance(message, Shares):
@@ -50,7 +54,16 @@ class Worker(Station):
                     endpoint.obey(message.shares)
                 continue
             assert isinstance(message, Ask | Refine)  # nothing else is sent to a worker
-            key = (message.number, message.take, message.turn if isinstance(message, Ask) else 0)
-            if key not in busy:
-                busy[key] = task = asyncio.create_task(self._work(message))
-                task.add_done_callback(lambda _, key=key: busy.pop(key))
+            key = (message.number, message.turn if isinstance(message, Ask) else 0)
+            under_way = busy.get(key)
+            if under_way is not None:
+                if under_way[0] == message.take:
+                    continue
+                under_way[1].cancel()
+            task = asyncio.create_task(self._work(message))
+            busy[key] = (message.take, task)
+            task.add_done_callback(lambda done, key=key: self._ended(key, done))
+
+    def _ended(self, key: tuple[int, int], task: asyncio.Task[None]) -> None:
+        if (under_way := self._busy.get(key)) is not None and under_way[1] is task:
+            del self._busy[key]

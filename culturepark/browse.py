@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from culturepark.errors import ConfigError, RunDirError
-from culturepark.messages import Outcome, decode_outcome
+from culturepark.messages import Outcome, decode_head
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.ledger import Sealed
@@ -46,7 +46,8 @@ class View:
         self.run = load_run(root)
         self.plan = self.run.plan
         # The log before the manifest: what a writer seals in between is then seen twice, not missed.
-        logged = [decode_outcome(entry.payload) for entry in replay(root / "log")]
+        heads = (decode_head(entry.payload) for entry in replay(root / "log"))
+        logged = [head for head in heads if isinstance(head, Outcome)]
         self.manifest = Manifest.read(root / "manifest")
         self.funnels: dict[str, Funnel] = {culture: Counter() for culture in self.plan.planned()}
         sealed: set[int] = set()

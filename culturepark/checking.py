@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import CultureParkError, RunDirError
-from culturepark.messages import Outcome, decode_outcome
+from culturepark.messages import Outcome, decode_head
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.ledger import Sealed
@@ -77,12 +77,14 @@ def _check_log(run: Run, report: Report) -> dict[int, Outcome]:
             problems.append(f"{item}{hint if item.kind == 'tail' else ''}")
             continue
         try:
-            outcome = decode_outcome(item.payload)
+            outcome = decode_head(item.payload)
         except msgspec.MsgspecError as error:
-            problems.append(f"log segment {item.segment}, byte {item.offset}: no outcome ({error})")
+            problems.append(f"log segment {item.segment}, byte {item.offset}: no record ({error})")
             continue
         if not 0 <= outcome.number < len(run.plan):
             problems.append(f"the log holds dialogue {outcome.number}, which the plan does not have")
+        elif not isinstance(outcome, Outcome):
+            continue  # a turn or a call of a dialogue under way
         elif outcome.number in logged:
             problems.append(f"dialogue {run.plan.brief(outcome.number).id} is in the log twice")
         else:

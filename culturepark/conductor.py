@@ -4,27 +4,33 @@
 
 The moderator feeds messages in and sends what comes out. A dialogue takes a slot when it starts and
 gives it free when its outcome is on disk, so a slow disk slows the start of new dialogues instead of
-filling memory. What is lost with an actor is asked again; answers that come twice change nothing.
+filling memory. A turn is on disk before the next one is asked for, so whatever dies, no turn is paid for
+twice but those that were under way. What is lost with an actor is asked again; answers that come twice
+change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.dialogue import AskFor, Begin, Broke, Dialogue, Effect, Event, Finish, Said, step
 from culturepark.messages import (
     RUN_STOPPERS,
     Ask,
     Balked,
+    Begun,
+    Kept,
     Message,
     Outcome,
     Recorded,
     Refine,
     Spoke,
-    Turn,
+    Step,
     Unknown,
     speaker_usage,
 )
@@ -42,16 +48,18 @@ class Post(Struct, frozen=True):
     """A message and the address it goes to: `agent/<culture>/<i>`, `refiner/<i>` or `collector`."""
 
     address: str
-    message: Ask | Refine | Outcome
+    message: Ask | Refine | Spoke | Outcome
 
 
 class _Slot(Struct):
-    """A dialogue in flight. `post` is what it waits for an answer to."""
+    """A dialogue in flight. `post` is what it waits for an answer to; `steps` are the calls of its
+    refinement that an earlier attempt has paid for."""
 
     dialogue: Dialogue
     started_s: float
     cultures: tuple[str, ...]
     post: Post | None = None
+    steps: tuple[Step, ...] = ()
 
 
 class Progress(Struct, frozen=True):
@@ -77,20 +85,28 @@ class Progress(Struct, frozen=True):
 class Conductor:
     """Holds the dialogues of a run, from their start until their outcome is on disk.
 
-    `done` has a bit for each dialogue that needs no more work. `take` is a number that no earlier
+    `done` has a bit for each dialogue that needs no more work; `begun` says how far others have come:
+    they go on from there, before any new one starts. `take` is a number that no earlier
     conductor of this run used, so that answers to an earlier one are not taken for answers to this.
     `replicas` counts the replicas of each culture's agent and, under REFINERS, the refiners.
     """
 
     def __init__(
-        self, plan: Plan, settings: Settings, done: bytes, take: int, replicas: Mapping[str, int]
+        self,
+        plan: Plan,
+        settings: Settings,
+        done: bytes,
+        take: int,
+        replicas: Mapping[str, int],
+        begun: Iterable[Begun] = (),
     ) -> None:
         self._plan = plan
         self._settings = settings
         self._take = take
         self._replicas = dict(replicas)
         self._ended = int(np.bitwise_count(np.frombuffer(done, dtype=np.uint8)).sum())
-        self._owed = _zeros(done, len(plan))
+        self._begun = {one.number: one for one in begun}
+        self._owed = chain(list(self._begun), _zeros(done, len(plan), frozenset(self._begun)))
         self._slots: dict[int, _Slot] = {}
         self._turns = 0
         self._failed = 0
@@ -123,11 +139,15 @@ class Conductor:
                 break
             cultures = self._plan.speaking(number)
             dialogue = Dialogue(self._plan.utterances_of(number), len(cultures))
-            self._slots[number] = _Slot(dialogue, now_s, cultures)
+            slot = _Slot(dialogue, now_s, cultures)
+            if begun := self._begun.pop(number, None):
+                slot.dialogue = replace(dialogue, turns=begun.turns)
+                slot.steps = begun.steps
+            self._slots[number] = slot
             posts += self._advance(number, Begin(), now_s)
         return posts
 
-    def on(self, message: Message, now_s: float) -> list[Post]:
+    def on(self, message: Message | Kept, now_s: float) -> list[Post]:
         """What follows from a message."""
         posts = self._on(message, now_s)
         if not self._slots and self._doubtful and not self._stopped:
@@ -138,12 +158,14 @@ class Conductor:
                 self._trip("no dialogue finished")
         return posts
 
-    def _on(self, message: Message, now_s: float) -> list[Post]:
+    def _on(self, message: Message | Kept, now_s: float) -> list[Post]:
         match message:
             case Recorded(number=number, failed=failed):
                 return self._recorded(number, failed, now_s)
-            case Spoke(number=number, take=take, turn=turn) if self._awaits(number, take):
-                return self._spoke(number, turn, now_s)
+            case Spoke(number=number, take=take) if self._awaits(number, take):
+                return self._spoke(message)
+            case Kept(number=number, take=take, turn=turn) if self._awaits(number, take):
+                return self._kept(number, turn, now_s)
             case Unknown(number=number, take=take, turn=turn) if self._awaits(number, take):
                 return self._retell(number, turn)
             case Balked(number=number, take=take) if self._awaits(number, take):
@@ -151,9 +173,27 @@ class Conductor:
             case _:
                 return []
 
-    def lost(self, address: str) -> list[Post]:
-        """Ask again what an actor was asked and has not answered: it is gone."""
-        return [s.post for s in self._slots.values() if s.post is not None and s.post.address == address]
+    def held_by(self, address: str) -> list[int]:
+        """The dialogues that wait for this actor."""
+        return [
+            n for n, slot in self._slots.items() if slot.post is not None and slot.post.address == address
+        ]
+
+    def lost(self, address: str, begun: Iterable[Begun] = ()) -> list[Post]:
+        """Ask again what an actor was asked and has not answered: it is gone.
+
+        `begun` says which calls of refinements it had been paid for.
+        """
+        steps = {one.number: one.steps for one in begun}
+        posts: list[Post] = []
+        for number in self.held_by(address):
+            slot = self._slots[number]
+            assert slot.post is not None  # it waits for this actor
+            if number in steps and isinstance(slot.post.message, Refine):
+                slot.steps = steps[number]
+                slot.post = Post(address, replace(slot.post.message, steps=slot.steps))
+            posts.append(slot.post)
+        return posts
 
     def stop(self, by: str, reason: str) -> None:
         """Start no more dialogues. The first reason stays."""
@@ -171,11 +211,22 @@ class Conductor:
     def _awaits(self, number: int, take: int) -> bool:
         return take == self._take and number in self._slots
 
-    def _spoke(self, number: int, turn: Turn, now_s: float) -> list[Post]:
-        before = self._slots[number].dialogue
-        posts = self._advance(number, Said(turn), now_s)
-        self._turns += self._slots[number].dialogue is not before
-        return posts
+    def _spoke(self, message: Spoke) -> list[Post]:
+        """Put the turn that is asked for on disk; any other changes nothing."""
+        slot = self._slots[message.number]
+        asked = slot.post and slot.post.message
+        if not isinstance(asked, Ask) or message.turn.number != asked.turn:
+            return []
+        slot.post = Post(COLLECTOR, message)
+        return [slot.post]
+
+    def _kept(self, number: int, turn: int, now_s: float) -> list[Post]:
+        slot = self._slots[number]
+        said = slot.post and slot.post.message
+        if not isinstance(said, Spoke) or said.turn.number != turn:
+            return []
+        self._turns += 1
+        return self._advance(number, Said(said.turn), now_s)
 
     def _advance(self, number: int, event: Event, now_s: float) -> list[Post]:
         slot = self._slots[number]
@@ -194,7 +245,8 @@ class Conductor:
                 return Post(address, Ask(number, self._take, turn, heard))
             case Finish() if self._settings.refine.enabled:
                 address = f"refiner/{number % self._replicas[REFINERS]}"
-                return Post(address, Refine(number, self._take, slot.dialogue.turns, slot.started_s))
+                turns = slot.dialogue.turns
+                return Post(address, Refine(number, self._take, turns, slot.started_s, slot.steps))
             case Finish():
                 return Post(COLLECTOR, self._outcome(number, slot, now_s))
             case _:
@@ -237,6 +289,9 @@ class Conductor:
             del self._slots[number]
             return []
         slot = self._slots[number]
+        asked = slot.post and slot.post.message
+        if not isinstance(asked, Ask if message.turn else Refine):
+            return []  # it has answered already
         if message.turn:
             slot.dialogue, effect = step(slot.dialogue, Broke(message.turn, kind, message.reason))
             if effect is None:
@@ -286,12 +341,13 @@ class Conductor:
         return self._settle() + self.fill(now_s)
 
 
-def _zeros(bits: bytes, count: int) -> Iterator[int]:
-    """The positions of zeros among the first `count` bits, found as they are needed."""
+def _zeros(bits: bytes, count: int, but: frozenset[int]) -> Iterator[int]:
+    """The positions of zeros among the first `count` bits, `but` these, found as they are needed."""
     block = 4096
     for start in range(0, len(bits), block):
         some = np.unpackbits(np.frombuffer(bits[start : start + block], dtype=np.uint8))
         for offset in np.flatnonzero(some == 0):
             if (position := 8 * start + int(offset)) >= count:
                 return
-            yield position
+            if position not in but:
+                yield position

@@ -129,13 +129,36 @@ class Balked(Struct, frozen=True, tag="balked"):
 # --- moderator -> refiner, refiner -> moderator ------------------------------------------------------
 
 
+class Step(Struct, frozen=True, tag="step"):
+    """One model call of a refinement that came back: its reply, so that nobody pays for it twice.
+
+    `key` tells the calls of one dialogue apart by what was asked. `vectors` holds the float32 rows of
+    an embedding, one after the other; `text` and `finish_reason` are of a chat model's reply.
+    """
+
+    number: int
+    key: bytes
+    role: str
+    usage: Usage = Usage()
+    text: str = ""
+    finish_reason: str = ""
+    model: str = ""
+    endpoint: str = ""
+    latency_s: float = 0.0
+    vectors: bytes = b""
+
+
 class Refine(Struct, frozen=True, tag="refine"):
-    """Refine this whole dialogue and hand the outcome to the collector."""
+    """Refine this whole dialogue and hand the outcome to the collector.
+
+    `steps` are its calls that have come back already, in an attempt that was cut short.
+    """
 
     number: int
     take: int
     turns: tuple[Turn, ...]
     started_s: float
+    steps: tuple[Step, ...] = ()
 
 
 class Recorded(Struct, frozen=True, tag="recorded"):
@@ -143,6 +166,14 @@ class Recorded(Struct, frozen=True, tag="recorded"):
 
     number: int
     failed: str = ""
+
+
+class Kept(Struct, frozen=True):
+    """This turn is on disk: the next one may be asked for. Never sent; made of an acknowledgement."""
+
+    number: int
+    take: int
+    turn: int
 
 
 # --- agent or refiner -> moderator, and back: how much may be under way ------------------------------
@@ -184,7 +215,42 @@ class Outcome(Struct, frozen=True, tag="outcome"):
     schema: int = SCHEMA
 
 
-Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Pulse | Shares | Outcome
+Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Pulse | Shares | Step | Outcome
+
+Record = Outcome | Spoke | Step
+"""What the log holds: how dialogues ended, and of those under way each turn and each call that is paid."""
+
+
+class Begun(Struct, frozen=True):
+    """What is on disk of a dialogue that has not ended: the turns said, the calls of its refinement."""
+
+    number: int
+    turns: tuple[Turn, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+
+class SpokenHead(Struct, frozen=True):
+    """Of a turn, what the log's writer looks at."""
+
+    number: int
+    usage: Usage = Usage()
+
+
+class SpokeHead(Struct, frozen=True, tag="spoke"):
+    """Of a Spoke, what the log's writer looks at."""
+
+    number: int
+    take: int
+    turn: SpokenHead
+
+
+class StepHead(Struct, frozen=True, tag="step"):
+    """Of a Step, what the log's writer looks at."""
+
+    number: int
+    key: bytes
+    role: str
+    usage: Usage = Usage()
 
 
 class _Ended(Struct, frozen=True, tag="outcome"):
@@ -199,6 +265,10 @@ _decoder = msgspec.msgpack.Decoder(Message)
 _outcome = msgspec.msgpack.Decoder(Outcome)
 _messages = msgspec.msgpack.Decoder(list[Message])
 _ended = msgspec.msgpack.Decoder(_Ended)
+_record = msgspec.msgpack.Decoder(Record)
+_head = msgspec.msgpack.Decoder(Outcome | SpokeHead | StepHead)
+_taken = msgspec.msgpack.Decoder(_Ended | SpokeHead)
+_begun = msgspec.msgpack.Decoder(list[Begun])
 _raws = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
@@ -218,6 +288,26 @@ def decode(raw: bytes | msgspec.Raw) -> Message:
 def decode_outcome(raw: bytes) -> Outcome:
     """The outcome in these bytes. Raises msgspec.DecodeError."""
     return _outcome.decode(raw)
+
+
+def decode_record(raw: bytes) -> Record:
+    """The record of the log in these bytes. Raises msgspec.DecodeError."""
+    return _record.decode(raw)
+
+
+def decode_head(raw: bytes) -> Outcome | SpokeHead | StepHead:
+    """The same, but of turns and steps no more than who, which and what it took."""
+    return _head.decode(raw)
+
+
+def encode_begun(begun: Iterable[Begun]) -> bytes:
+    """Dialogues that have begun, as one msgpack array."""
+    return _encoder.encode(list(begun))
+
+
+def decode_begun(raw: bytes) -> list[Begun]:
+    """Back from `encode_begun`. Raises msgspec.DecodeError."""
+    return _begun.decode(raw)
 
 
 def speaker_usage(turns: Iterable[Turn]) -> Usage:
@@ -244,6 +334,14 @@ def recorded(outcome: bytes) -> Recorded:
     """What the moderator is told of an encoded outcome that is on disk."""
     ended = _ended.decode(outcome)
     return Recorded(ended.number, ended.failed)
+
+
+def on_disk(record: bytes) -> Recorded | Kept:
+    """What it means that this encoded outcome or turn is on disk."""
+    head = _taken.decode(record)
+    if isinstance(head, SpokeHead):
+        return Kept(head.number, head.take, head.turn.number)
+    return Recorded(head.number, head.failed)
 
 
 def _mended(value: object) -> object:

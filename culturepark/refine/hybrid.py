@@ -11,7 +11,7 @@ model judges better.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -126,15 +126,24 @@ class HybridVerifier:
         """Judge one opinion against an answer. Raises ModelError; KeyError for an unknown answer."""
         return (await self.verify_many(seed, stance_code, [opinion]))[0]
 
-    async def verify_many(self, seed: Seed, stance_code: int, opinions: Sequence[str]) -> list[Judgement]:
-        """Judge opinions against one answer, in order, with one call of the embedder for all of them."""
+    async def verify_many(
+        self,
+        seed: Seed,
+        stance_code: int,
+        opinions: Sequence[str],
+        embed: Callable[[Sequence[str]], Awaitable[Vectors]] | None = None,
+    ) -> list[Judgement]:
+        """Judge opinions against one answer, in order, with one call of the embedder for all of them.
+
+        `embed` makes that call if it is given. Raises ModelError.
+        """
         if not opinions:
             return []
         positions, anchors = await self._positions(seed)
         stated = stated_position(seed, positions, stance_code)
         if seed.scale != "nominal" and stated < _SIDES:
             anchors = anchors[:_SIDES]  # the middle counts only for those who hold it
-        sims = (await self._embedder.embed(opinions)) @ anchors.T
+        sims = (await (embed or self._embedder.embed)(opinions)) @ anchors.T
         return [judge([float(sim) for sim in row], stated, self._thresholds) for row in sims]
 
     async def _positions(self, seed: Seed) -> tuple[tuple[Position, ...], Vectors]:

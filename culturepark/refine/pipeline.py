@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from culturepark.prompts import text as prose
 from culturepark.prompts.profile import Profile
 from culturepark.refine.extract import MAX_OPINIONS, Found, read_opinions, sentences_as_opinions
 from culturepark.refine.hybrid import HybridVerifier
+from culturepark.refine.journal import Journal, no_journal
 from culturepark.refine.verify import Judgement, read_verdict
 from culturepark.settings import RefineSettings
 
@@ -58,22 +60,28 @@ class RefineError(Exception):
 
 
 class Refiner:
-    """Refines dialogues; keeps nothing between them but the positions of seeds, embedded once."""
+    """Refines dialogues; keeps nothing between them but the positions of seeds, embedded once.
+
+    `paid_vectors`: what the embedder returns is worth keeping in the journal.
+    """
 
     def __init__(
         self,
         settings: RefineSettings,
         roles: Mapping[str, RoleModel],
         embedder: Embedder,
+        *,
+        paid_vectors: bool = False,
     ) -> None:
+        self.paid_vectors = paid_vectors
         self._settings = settings
         self._roles = roles
         self._embedder = embedder
         self._hybrid = HybridVerifier(embedder)
 
-    async def refine(self, brief: Brief, turns: Sequence[Turn]) -> Refinement:
-        """Refine one dialogue. Raises RefineError."""
-        return await _Work(self, brief, turns).run()
+    async def refine(self, brief: Brief, turns: Sequence[Turn], journal: Journal | None = None) -> Refinement:
+        """Refine one dialogue; `journal` holds its calls. Raises RefineError."""
+        return await _Work(self, brief, turns, journal or no_journal()).run()
 
     @property
     def settings(self) -> RefineSettings:
@@ -97,8 +105,9 @@ class Refiner:
 class _Work:
     """The refinement of one dialogue: its brief, its turns and what it has used."""
 
-    def __init__(self, refiner: Refiner, brief: Brief, turns: Sequence[Turn]) -> None:
+    def __init__(self, refiner: Refiner, brief: Brief, turns: Sequence[Turn], journal: Journal) -> None:
         self._refiner = refiner
+        self._journal = journal
         self._brief = brief
         self._turns = turns
         self._usage: dict[str, Usage] = {}
@@ -249,7 +258,9 @@ class _Work:
             assert stance is not None  # delegates hold one
             rows = [i for i, (who, _) in enumerate(opinions) if who == speaker]
             texts = [opinions[i][1] for i in rows]
-            results = await self._refiner.hybrid.verify_many(self._brief.seed, stance.code, texts)
+            results = await self._refiner.hybrid.verify_many(
+                self._brief.seed, stance.code, texts, embed=self._embed
+            )
             if texts:
                 self._spend("embedder", _ONE_EMBEDDING)
             for i, result in zip(rows, results, strict=True):
@@ -262,12 +273,18 @@ class _Work:
         rows = [i for i, o in enumerate(opinions) if not o.rejected]
         if not rows:
             return opinions
-        vectors = await self._refiner.embed([opinions[i].text for i in rows])
+        vectors = await self._embed([opinions[i].text for i in rows])
         self._spend("embedder", _ONE_EMBEDDING)
         out = list(opinions)
         for i, vector in zip(rows, vectors, strict=True):
             out[i] = replace(opinions[i], vector=np.ascontiguousarray(vector, dtype=np.float32).tobytes())
         return out
+
+    async def _embed(self, texts: Sequence[str]) -> Vectors:
+        if not self._refiner.paid_vectors:
+            return await self._refiner.embed(texts)
+        asked = msgspec.json.encode(texts)
+        return await self._journal.vectors(asked, len(texts), lambda: self._refiner.embed(texts))
 
     # --- calls
 
@@ -299,7 +316,11 @@ class _Work:
 
     async def _complete(self, role: str, prompt: Prompt, schema: dict[str, Any] | None):
         of = self._refiner.role(role)
-        completion = await of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema)
+        completion = await self._journal.completion(
+            role,
+            prompt.encoded(),
+            lambda: of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema),
+        )
         self._spend(role, completion.usage)
         return completion
 

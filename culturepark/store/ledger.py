@@ -1,6 +1,7 @@
 """The ledger: what every planned dialogue came to, durable and exactly once.
 
-Outcomes go to the log first; once synced they are acknowledged and never lost. When all dialogues
+Outcomes go to the log first; once synced they are acknowledged and never lost. So do the turns and the
+refinement's calls of dialogues under way, each before what follows from it is begun. When all dialogues
 of a cell have ended, its opinions are selected, in the order of the culture's cells, so that the
 choice does not depend on who was faster. Selected cells wait in memory until there are enough for
 shards; shards and the manifest entry that names them are one commit, after which the log segments
@@ -10,15 +11,28 @@ that held those outcomes are dropped. Memory holds the open cells and the rows o
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from culturepark.errors import RunDirError
-from culturepark.messages import Outcome, decode_outcome
+from culturepark.messages import (
+    Begun,
+    Outcome,
+    Spoke,
+    SpokeHead,
+    Step,
+    StepHead,
+    Turn,
+    decode_head,
+    decode_record,
+)
 from culturepark.plan import Cell
+from culturepark.ports import Usage
 from culturepark.refine.select import Candidate, Choice, KeptVectors, select
 from culturepark.store import funnel as funnels
 from culturepark.store.files import REAL, Files
@@ -49,6 +63,15 @@ class Report(Struct, frozen=True):
     set_aside: tuple[str, ...]
 
 
+class _Open(Struct):
+    """A dialogue under way: how far it has come, and the first log segment that holds some of it."""
+
+    segment: int
+    turns: int = 0
+    calls: set[bytes] = msgspec.field(default_factory=set[bytes])
+    usage: dict[str, Usage] = {}
+
+
 class _Held(Struct):
     """An outcome in an open cell, None once rows were made of it, and the log segment that keeps it safe."""
 
@@ -74,6 +97,8 @@ class Ledger:
         self._next_place: dict[str, int] = dict.fromkeys(self.funnels, 0)
         self._kept: dict[str, KeptVectors] = defaultdict(KeptVectors)
         self._open: dict[int, dict[int, _Held]] = {}
+        self._begun: dict[int, _Open] = {}
+        self._take: int | None = None
         self._ready: dict[tuple[str, int], int] = {}
         self._rows = _buffers()
         self._rows_bytes = 0
@@ -111,15 +136,63 @@ class Ledger:
 
     # --- taking outcomes
 
+    def begin(self, take: int) -> list[Begun]:
+        """What is on disk of dialogues that have not ended. From now on turns of this take count alone,
+        so that no conductor's turns follow on another's."""
+        self._take = take
+        return self.begun(set(self._begun))
+
+    def begun(self, numbers: Collection[int]) -> list[Begun]:
+        """What is on disk of these dialogues, as far as they have not ended; read from the log."""
+        turns: dict[int, list[Turn]] = {n: [] for n in sorted(numbers) if n in self._begun}
+        steps: dict[int, dict[bytes, Step]] = {n: {} for n in turns}
+        for entry in replay(self._root / "log"):
+            head = decode_head(entry.payload)
+            if head.number not in turns:
+                continue
+            record = decode_record(entry.payload)
+            if isinstance(record, Spoke) and record.turn.number == len(turns[record.number]) + 1:
+                turns[record.number].append(record.turn)
+            elif isinstance(record, Step):
+                steps[record.number][record.key] = record
+        return [Begun(n, tuple(said), tuple(steps[n].values())) for n, said in turns.items()]
+
     def append(self, raw: bytes) -> Outcome | None:
-        """Take an encoded outcome into the next `sync`; None if this dialogue has one already."""
-        outcome = decode_outcome(raw)
-        if outcome.number in self._pending or self.has(outcome.number):
+        """Take an encoded record into the next `sync`; the outcome if it is one, and the dialogue's first.
+
+        What is known already, and what comes of a dialogue that has ended, is dropped.
+        """
+        record = decode_head(raw)
+        if record.number in self._pending or self.has(record.number):
             return None
-        self._log.append(raw)
-        self._unsynced.append((self._log.segment, outcome))
-        self._pending.add(outcome.number)
-        return outcome
+        if isinstance(record, Outcome):
+            self._log.append(raw)
+            self._unsynced.append((self._log.segment, record))
+            self._pending.add(record.number)
+            return record
+        stale = isinstance(record, SpokeHead) and record.take != self._take
+        if not stale and self._goes_on(record, self._log.segment):
+            self._log.append(raw)
+        return None
+
+    def _goes_on(self, head: SpokeHead | StepHead, segment: int) -> bool:
+        """Note a turn or call of a dialogue under way; False if it is not the next one."""
+        known = self._begun.get(head.number) or _Open(segment)
+        if isinstance(head, SpokeHead):
+            if head.turn.number != known.turns + 1:
+                return False
+            known.turns += 1
+            role, usage = "speaker", head.turn.usage
+        else:
+            if head.key in known.calls:
+                return False
+            known.calls.add(head.key)
+            role, usage = head.role, head.usage
+        known.usage[role] = known.usage.get(role, Usage()) + usage
+        if head.number not in self._begun:
+            self._begun[head.number] = known
+            self._unsealed[segment] += 1
+        return True
 
     def sync(self) -> list[int]:
         """Make durable what was appended; returns the numbers that may be acknowledged.
@@ -207,13 +280,17 @@ class Ledger:
     def _recall_log(self) -> int:
         count = 0
         for entry in replay(self._root / "log"):
-            outcome = decode_outcome(entry.payload)
-            if not 0 <= outcome.number < len(self._plan):
-                what = f"the log holds dialogue {outcome.number}, which the plan does not have."
+            record = decode_head(entry.payload)
+            if not 0 <= record.number < len(self._plan):
+                what = f"the log holds dialogue {record.number}, which the plan does not have."
                 raise RunDirError(str(self._root / "log"), what, "This log belongs to another run.")
-            if not self.has(outcome.number):
-                self._hold(outcome, entry.segment)
+            if self.has(record.number):
+                continue
+            if isinstance(record, Outcome):
+                self._hold(record, entry.segment)
                 count += 1
+            else:
+                self._goes_on(record, entry.segment)
         self._select_ready()
         return count
 
@@ -222,6 +299,8 @@ class Ledger:
         held = self._open.setdefault(index, {})
         held[outcome.number] = _Held(outcome, segment)
         self._unsealed[segment] += 1
+        if begun := self._begun.pop(outcome.number, None):
+            self._unsealed[begun.segment] -= 1
         counts = funnels.of_outcome(outcome)
         funnels.add(self._cell_funnels.setdefault(index, Counter()), counts)
         cell = self._plan.cell(index)

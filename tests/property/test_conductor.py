@@ -15,6 +15,7 @@ from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.messages import (
     Ask,
     Balked,
+    Kept,
     Message,
     Outcome,
     Recorded,
@@ -43,7 +44,7 @@ class World:
         self.plan, self.dice, self.fails = plan, dice, fails
         self.conductor = Conductor(plan, of, bytes(-(-len(plan) // 8)), TAKE, replicas)
         self.inbox: list[tuple[str, Any]] = []
-        self.answers: list[Message] = []
+        self.answers: list[Message | Kept] = []
         self.known: set[tuple[int, int]] = set()
         self.outcomes: dict[int, Outcome] = {}
         self.recorded: Counter[int] = Counter()
@@ -85,7 +86,7 @@ class World:
         self.known.clear()
         self.send(self.conductor.lost(address))
 
-    def answer(self, message: Ask | Refine | Outcome) -> None:
+    def answer(self, message: Ask | Refine | Spoke | Outcome) -> None:
         if isinstance(message, Ask):
             speakers = len(self.plan.brief(message.number).speakers)
             if message.transcript is None and message.turn > speakers:
@@ -106,6 +107,8 @@ class World:
                 message.turn, (message.turn - 1) % speakers, f"said {message.turn}", usage=Usage(calls=1)
             )
             self.answers.append(Spoke(message.number, message.take, turn))
+        elif isinstance(message, Spoke):
+            self.answers.append(Kept(message.number, message.take, message.turn.number))
         elif isinstance(message, Refine):
             self.record(Outcome(message.number, message.turns))
         else:

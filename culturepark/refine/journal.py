@@ -1,0 +1,79 @@
+"""What a refinement has been told by models, kept so that nobody pays for it twice.
+
+A dialogue's refinement is many calls. Each reply is on disk before anything follows from it; when the
+refinement has to begin again, because a process died, what was asked before is answered from here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from hashlib import blake2b
+
+import numpy as np
+
+from culturepark.messages import Step
+from culturepark.ports import Completion, Vectors
+
+_KEY_BYTES = 12
+
+
+class Journal:
+    """The calls of one dialogue's refinement. `keep` returns once a step is on disk."""
+
+    def __init__(self, number: int, steps: Iterable[Step], keep: Callable[[Step], Awaitable[None]]) -> None:
+        self._number = number
+        self._known = {step.key: step for step in steps}
+        self._keep = keep
+        self._asked: Counter[bytes] = Counter()
+
+    def key(self, role: str, asked: bytes) -> bytes:
+        """What tells this call apart. The same question asked again is another call."""
+        digest = blake2b(asked, digest_size=_KEY_BYTES, key=role.encode()).digest()
+        self._asked[digest] += 1
+        nth = self._asked[digest]
+        return digest if nth == 1 else digest + nth.to_bytes(2, "big")
+
+    async def completion(
+        self, role: str, asked: bytes, call: Callable[[], Awaitable[Completion]]
+    ) -> Completion:
+        """The reply to what was asked: from the journal, or from `call`, kept. Raises ModelError."""
+        key = self.key(role, asked)
+        if known := self._known.get(key):
+            return Completion(
+                known.text, known.usage, known.finish_reason, known.model, known.endpoint, known.latency_s
+            )
+        reply = await call()
+        await self._keep(
+            Step(
+                number=self._number,
+                key=key,
+                role=role,
+                usage=reply.usage,
+                text=reply.text,
+                finish_reason=reply.finish_reason,
+                model=reply.model,
+                endpoint=reply.endpoint,
+                latency_s=round(reply.latency_s, 4),
+            )
+        )
+        return reply
+
+    async def vectors(self, asked: bytes, rows: int, call: Callable[[], Awaitable[Vectors]]) -> Vectors:
+        """The same for an embedding of `rows` texts. Raises ModelError."""
+        key = self.key("embedder", asked)
+        if known := self._known.get(key):
+            return np.frombuffer(known.vectors, dtype=np.float32).reshape(rows, -1)
+        found = await call()
+        raw = np.ascontiguousarray(found, dtype=np.float32).tobytes()
+        await self._keep(Step(number=self._number, key=key, role="embedder", vectors=raw))
+        return found
+
+
+async def _nowhere(step: Step) -> None:
+    """Keeps nothing."""
+
+
+def no_journal() -> Journal:
+    """For refinements that nothing is kept of."""
+    return Journal(0, (), _nowhere)
