@@ -12,13 +12,9 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Station, cause_of, leave, never_comes_back
 from actors.inputs import Inputs
-from actors.mailbox import LINGER_S
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits import Coordinator
 from culturepark.messages import Begun, Pulse, Shares, decode_begun, encode, on_disk, unpack
-
-_RECORD_LINGER_S = 0.004
-"""Turns wait for the disk before the next one is asked for: less than other messages wait for company."""
 
 
 class Moderator(Station):
@@ -109,8 +105,7 @@ class Moderator(Station):
     def _send(self, posts: list[Post]) -> None:
         for post in posts:
             taken = self._taken if post.address == COLLECTOR else None
-            linger_s = _RECORD_LINGER_S if post.address == COLLECTOR else LINGER_S
-            box = self.mailbox(post.address, on_taken=taken, on_failure=self._failed, linger_s=linger_s)
+            box = self.mailbox(post.address, on_taken=taken, on_failure=self._failed)
             box.post(encode(post.message))
 
     def _taken(self, batch: list[bytes]) -> None:

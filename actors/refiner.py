@@ -17,9 +17,6 @@ from culturepark.settings import Role
 
 _ROLES: tuple[Role, ...] = ("extractor", "verifier", "rewriter")
 
-_RECORD_LINGER_S = 0.004
-"""As the moderator's: calls wait for the disk before others follow."""
-
 
 class RefinerActor(Worker):
     """Takes whole dialogues; tells the moderator of each one that is on disk."""
@@ -47,7 +44,7 @@ class RefinerActor(Worker):
                 else:
                     moderator.post(encode(recorded(record)))
 
-        collector = self.mailbox("collector", on_taken=taken, linger_s=_RECORD_LINGER_S)
+        collector = self.mailbox("collector", on_taken=taken)
 
         def keep(step: Step) -> asyncio.Future[None]:
             record = encode(step)  # the mailbox holds it until it is taken, so its id is its own
