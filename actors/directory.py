@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.mailbox import Door, Mailbox, Place
+from actors.resting import rest_between_events
 from culturepark.errors import CultureParkError
 
 _AGAIN_S = 0.1
@@ -112,6 +113,7 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+    rest_between_events(asyncio.get_running_loop())
 
 
 def never_comes_back(error: RayActorError) -> bool:

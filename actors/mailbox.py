@@ -2,10 +2,10 @@
 
 A Ray call costs about a millisecond of CPU whatever it carries, five times a bare model call. So Ray
 makes, places, finds and restarts the actors, and what they say to each other goes over plain TCP
-between their processes. A `Mailbox` sends at once when it has been quiet, and otherwise gathers what is
-posted within a few milliseconds into a frame; the receiving actor's `Door` hands each frame on and
-acknowledges it. Delivery is at least once and in
-order: what was not acknowledged is sent again over the next connection, so receivers are idempotent.
+between their processes. A `Mailbox` sends all that is posted in one round of the event loop as a frame,
+and rounds are few and full (see `resting`); the receiving actor's `Door` hands each frame on and
+acknowledges it. Delivery is at least once and in order: what was not acknowledged is sent again over the
+next connection, so receivers are idempotent.
 
 A connection begins with the run's token. A frame is its length, four bytes, and a msgpack array of
 messages; an acknowledgement is the number of frames taken on this connection, four bytes.
@@ -23,8 +23,6 @@ from typing import cast
 
 from culturepark.messages import pack
 
-LINGER_S = 0.01
-"""At most one frame in this time, unless one is full."""
 MAX_MESSAGES = 256
 MAX_BYTES = 256 << 10
 """A frame is full from here on; a larger message has one for itself."""
@@ -53,19 +51,16 @@ class Mailbox:
         *,
         on_failure: Callable[[BaseException], None],
         on_taken: Callable[[list[bytes]], None] | None = None,
-        linger_s: float = LINGER_S,
     ) -> None:
         self._find = find
         self._token = token
         self._on_failure = on_failure
         self._on_taken = on_taken
-        self._linger_s = linger_s
         self._queue: deque[bytes] = deque()
         self._unacknowledged: deque[list[bytes]] = deque()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._flush: asyncio.TimerHandle | None = None
-        self._flushed_s = 0.0
+        self._flush: asyncio.Handle | None = None
         self._full = False
         self._connecting = self._connect()
 
@@ -73,8 +68,7 @@ class Mailbox:
         """Queue a message."""
         self._queue.append(message)
         if self._flush is None and self._transport is not None and not self._full:
-            now = self._loop.time()
-            self._flush = self._loop.call_at(max(now, self._flushed_s + self._linger_s), self.flush)
+            self._flush = self._loop.call_soon(self.flush)
 
     def __len__(self) -> int:
         """Messages that were not acknowledged."""
@@ -85,7 +79,6 @@ class Mailbox:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        self._flushed_s = self._loop.time()
         while self._queue and self._transport is not None and not self._full:
             batch = self._next()
             self._unacknowledged.append(batch)
