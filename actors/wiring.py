@@ -159,12 +159,14 @@ class Crew:
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
         post = (self._namespace, secrets.token_hex(16))  # what opens the doors of this run's actors
 
-        # The run directory is on this node, so its only writer is, too.
-        self.collector = self._actor(Collector, "collector", inputs, post, here=True)
         cultures = run.plan.agent_cultures()
         agents, refiners = staff(settings.actors, len(cultures), sum(node.cpus for node in self._nodes))
         _require_room(_CPU * (agents * len(cultures) + refiners))
         replicas = {**dict.fromkeys(cultures, agents), REFINERS: refiners}
+        # The run directory is on this node, so its only writer is, too. Ray starts few processes at a time,
+        # in this order: dialogues begin with the first agents, while others are still starting.
+        self.collector = self._actor(Collector, "collector", inputs, post, here=True)
+        self.moderator = self._actor(Moderator, "moderator", inputs, post, replicas, here=True)
         for culture, count in replicas.items():
             for i in range(count):
                 if culture == REFINERS:
@@ -172,7 +174,6 @@ class Crew:
                 else:
                     address = f"agent/{culture}/{i}"
                     self._actor(CulturalAgent, address, inputs, address, post)
-        self.moderator = self._actor(Moderator, "moderator", inputs, post, replicas, here=True)
 
     def close(self) -> None:
         """End all actors."""

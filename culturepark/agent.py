@@ -7,14 +7,16 @@ restarted or forgot it, says so and is told it whole.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from culturepark import health
 from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief, Plan
-from culturepark.ports import ChatModel, Completion, Prompt, Sampling, Usage
+from culturepark.ports import ChatModel, Prompt, Sampling, Usage
 from culturepark.prompts.profile import Cue, Profile
 from culturepark.settings import Kind, Settings
 
@@ -28,11 +30,12 @@ _ROLES: dict[Kind, str] = {"cross": "speaker", "in-culture": "in-culture", "dire
 
 
 class _Memory(Struct):
-    """The prompt so far, and the next turn that continues it."""
+    """The prompt so far, the next turn that continues it, and what was said before that one."""
 
     brief: Brief
     prompt: Prompt
     next_turn: int
+    said: tuple[Turn, ...]
 
 
 class CulturalSpeaker:
@@ -40,6 +43,7 @@ class CulturalSpeaker:
 
     def __init__(self, plan: Plan, settings: Settings, model: ChatModel, profile: Profile) -> None:
         self._plan = plan
+        self._policy = settings.health
         self._model = model
         self._profile = profile
         self._sampling = {
@@ -56,40 +60,61 @@ class CulturalSpeaker:
             return Unknown(ask.number, ask.take, ask.turn)
         cue = self._profile.cue(brief, ask.turn, ask.heard, self._plan.cultures)
         prompt.add("user", cue.text)
+        earlier = self._earlier(ask, brief, known)
         try:
-            completion, text = await self._say(brief, ask, prompt, cue)
+            turn = await self._say(brief, ask, prompt, cue, earlier)
         except ModelError as error:
             return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage})
-        self._remember(ask, brief, prompt.add("assistant", text))
-        turn = Turn(
-            number=ask.turn,
-            speaker=self._speaker(ask.turn, brief),
-            text=text,
-            model=completion.model,
-            endpoint=completion.endpoint,
-            finish_reason=completion.finish_reason,
-            latency_s=round(completion.latency_s, 4),
-            usage=completion.usage,
-        )
+        self._remember(ask, brief, prompt.add("assistant", turn.text), (*earlier, turn))
         return Spoke(ask.number, ask.take, turn)
 
-    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue) -> tuple[Completion, str]:
+    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, earlier: Sequence[Turn]) -> Turn:
         whole = prompt.copy().add("assistant", cue.prefill) if cue.prefill else prompt
-        name = brief.speakers[self._speaker(ask.turn, brief)].name
-        spent = Usage()
-        for _ in range(1 + _SPEAKS_AGAIN):
+        speaker = self._speaker(ask.turn, brief)
+        spent, before = Usage(), None
+        late = health.is_late(ask.turn, brief.utterances)
+        for attempt in range(1 + _SPEAKS_AGAIN):
             try:
                 completion = await self._model.complete(whole, self._sampling[brief.kind], affinity=brief.id)
             except ModelError as error:
+                if before is not None:  # a turn with a flaw is better than none
+                    return replace(before, usage=spent + error.usage)
                 error.usage += spent
                 raise
-            text = self._profile.clean(completion.text, cue, name, completion.finish_reason == "length")
-            if text:
-                if spent.calls:
-                    completion = replace(completion, usage=completion.usage + spent)
-                return completion, text
             spent += completion.usage
+            cut = completion.finish_reason == "length"
+            text = self._profile.clean(completion.text, cue, brief.speakers[speaker].name, cut)
+            if not text:
+                continue
+            turn = Turn(
+                number=ask.turn,
+                speaker=speaker,
+                text=text,
+                model=completion.model,
+                endpoint=completion.endpoint,
+                finish_reason=completion.finish_reason,
+                latency_s=round(completion.latency_s, 4),
+                usage=spent,
+            )
+            found = () if self._policy.off else health.symptoms(brief, earlier, turn)
+            turn = replace(turn, health=health.labels(found, before.health if before else ()))
+            again = health.verdict(found, self._policy, retried=attempt == _SPEAKS_AGAIN, late=late)
+            if again != "retry":
+                return turn
+            before = turn
+        if before is not None:
+            return replace(before, usage=spent)
         raise ModelError("empty_reply", "nothing was left of the reply once it was cleaned", usage=spent)
+
+    def _earlier(self, ask: Ask, brief: Brief, known: _Memory | None) -> tuple[Turn, ...]:
+        """The turns before this one, as far as they are known here."""
+        if ask.transcript is not None:
+            return ask.transcript
+        if not ask.heard:
+            return ()
+        heard = Turn(ask.turn - 1, self._speaker(ask.turn - 1, brief), ask.heard)
+        said = known.said if known and known.next_turn == ask.turn else ()
+        return (*said, heard)
 
     def _prompt_for(self, ask: Ask, brief: Brief, known: _Memory | None) -> Prompt | None:
         """The prompt up to this turn's cue; None if it is not known here."""
@@ -109,7 +134,7 @@ class CulturalSpeaker:
         speaker = self._speaker(turn, brief)
         return Prompt().add("system", self._profile.system(brief, speaker, self._plan.cultures))
 
-    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt) -> None:
+    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt, said: tuple[Turn, ...]) -> None:
         key = _key(ask)
         following = ask.turn + len(brief.speakers)
         if following > brief.utterances:
@@ -118,7 +143,7 @@ class CulturalSpeaker:
         known = self._memory.get(key)
         if known is not None and known.next_turn >= following:
             return  # asked twice: the answer that went out first is the one in the transcript
-        self._memory[key] = _Memory(brief, prompt, following)
+        self._memory[key] = _Memory(brief, prompt, following, said)
         self._memory.move_to_end(key)
         if len(self._memory) > _REMEMBERED:
             self._memory.popitem(last=False)

@@ -18,6 +18,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from culturepark import health
 from culturepark.dialogue import AskFor, Begin, Broke, Dialogue, Effect, Event, Finish, Said, step
 from culturepark.messages import (
     RUN_STOPPERS,
@@ -31,6 +32,7 @@ from culturepark.messages import (
     Refine,
     Spoke,
     Step,
+    Turn,
     Unknown,
     speaker_usage,
 )
@@ -142,6 +144,8 @@ class Conductor:
             slot = _Slot(dialogue, now_s, cultures)
             if begun := self._begun.pop(number, None):
                 slot.dialogue = replace(dialogue, turns=begun.turns)
+                if begun.turns:
+                    slot.dialogue = self._ended_early(slot.dialogue, begun.turns[-1])
                 slot.steps = begun.steps
             self._slots[number] = slot
             posts += self._advance(number, Begin(), now_s)
@@ -226,7 +230,13 @@ class Conductor:
         if not isinstance(said, Spoke) or said.turn.number != turn:
             return []
         self._turns += 1
+        slot.dialogue = self._ended_early(slot.dialogue, said.turn)
         return self._advance(number, Said(said.turn), now_s)
+
+    def _ended_early(self, dialogue: Dialogue, last: Turn) -> Dialogue:
+        """The dialogue, ending with this turn if its health says so."""
+        ends = health.ends(last.number, last.health, self._settings.health, dialogue.utterances)
+        return replace(dialogue, utterances=last.number) if ends else dialogue
 
     def _advance(self, number: int, event: Event, now_s: float) -> list[Post]:
         slot = self._slots[number]

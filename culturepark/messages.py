@@ -54,6 +54,7 @@ class Turn(Struct, frozen=True):
     finish_reason: str = ""
     latency_s: float = 0.0
     usage: Usage = Usage()
+    health: tuple[str, ...] = ()
 
 
 class Opinion(Struct, frozen=True):

@@ -10,6 +10,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from culturepark.prompts.text import without_tokens
+
 Vectors = NDArray[np.float32]
 """Embeddings, shape (texts, dimensions), float32, each row of length 1."""
 
@@ -52,6 +54,9 @@ class Prompt:
 
     The bytes of an earlier prompt are a prefix of the bytes of a later one, so a server's prefix
     cache stays warm and a long history costs nothing to send again but the sending.
+
+    Who says what is told by the role alone: words that a chat template would read as its own marks are
+    taken apart here, on the way of all text to all models (`prompts.text.without_tokens`).
     """
 
     __slots__ = ("_parts",)
@@ -61,7 +66,7 @@ class Prompt:
 
     def add(self, role: str, content: str) -> Prompt:
         """Append one message; returns self."""
-        self._parts.append(msgspec.json.encode({"role": role, "content": content}))
+        self._parts.append(msgspec.json.encode({"role": role, "content": without_tokens(content)}))
         return self
 
     def copy(self) -> Prompt:

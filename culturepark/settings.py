@@ -33,6 +33,10 @@ Kind = Literal["cross", "in-culture", "direct"]
 Style = Literal["self-guided", "free-chat"]
 Pairing = Literal["woman-woman", "woman-man", "man-woman", "man-man"]
 Role = Literal["speaker", "extractor", "verifier", "rewriter", "embedder"]
+Symptom = Literal[
+    "empty", "role_flip", "assistant_phrase", "left_stance", "repeated", "looping", "dies_in_thanks"
+]
+Remedy = Literal["retry", "end", "keep"]
 CHAT_ROLES: tuple[Role, ...] = ("speaker", "extractor", "verifier", "rewriter")
 
 WHOLE = "1/1"
@@ -182,6 +186,32 @@ class RefineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     faults: PaperFaults = PaperFaults()
 
 
+class HealthSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is done about a turn with something wrong in it: `retry` says it anew, once; `end` makes it the
+    dialogue's last, from the middle of the dialogue on; `keep` keeps it. It is labelled in any case."""
+
+    # Said anew: what no person of the dialogue would have said, and a second draw mostly mends.
+    empty: Remedy = "retry"
+    """Without a letter or digit."""
+    role_flip: Remedy = "retry"
+    """Speaks as the other person, as moderator, or for a role such as `System:`."""
+    assistant_phrase: Remedy = "retry"
+    """Speaks as an assistant does ("as an AI")."""
+    # Ended: what tends to stay so, and is paid for at each further turn. Half a dialogue is worth having.
+    looping: Remedy = "end"
+    """The same sentence three times, in the turn or over turns, or words that go round in circles."""
+    dies_in_thanks: Remedy = "end"
+    """Thanks and a farewell, and nothing else."""
+    # Kept: a change of mind and a repetition are worth seeing, and refinement sorts out what they bring
+    # (verdict `contradicts`, near-duplicates).
+    left_stance: Remedy = "keep"
+    """A delegate takes another side in the survey's own words."""
+    repeated: Remedy = "keep"
+    """Nearly the words of an earlier turn."""
+    off: bool = False
+    """Look for none of this."""
+
+
 class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much at once, how long, how often."""
 
@@ -244,6 +274,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     plan: PlanSettings = PlanSettings()
     sampling: dict[Literal["speaker", "extractor", "verifier", "rewriter"], SamplingSettings] = {}
     refine: RefineSettings = RefineSettings()
+    health: HealthSettings = HealthSettings()
     limits: LimitSettings = field(default_factory=LimitSettings)
     actors: ActorSettings = ActorSettings()
     store: StoreSettings = StoreSettings()
@@ -253,7 +284,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.models[self.roles.of(role)]
 
 
-IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine")
+IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine", "health")
 """Rooms that decide what is generated. The others may change when a run is resumed."""
 
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")

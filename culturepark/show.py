@@ -130,6 +130,10 @@ def show_funnel(console: Console, view: View) -> None:
     planned = view.plan.planned()
     console.print(funnel_table({c: funnels.view(f, planned[c]) for c, f in view.funnels.items()}))
     total = funnels.view(view.total, len(view.plan))
+    if total["health"]:
+        labels = sorted(total["health"].items(), key=lambda item: -item[1])
+        words = ", ".join(f"{count(n)} {label.replace('_', ' ')}" for label, n in labels)
+        console.print(Text(f"\nHealth of {plural(total['turns'], 'turn')}: {words}."))
     if not view.run.settings.refine.enabled:
         return
     text = Text("\nopinions = ", "dim")
@@ -270,7 +274,10 @@ def show_dialogue(console: Console, view: View, row: dict[str, Any], reasons: bo
     turns.add_column(overflow="fold")
     for turn in row["turns"]:
         name = line_of(turn["name"], f"bold {_SPEAKERS[turn['speaker'] % 2]}")
-        turns.add_row(str(turn["number"]), name, said(turn["text"]))
+        words = said(turn["text"])
+        if turn.get("health"):
+            words.append(f"  [{', '.join(turn['health'])}]".replace("_", " "), "yellow")
+        turns.add_row(str(turn["number"]), name, words)
     console.print(turns)
     if row["status"] == "failed":
         words = Text(f"It failed here: {row['failure']}. ", "bold red").append_text(said(row["reason"]))

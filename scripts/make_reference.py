@@ -23,6 +23,7 @@ ROOMS = {
     "SamplingSettings": "[sampling.ROLE]",
     "RefineSettings": "[refine]",
     "PaperFaults": "[refine.faults]",
+    "HealthSettings": "[health]",
     "LimitSettings": "[limits]",
     "ActorSettings": "[actors]",
     "StoreSettings": "[store]",
@@ -35,9 +36,9 @@ A configuration is a TOML file. Copy one from `config/` and change it; every key
 command line. Paths are relative to the file they stand in, those given by `--set` to the working directory.
 The resolved settings are saved in `run.json`.
 
-`[models]`, `[roles]`, `[plan]`, `[sampling]` and `[refine]` decide what is generated: a run directory can
-only be resumed with the same ones (where models, seeds and cultures are found may change). The other tables
-may change at any time.
+`[models]`, `[roles]`, `[plan]`, `[sampling]`, `[refine]` and `[health]` decide what is generated: a run
+directory can only be resumed with the same ones (where models, seeds and cultures are found may change). The
+other tables may change at any time.
 
 This page is made from `culturepark/settings.py` by `scripts/make_reference.py`.
 """

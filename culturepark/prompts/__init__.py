@@ -7,5 +7,5 @@ put into their mouth. The profile decides the words, never the method.
 
 from __future__ import annotations
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Part of a run's fingerprint and of each sample's provenance."""

@@ -119,7 +119,9 @@ class FullProfile:
             )
         lines: list[str] = []
         if heard:
-            lines.append(f"{brief.speakers[1 - speaker].name}: {heard}")
+            # On one line, so that nothing in it can stand where the notes of the script stand.
+            said = heard.replace("\n", " ")
+            lines.append(f"{brief.speakers[1 - speaker].name}: {said}")
         else:
             lines.append(
                 f"(You speak first. Greet {brief.speakers[1].name} in a few words and open the subject.)"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
+
 from culturepark.cultures import Culture, describe
 from culturepark.plan import Brief
 from culturepark.ports import Prompt, Sampling
@@ -154,5 +156,6 @@ class SmallProfile:
             f"You are {brief.speakers[speaker].name}. {stance.summary} Put what you said into other words so "
             "that it fits your view. Keep the subject. One sentence.",
         )
-        prompt.add("user", f'You said: "{opinion}"')
+        # As JSON writes it: a quotation mark in it does not end it.
+        prompt.add("user", f"You said: {msgspec.json.encode(opinion).decode()}")
         return prompt, Cue("", stance.opening)

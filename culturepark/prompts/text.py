@@ -5,29 +5,59 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# Control and direction characters, and what nobody sees: zero-width marks, and the tags and variation
+# selectors of the supplementary planes, in which whole instructions can be hidden. Joiners stay: emoji and
+# several scripts need them.
+_UNSEEN = (
+    r"\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e0fff"
+)
+_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_UNSEEN}]")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"'\u201d\u2019)\]]*")
 _QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb")
-_MARKUP = re.compile(r"<\|[^|>]{0,40}\|>|</?think>")
-_UNTIDY = re.compile(
-    r"[\x00-\x1f\x7f-\xa0\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff<]|  "
+# How chat templates mark roles, turns and tools: ChatML, Llama, Gemma, Mistral, DeepSeek and their kin.
+_MARKUP = re.compile(
+    r"<[|\uff5c][^|>\uff5c]{0,40}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|"
+    r"</?(?:s|bos|eos|pad|unk|mask|think|tool_calls?|tool_response|tools|function_call|"
+    r"start_of_turn|end_of_turn|start_of_image|file_sep|repo_name|jupyter_\w{1,20}|issue_\w{1,20})>"
 )
+_MARKUP_ROUNDS = 8
+_UNTIDY = re.compile(rf"[\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff<\[{_UNSEEN}]|  ")
 """What `tidy` may have to change. Most replies hold none of it, and this runs on every one."""
 
 
 def tidy(text: str) -> str:
-    """Text as it may be kept: no control or direction characters, no lone surrogates, no template
-    tokens, spaces single, newlines kept single."""
+    """Text as it may be kept: no control or direction characters, nothing invisible, no lone
+    surrogates, no template tokens, spaces single, newlines kept single."""
     if not _UNTIDY.search(text):
         return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    text = _CONTROL.sub("", text)
-    # What stood around a token may be one when it is gone.
-    while (bare := _MARKUP.sub("", text)) != text:
+    text = _CONTROL.sub("", text.replace("\u2028", "\n").replace("\u2029", "\n"))
+    # What stood around a token may be one when it is gone; who nests them deeply loses the brackets.
+    for _ in range(_MARKUP_ROUNDS):
+        if (bare := _MARKUP.sub("", text)) == text:
+            break
         text = bare
+    else:
+        text = text.replace("<", "").replace("[", "")
     lines = (re.sub(r"[ \u00a0]{2,}", " ", line).strip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
+
+
+_TOKEN_BEGINS = re.compile(r"<(?=\S)|\[(?=/?[A-Za-z_]+\])")
+
+
+def without_tokens(text: str) -> str:
+    """Text in which a model's tokenizer finds none of the marks of its chat template.
+
+    Servers turn `<|im_end|>` or `[INST]` within a message into the very tokens that end it or begin
+    another, so words could make themselves a message of another role. A space after the first bracket
+    leaves the words and takes that away.
+    """
+    if "<" not in text and "[" not in text:
+        return text
+    return _TOKEN_BEGINS.sub(lambda match: f"{match[0]} ", text)
 
 
 def unquoted(text: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, cast
 
-import msgspec
 from msgspec import Struct
 
 from culturepark.prompts.text import sentences, tidy
@@ -63,11 +63,20 @@ def read_opinions(reply: str, turn: str, at_most: int = MAX_OPINIONS) -> list[Fo
     return found
 
 
+def json_value(text: str) -> Any:
+    """What a reply's JSON says; halves of surrogate pairs, which models write at times, are let through
+    for `tidy` to mend. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _from_json(reply: str) -> list[tuple[str, str]] | None:
     for candidate in _json_parts(reply):
         try:
-            value: Any = msgspec.json.decode(candidate)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            value = json_value(candidate)
+        except ValueError:
             continue
         if isinstance(value, dict):
             value = cast(dict[str, Any], value).get("opinions")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-import msgspec
 from msgspec import Struct
 
 from culturepark.messages import Verdict
 from culturepark.prompts.text import tidy
+from culturepark.refine.extract import json_value
 
 VERDICTS: tuple[Verdict, ...] = ("entails", "contradicts", "novel")
 
@@ -26,17 +26,25 @@ class Judgement(Struct, frozen=True):
     score: float | None = None
 
 
+# Words that deny a verdict, or that tell of a text that asks for one.
+_DOUBTFUL = re.compile(
+    r"\b(?:not|neither|nor|never|cannot|no|ignor\w*|instruct\w*|inject\w*|command\w*|demand\w*|request\w*|"
+    r"ask(?:s|ed|ing)?|told|tells|tr(?:y|ies|ied|ying)|refus\w*|pretend\w*)\b|n['\u2019]t\b"
+)
+
+
 def read_verdict(reply: str) -> Judgement | None:
     """The verdict in a reply; None if there is none, or more than one.
 
     Takes the JSON asked for, also with words around it, or a reply that names exactly one verdict.
-    Nothing is guessed: a reply that cannot be read, or that denies what it names, is no verdict.
+    Nothing is guessed: a reply that cannot be read, that denies what it names, or that tells of being
+    asked for it, is no verdict.
     """
     start, end = reply.find("{"), reply.rfind("}")
     if 0 <= start < end:
         try:
-            value: Any = msgspec.json.decode(reply[start : end + 1])
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            value = json_value(reply[start : end + 1])
+        except ValueError:
             value = None
         if isinstance(value, dict):
             fields = cast(dict[str, Any], value)
@@ -44,7 +52,7 @@ def read_verdict(reply: str) -> Judgement | None:
             if verdict in VERDICTS:
                 return Judgement(verdict, tidy(str(fields.get("reason", "")))[:300])
             return None
-    if re.search(r"\b(?:not|neither|nor|never|cannot|no)\b|n['\u2019]t\b", reply.lower()):
+    if _DOUBTFUL.search(reply.lower()):
         return None
     named = set(re.findall(r"\b(entails|contradicts|novel)\b", reply.lower()))
     return Judgement(cast(Verdict, named.pop()), "") if len(named) == 1 else None

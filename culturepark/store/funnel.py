@@ -24,6 +24,8 @@ def of_outcome(outcome: Outcome) -> Funnel:
     if outcome.failed:
         funnel[f"failure:{outcome.failed}"] += 1
     funnel["turns"] += len(outcome.turns)
+    for label in (label for turn in outcome.turns for label in turn.health):
+        funnel[f"health:{label}"] += 1
     funnel["unreadable_extractions"] += len(outcome.notes)
     for opinion in outcome.opinions:
         funnel["extracted"] += 1
@@ -70,6 +72,7 @@ def view(funnel: Mapping[str, int], planned: int) -> dict[str, Any]:
         "owed": planned - finished - failed,
         "failures": _below(funnel, "failure:"),
         "turns": funnel.get("turns", 0),
+        "health": _below(funnel, "health:"),
         "extracted": funnel.get("extracted", 0),
         "unreadable_extractions": funnel.get("unreadable_extractions", 0),
         "first_verdicts": _below(funnel, "verdict:"),

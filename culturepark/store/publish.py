@@ -5,6 +5,7 @@ All of it follows from the manifest and can be made again at any time.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from culturepark.prompts.text import tidy
 from culturepark.store import funnel as funnels
 from culturepark.store.files import write_atomically
 from culturepark.store.funnel import Funnel
@@ -75,8 +77,8 @@ def card(run: Run, summary: Mapping[str, Any]) -> str:
         f"| {name} | {c['finished']} | {c['failed']} | {c['extracted']} | {c['kept']} | {c['rejected']} |"
         for name, c in summary["cultures"].items()
     )
-    models = "\n".join(f"- {role}: {name}" for role, name in summary["models"].items())
-    surveys = ", ".join(sorted({f"{s.survey} {s.wave}".strip() or "own questions" for s in plan.seeds}))
+    models = "\n".join(f"- {role}: {_plain(name)}" for role, name in summary["models"].items())
+    surveys = ", ".join(sorted({_plain(f"{s.survey} {s.wave}") or "own questions" for s in plan.seeds}))
     languages = (
         sorted({c.language for c in plan.delegates}) if settings.plan.language == "native" else ["English"]
     )
@@ -122,6 +124,11 @@ survey answer. It shows what such a model associates with that answer and countr
 people there think: for that, read the survey. A small model's reasons wander and its facts are unreliable.
 Verdicts `entails` and `novel` were given by the verifier named above, with its error rate.
 """
+
+
+def _plain(name: str) -> str:
+    """A name of somebody else's making on one line of Markdown, where it stays a name."""
+    return re.sub(r"([\\`*<>\[\]|!])", r"\\\1", " ".join(tidy(name).split()))
 
 
 def _chat(root: Path, manifest: Manifest, culture: str) -> Iterator[bytes]:
