@@ -3,6 +3,8 @@
 #   make demo     set up, run the main job on the embedded model, show what came of it
 #   make test     set up, run all tests
 #   make check    lint and types
+#   make bench    measure: against bare aiohttp, in volume, in flight (docs/performance.md)
+#   make torture  kill processes of a run at random: KILLS=500 SEED=1 (docs/reliability.md)
 #   make clean    remove the environment and the demo's run
 
 PYTHON ?= python3
@@ -11,13 +13,24 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/demo
 
-.PHONY: demo test check format clean
+KILLS ?= 500
+SEED ?= 1
+
+.PHONY: demo test bench torture check format clean
 
 demo: $(READY)
 	$(BIN)/culturepark generate config/quickstart.toml --out $(RUN)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Kills processes of a run at random moments: KILLS of them, by SEED.
+torture: $(READY)
+	$(BIN)/python -m tests.torture --kills $(KILLS) --seed $(SEED)
+
+# The benchmark of docs/performance.md, all of it; half an hour on two cores.
+bench: $(READY)
+	$(BIN)/python scripts/bench.py --json bench.json
 
 check: $(READY)
 	$(BIN)/ruff check .

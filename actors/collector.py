@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from actors.directory import Station
-from actors.inputs import Inputs
+from actors.inputs import Handed, Inputs
 from culturepark.errors import CultureParkError, RunDirError
 from culturepark.messages import Outcome, encode_begun, unpack_raw
 from culturepark.store.ledger import Ledger
@@ -28,10 +28,10 @@ class Collector(Station):
     of them share an fsync.
     """
 
-    def __init__(self, inputs: bytes, post: tuple[str, str]) -> None:
+    def __init__(self, inputs: Handed, post: tuple[str, str]) -> None:
         super().__init__(post)
         # Nothing here can fail: an error in a constructor would reach nobody in words.
-        self._given = Inputs.from_bytes(inputs)
+        self._given = Inputs.taken(inputs)
         self._run = self._given.run
         self._waiting: list[tuple[list[msgspec.Raw], asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()

@@ -6,8 +6,10 @@ import logging
 import sys
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import ray
 import structlog
 from msgspec import Struct
 
@@ -20,6 +22,10 @@ from culturepark.prompts.profile import Profile, profile_named
 from culturepark.seeds import Seed
 from culturepark.settings import ModelSettings, Role, Settings
 from culturepark.store.rundir import Run, RunFile
+
+Handed = list[Any]
+"""A reference to inputs, within a list: Ray would put large arguments into its store by itself, forget them
+once the actor is made, and have nothing to restart it with."""
 
 
 class Inputs(Struct, frozen=True, dict=True):
@@ -36,14 +42,14 @@ class Inputs(Struct, frozen=True, dict=True):
         """The inputs of a run."""
         return cls(str(run.root), run.file, settings, run.plan.seeds, run.plan.cultures)
 
-    def to_bytes(self) -> bytes:
-        """As bytes."""
-        return msgspec.msgpack.encode(self)
+    def handed_out(self) -> Handed:
+        """As actors are given it. Whoever calls this has to keep it for as long as actors may restart."""
+        return [ray.put(msgspec.msgpack.encode(self))]
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Inputs:
-        """From bytes."""
-        return msgspec.msgpack.decode(raw, type=cls)
+    def taken(cls, handed: Handed) -> Inputs:
+        """Back from `handed_out`, in an actor's constructor."""
+        return msgspec.msgpack.decode(ray.get(handed[0]), type=cls)
 
     @cached_property
     def plan(self) -> Plan:

@@ -11,7 +11,7 @@ import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Station, cause_of, leave, never_comes_back
-from actors.inputs import Inputs
+from actors.inputs import Handed, Inputs
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits import Coordinator
 from culturepark.messages import Begun, Pulse, Shares, decode_begun, encode, on_disk, unpack
@@ -20,9 +20,9 @@ from culturepark.messages import Begun, Pulse, Shares, decode_begun, encode, on_
 class Moderator(Station):
     """Conducts all dialogues of a run. Restarted, it asks the collector what is done and goes on."""
 
-    def __init__(self, inputs: bytes, post: tuple[str, str], replicas: dict[str, int]) -> None:
+    def __init__(self, inputs: Handed, post: tuple[str, str], replicas: dict[str, int]) -> None:
         super().__init__(post)
-        given = Inputs.from_bytes(inputs)
+        given = Inputs.taken(inputs)
         self._given = given
         self._log = given.logger("moderator")
         self._replicas = replicas

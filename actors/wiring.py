@@ -154,7 +154,7 @@ class Crew:
         self._actors: list[Any] = []
         self._engines_wanted = run.settings.actors.engines
         settings = self._served(run.settings)
-        inputs = Inputs.of(run, settings).to_bytes()
+        self._inputs = inputs = Inputs.of(run, settings).handed_out()
         # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
         post = (self._namespace, secrets.token_hex(16))  # what opens the doors of this run's actors

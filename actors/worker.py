@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from actors.directory import Station
-from actors.inputs import Inputs
+from actors.inputs import Handed, Inputs
 from actors.pulse import pulse
 from culturepark.messages import Ask, Refine, Shares, unpack
 
@@ -21,10 +21,10 @@ class Worker(Station):
     the wrapping would be paid at every step of every call.
     """
 
-    def __init__(self, inputs: bytes, address: str, post: tuple[str, str]) -> None:
+    def __init__(self, inputs: Handed, address: str, post: tuple[str, str]) -> None:
         super().__init__(post)
         # Nothing here can fail: an error in a constructor would reach nobody in words.
-        self.given = Inputs.from_bytes(inputs)
+        self.given = Inputs.taken(inputs)
         self.log = self.given.logger(address.replace("/", "-"))
         self._address = address
         self._busy: dict[tuple[int, int], tuple[int, asyncio.Task[None]]] = {}

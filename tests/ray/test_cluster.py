@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import json
@@ -13,20 +12,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from aiohttp import web
 
-from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
 from culturepark.paths import config_dir
-from culturepark.ports import Prompt, Sampling
+from tests.endpoint import ScriptedEndpoint
 from tests.ray.conftest import SCRIPTED, children_named, rows, summary, wait_for
 from tests.ray.test_generate import assert_whole, content
 
@@ -148,62 +142,6 @@ def test_the_embedded_model_serves_from_several_nodes(tmp_path: Path, generate: 
     assert sum(joined.nodes_with("ChatEngine")) == 0
 
 
-class Keyed:
-    """An endpoint that wants a key, in a thread. `refused` counts requests without it."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self.served = self.refused = 0
-        self.url = ""
-
-    @contextmanager
-    def serving(self) -> Iterator[Keyed]:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever)
-        thread.start()
-        runner = asyncio.run_coroutine_threadsafe(self._start(), loop).result(30)
-        try:
-            yield self
-        finally:
-            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        app = web.Application(client_max_size=64 << 20)
-        app.router.add_route("*", "/v1/{what:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        return runner
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        if request.headers.get("Authorization") != f"Bearer {self._key}":
-            self.refused += 1
-            return web.json_response({"error": {"message": "no such key"}}, status=401)
-        self.served += 1
-        body: Any = msgspec.json.decode(await request.read() or b"{}")
-        if "input" in body:
-            vectors = await ScriptedEmbedder().embed(body["input"])
-            data = [{"index": i, "embedding": vector.tolist()} for i, vector in enumerate(vectors)]
-            return web.json_response({"data": data, "model": "mock"})
-        if "messages" not in body:
-            return web.json_response({"data": [{"id": "mock"}]})
-        prompt = Prompt([msgspec.json.encode(message) for message in body["messages"]])
-        schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
-        answer = await ScriptedChat().complete(prompt, Sampling(), affinity="", schema=schema)
-        message = {"role": "assistant", "content": answer.text}
-        return web.json_response(
-            {
-                "model": "mock",
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 10, "completion_tokens": 10},
-            }
-        )
-
-
 def holders(folder: Path, words: bytes) -> list[Path]:
     """Files below a folder that hold these words."""
     return [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and words in p.read_bytes()]
@@ -226,7 +164,7 @@ def test_a_submitted_job_runs_and_leaks_no_key(tmp_path: Path, raylets: Raylets)
     key_file.touch(0o600)
     key_file.write_text(key)
     out = tmp_path / "run"
-    with Keyed(key).serving() as endpoint:
+    with ScriptedEndpoint(key).serving() as endpoint:
         sets = [
             'models.chat.model="mock"',
             'models.embedder.model="mock"',

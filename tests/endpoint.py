@@ -1,0 +1,109 @@
+"""A real HTTP endpoint whose model is the scripted one: what it says follows from the prompt alone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
+from culturepark.ports import Prompt, Sampling
+
+
+class ScriptedEndpoint:
+    """An OpenAI-compatible endpoint on loopback, in a thread; it counts what it is asked.
+
+    With a `key` it refuses (401, counted in `refused`) whoever does not show it. `latency_s` may change
+    at any time. `paid` counts answered requests by what was asked and for which dialogue.
+    """
+
+    def __init__(self, key: str = "", latency_s: float = 0.0) -> None:
+        self._key = key
+        self.latency_s = latency_s
+        self.served = self.refused = 0
+        self.paid: Counter[bytes] = Counter()
+        self.in_flight = 0
+        self.replied_s: list[float] = []
+        self.url = ""
+
+    @contextmanager
+    def serving(self) -> Iterator[ScriptedEndpoint]:
+        """Serve until the block ends."""
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        runner = asyncio.run_coroutine_threadsafe(self._start(), loop).result(30)
+        try:
+            yield self
+        finally:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def begin_again(self) -> Counter[bytes]:
+        """What was paid so far; counting starts anew."""
+        paid, self.paid, self.served = self.paid, Counter(), 0
+        return paid
+
+    def open_calls(self, within_s: float) -> tuple[int, int]:
+        """Requests in flight now, and those that were answered within the last seconds."""
+        since = time.monotonic() - within_s
+        recent = 0
+        for at in reversed(self.replied_s):
+            if at < since:
+                break
+            recent += 1
+        return self.in_flight, recent
+
+    async def _start(self) -> web.AppRunner:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/v1/{what:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        return runner
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        if self._key and request.headers.get("Authorization") != f"Bearer {self._key}":
+            self.refused += 1
+            return web.json_response({"error": {"message": "no such key"}}, status=401)
+        self.served += 1
+        raw = await request.read()
+        body: Any = msgspec.json.decode(raw or b"{}")
+        if "input" not in body and "messages" not in body:
+            return web.json_response({"data": [{"id": "mock"}]})
+        dialogue = request.headers.get("X-Session-ID", "")
+        self.paid[hashlib.sha256(dialogue.encode() + raw).digest()[:12]] += 1
+        self.in_flight += 1
+        try:
+            await asyncio.sleep(self.latency_s)
+            reply = await self._reply(body)
+        finally:
+            self.in_flight -= 1
+            self.replied_s.append(time.monotonic())
+        return web.json_response(reply)
+
+    async def _reply(self, body: Any) -> dict[str, Any]:
+        if "input" in body:
+            vectors = await ScriptedEmbedder().embed(body["input"])
+            data = [{"index": i, "embedding": vector.tolist()} for i, vector in enumerate(vectors)]
+            return {"data": data, "model": "mock"}
+        prompt = Prompt([msgspec.json.encode(message) for message in body["messages"]])
+        schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+        answer = await ScriptedChat().complete(prompt, Sampling(), affinity="", schema=schema)
+        message = {"role": "assistant", "content": answer.text}
+        return {
+            "model": "mock",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 10},
+        }
