@@ -11,8 +11,9 @@ import structlog
 
 from actors.directory import Station
 from actors.inputs import Handed, Inputs
+from culturepark.budget import Budget
 from culturepark.errors import CultureParkError, RunDirError
-from culturepark.messages import Outcome, encode_begun, unpack_raw
+from culturepark.messages import Outcome, Spent, encode, encode_begun, unpack_raw
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
@@ -33,6 +34,7 @@ class Collector(Station):
         # Nothing here can fail: an error in a constructor would reach nobody in words.
         self._given = Inputs.taken(inputs)
         self._run = self._given.run
+        self._limited = Budget(self._given.settings).limited
         self._waiting: list[tuple[list[msgspec.Raw], asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()
         self._unwritable: CultureParkError | None = None
@@ -41,15 +43,16 @@ class Collector(Station):
         self._ledger: Ledger
         self._log: structlog.stdlib.BoundLogger
 
-    async def begin(self, take: int) -> tuple[bytes, bytes]:
-        """One bit a dialogue of the plan, set for those that have ended; and what is on disk of others.
+    async def begin(self, take: int) -> tuple[bytes, bytes, bytes]:
+        """One bit a dialogue of the plan, set for those that have ended; what is on disk of others; and
+        what was spent.
 
         Turns of this take count from now on. Raises RunDirError.
         """
         async with self._writing:
             await asyncio.to_thread(self._open)
             begun = await asyncio.to_thread(self._ledger.begin, take)
-            return self._ledger.done(), encode_begun(begun)
+            return self._ledger.done(), encode_begun(begun), encode(Spent(self._ledger.spent()))
 
     async def begun(self, numbers: list[int]) -> bytes:
         """What is on disk of these dialogues, as far as they have not ended."""
@@ -72,6 +75,7 @@ class Collector(Station):
                 await asyncio.to_thread(self._open)
         return {
             "funnels": {culture: dict(funnel) for culture, funnel in self._ledger.funnels.items()},
+            "underway": dict(self._ledger.underway),
             "set_aside": self._ledger.report.set_aside,
             "replayed": self._ledger.report.replayed,
             "failure": self._unwritable,
@@ -126,6 +130,8 @@ class Collector(Station):
             return
         for _, taken in waiting:
             taken.set_result(None)
+        if self._limited:
+            self.mailbox("moderator").post(encode(Spent(self._ledger.spent())))
         for outcome in outcomes:
             brief = self._run.plan.brief(outcome.number)
             if outcome.failed:

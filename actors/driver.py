@@ -72,6 +72,7 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
         snapshot = Snapshot(
             progress=_progress(moderator["progress"]),
             funnels=collector["funnels"],
+            underway=collector["underway"],
             set_aside=tuple(collector["set_aside"]),
             replayed=collector["replayed"],
             elapsed_s=time.monotonic() - began,
@@ -100,6 +101,9 @@ def _raise_if_stopped(run: Run, progress: Progress) -> None:
     if not progress.stopped:
         return
     again = f"Run the same command again to go on: {progress.planned - progress.ended} dialogues are owed."
+    if progress.stopped_by == "budget":
+        fix = f"Raise it to go on, and {again[0].lower()}{again[1:]}"
+        raise Interrupted("[budget]", f"{progress.stopped}.", fix)
     if progress.stopped_by == "drain":
         raise Interrupted(str(run.root), "stopped on request; what was done is on disk.", again)
     what = f"the run was stopped: {progress.stopped}."

@@ -12,9 +12,24 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Station, cause_of, leave, never_comes_back
 from actors.inputs import Handed, Inputs
+from culturepark.budget import Budget
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits import Coordinator
-from culturepark.messages import Begun, Pulse, Shares, decode_begun, encode, on_disk, unpack
+from culturepark.messages import (
+    Begun,
+    Message,
+    Pulse,
+    Shares,
+    Spent,
+    decode,
+    decode_begun,
+    encode,
+    on_disk,
+    unpack,
+)
+
+_SETTLED_S = 1.5
+"""How long no call has to be under way until all that came in is sure to be on disk: some pulses."""
 
 
 class Moderator(Station):
@@ -32,6 +47,9 @@ class Moderator(Station):
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._draining_since: float | None = None
+        self._budget = Budget(given.settings)
+        self._halted_since: float | None = None
+        self._quiet_since = 0.0
 
     async def start(self) -> None:
         """Begin, or begin again after a restart. Calling it again does nothing."""
@@ -39,7 +57,7 @@ class Moderator(Station):
             if self._conductor is not None:
                 return
             take = secrets.randbits(48)
-            ended, underway = await self.handle("collector").begin.remote(take)
+            ended, underway, spent = await self._of_collector("begin", take)
             begun = decode_begun(underway)
             conductor = Conductor(self._given.plan, self._given.settings, ended, take, self._replicas, begun)
             for address in self._addresses():
@@ -51,6 +69,7 @@ class Moderator(Station):
             self._log.info(
                 "started", planned=progress.planned, ended=progress.ended, begun=len(begun), take=take
             )
+            self._spent(decode(spent))
             self._send(conductor.fill(time.time()))
 
     def take(self, payload: bytes) -> None:
@@ -60,10 +79,44 @@ class Moderator(Station):
         now = time.time()
         for message in unpack(payload):
             if isinstance(message, Pulse):
-                shares = Shares(self._limits.take(message.address, message.seen, time.monotonic()))
-                self.mailbox(message.address, on_failure=self._failed).post(encode(shares))
+                shares = self._limits.take(message.address, message.seen, time.monotonic())
+                self._tell(message.address, Shares(shares, self._halted_since is not None))
+            elif isinstance(message, Spent):
+                self._spent(message)
             else:
                 self._send(self._conductor.on(message, now))
+
+    def _tell(self, address: str, shares: Shares) -> None:
+        self.mailbox(address, on_failure=self._failed).post(encode(shares))
+
+    def _spent(self, message: Message) -> None:
+        """Stop all calls once the budget is reached."""
+        assert isinstance(message, Spent)
+        assert self._conductor is not None  # start made it
+        if self._halted_since is not None:
+            return
+        if reason := self._budget.reached(message.usage, self._in_flight()):
+            self._log.warning("budget_reached", reason=reason)
+            self._conductor.halt("budget", reason)
+            self._halted_since = self._quiet_since = time.monotonic()
+            for address in self._addresses():
+                self._tell(address, Shares((), halt=True))
+
+    def _in_flight(self) -> int:
+        return sum(one["in_flight"] for one in self._limits.view())
+
+    def _let_go(self) -> None:
+        """Abandon what will not end: dialogues that a drain left too long, or that a budget holds back
+        once all their calls have come in and are on disk."""
+        assert self._conductor is not None  # start made it
+        now, limits = time.monotonic(), self._given.settings.limits
+        late = self._draining_since is not None and now - self._draining_since > limits.drain_s
+        if self._halted_since is not None:
+            if self._in_flight():
+                self._quiet_since = now
+            late |= now - self._quiet_since > _SETTLED_S or now - self._halted_since > limits.deadline_s
+        if late and (numbers := self._conductor.abandon()):
+            self._log.warning("abandoned", dialogues=len(numbers))
 
     def broke(self, error: BaseException) -> None:
         """Our own fault: the driver reads it and ends the run."""
@@ -73,10 +126,7 @@ class Moderator(Station):
         """Where the run stands; begins the run if this process has not yet."""
         await self.start()
         assert self._conductor is not None  # start made it
-        if self._draining_since is not None:
-            late = time.monotonic() - self._draining_since > self._given.settings.limits.drain_s
-            if late and (numbers := self._conductor.abandon()):
-                self._log.warning("abandoned", dialogues=len(numbers))
+        self._let_go()
         progress = self._conductor.progress()
         return {
             "progress": msgspec.to_builtins(progress),
@@ -136,13 +186,19 @@ class Moderator(Station):
     async def _paid_for(self, address: str) -> list[Begun]:
         """Which calls for the dialogues that wait for this actor are on disk."""
         assert self._conductor is not None  # start made it
+        return decode_begun(await self._of_collector("begun", self._conductor.held_by(address)))
+
+    async def _of_collector(self, method: str, *given: Any) -> Any:
+        """What the collector answers, also when it is only being restarted. Raises RunDirError."""
         while True:
             try:
-                raw: bytes = await self.handle("collector").begun.remote(self._conductor.held_by(address))
-            except RayActorError:
-                await asyncio.sleep(0.2)  # it is being restarted, too
-            else:
-                return decode_begun(raw)
+                return await getattr(self.handle("collector"), method).remote(*given)
+            except RayTaskError as error:
+                raise cause_of(error) from error
+            except RayActorError as error:
+                if never_comes_back(error):
+                    raise
+                await asyncio.sleep(0.2)
 
     def _noticed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -52,6 +52,8 @@ class Worker(Station):
             if isinstance(message, Shares):
                 for endpoint in self.given.endpoints:
                     endpoint.obey(message.shares)
+                    if message.halt:
+                        endpoint.halt()
                 continue
             assert isinstance(message, Ask | Refine)  # nothing else is sent to a worker
             key = (message.number, message.turn if isinstance(message, Ask) else 0)

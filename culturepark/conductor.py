@@ -76,7 +76,7 @@ class Progress(Struct, frozen=True):
     stopped: str
     """Why no new dialogues start: empty, or the reason in words."""
     stopped_by: str
-    """`drain`, `breaker`, or the kind of failure that stopped the run."""
+    """`drain`, `breaker`, `budget`, or the kind of failure that stopped the run."""
 
     @property
     def idle(self) -> bool:
@@ -117,6 +117,7 @@ class Conductor:
         self._doubtful: dict[int, tuple[_Slot, Post]] = {}
         self._stopped = ""
         self._stopped_by = ""
+        self._halted = False
 
     def progress(self) -> Progress:
         """Where the run stands."""
@@ -204,6 +205,11 @@ class Conductor:
         if not self._stopped:
             self._stopped, self._stopped_by = reason, by
 
+    def halt(self, by: str, reason: str) -> None:
+        """Ask nobody for anything more, as far as calls cost something; what comes in is still recorded."""
+        self.stop(by, reason)
+        self._halted = True
+
     def abandon(self) -> list[int]:
         """Let go of dialogues still in flight: they stay owed. Returns their numbers."""
         numbers = sorted(self._slots)
@@ -242,7 +248,7 @@ class Conductor:
         slot = self._slots[number]
         slot.dialogue, effect = step(slot.dialogue, event)
         post = self._post_for(number, slot, effect, now_s)
-        if post is None:
+        if post is None or (self._halted and post.address != COLLECTOR):
             return []
         slot.post = post
         return [post]

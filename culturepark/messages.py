@@ -188,9 +188,16 @@ class Pulse(Struct, frozen=True, tag="pulse"):
 
 
 class Shares(Struct, frozen=True, tag="shares"):
-    """The answer to a pulse: what that process may do with each endpoint."""
+    """The answer to a pulse: what that process may do with each endpoint. `halt`: call none any more."""
 
     shares: tuple[Share, ...]
+    halt: bool = False
+
+
+class Spent(Struct, frozen=True, tag="spent"):
+    """Collector to moderator: what the whole run has taken so far, by role, as far as it is on disk."""
+
+    usage: dict[str, Usage]
 
 
 # --- to the collector ---------------------------------------------------------------------------
@@ -216,7 +223,7 @@ class Outcome(Struct, frozen=True, tag="outcome"):
     schema: int = SCHEMA
 
 
-Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Pulse | Shares | Step | Outcome
+Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Pulse | Shares | Spent | Step | Outcome
 
 Record = Outcome | Spoke | Step
 """What the log holds: how dialogues ended, and of those under way each turn and each call that is paid."""

@@ -118,6 +118,6 @@ class ChatModel(Protocol):
 class Embedder(Protocol):
     """Something that turns texts into vectors."""
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """One row a text, in order. Raises ModelError."""
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        """One row a text, in order; what it took is added to `told` if it is known. Raises ModelError."""
         ...

@@ -242,6 +242,16 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How long a first Ctrl-C waits for dialogues in flight."""
 
 
+class BudgetSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a run may take in all, from its first start on; 0 means no limit. It stops short of the limit
+    when what is under way would reach it, and goes on when the limit is raised."""
+
+    tokens: Annotated[int, Meta(ge=0, le=1_000_000_000_000_000)] = 0
+    """Tokens, prompt and completion, of all roles together."""
+    money: Annotated[float, Meta(ge=0, le=1_000_000_000_000)] = 0.0
+    """Money, in the unit of the models' prices; every remote model in use needs its prices."""
+
+
 class ActorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many processes, where 0 means as many as the cluster's resources suggest; and their metrics."""
 
@@ -276,6 +286,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     refine: RefineSettings = RefineSettings()
     health: HealthSettings = HealthSettings()
     limits: LimitSettings = field(default_factory=LimitSettings)
+    budget: BudgetSettings = BudgetSettings()
     actors: ActorSettings = ActorSettings()
     store: StoreSettings = StoreSettings()
 
@@ -459,6 +470,16 @@ def _check(settings: Settings, where: str) -> None:
         if role in settings.sampling and settings.model_of(role).profile == "small":
             what = "the small prompt profile calls no model for this role."
             raise ConfigError(f"{where}: $.sampling.{role}", what, "Take it out.")
+    if settings.budget.money:
+        for role in (*CHAT_ROLES, "embedder") if settings.refine.enabled else CHAT_ROLES[:1]:
+            name = settings.roles.of(role)
+            model = settings.models.get(name)
+            if model is None or model.engine != "openai":
+                continue
+            if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
+                what = f"what {role} costs is unknown: the model {name!r} has no prices."
+                fix = f"Give models.{name} a price_prompt and a price_completion, or a budget of tokens."
+                raise ConfigError(f"{where}: $.budget.money", what, fix)
     plan = settings.plan
     for key in ("kinds", "styles", "pairings", "openers", "seeds"):
         if not getattr(plan, key):

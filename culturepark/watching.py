@@ -57,6 +57,8 @@ class Snapshot(Struct):
     elapsed_s: float
     draining: bool = False
     endpoints: tuple[Endpoint, ...] = ()
+    underway: dict[str, int] = {}
+    """What dialogues under way have used, with a funnel's keys."""
 
 
 class Speed(Struct, frozen=True):
@@ -199,7 +201,7 @@ class Watch:
             now=now,
             overall=overall,
             tokens=tokens,
-            cost=cost_of(total, self._run.settings, dialogues.owed),
+            cost=cost_of(total, self._run.settings, dialogues.owed, snapshot.underway),
             retries=self._retries.take(sum(e.retried for e in snapshot.endpoints)),
             left_s=self._left_s(dialogues, turns - total["turns"], progress.turns, now),
         )
@@ -238,8 +240,10 @@ def tokens_of(total: Mapping[str, int]) -> Tokens:
     return Tokens(summed("prompt_tokens"), summed("cached_tokens"), summed("completion_tokens"), unreported)
 
 
-def cost_of(total: Mapping[str, int], settings: Settings, owed: int) -> Cost:
-    """Money so far and to come for `owed` more dialogues."""
+def cost_of(
+    total: Mapping[str, int], settings: Settings, owed: int, underway: Mapping[str, int] | None = None
+) -> Cost:
+    """Money so far, what is spent on dialogues `underway` included, and to come for `owed` dialogues."""
     if all(model.engine != "openai" for model in settings.models.values()):
         return Cost(0.0, 0.0, local=True)
     by_role: dict[str, Any] = funnels.usage_view(total, settings)
@@ -247,10 +251,13 @@ def cost_of(total: Mapping[str, int], settings: Settings, owed: int) -> Cost:
     ended = total.get("finished", 0) + total.get("failed", 0)
     if None in moneys or not (ended or _priced(settings)):
         return Cost()
-    so_far = sum(m for m in moneys if m is not None)
+    of_ended = sum(m for m in moneys if m is not None)
+    begun: dict[str, Any] = funnels.usage_view(underway or {}, settings)
+    of_begun: list[float | None] = [role["money"] for role in begun.values()]
+    so_far = of_ended + sum(m for m in of_begun if m is not None)
     if not owed:
         return Cost(so_far, 0.0)
-    return Cost(so_far, so_far / ended * owed if ended else None)
+    return Cost(so_far, max(0.0, of_ended / ended * owed - (so_far - of_ended)) if ended else None)
 
 
 def _priced(settings: Settings) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from culturepark.ports import Vectors
+from culturepark.ports import Usage, Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Calibration, Floats, Labelled, Measure
 from culturepark.seeds.builtin import builtin_seeds
@@ -31,7 +31,7 @@ class _Called:
     def __init__(self, embed_texts: EmbedTexts) -> None:
         self._embed_texts = embed_texts
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         return self._embed_texts(texts)
 
 

@@ -25,6 +25,7 @@ ROOMS = {
     "PaperFaults": "[refine.faults]",
     "HealthSettings": "[health]",
     "LimitSettings": "[limits]",
+    "BudgetSettings": "[budget]",
     "ActorSettings": "[actors]",
     "StoreSettings": "[store]",
 }

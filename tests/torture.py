@@ -86,7 +86,7 @@ def torture(folder: Path, kills: int, seed: int, say: Any = print) -> Tortured:
     killed: Counter[str] = Counter()
     in_flight = just_back = 0
     with ScriptedEndpoint().serving() as endpoint:
-        command = (*plan, *_models(endpoint))
+        command = (*plan, *models_at(endpoint))
         code, printed = Generate(folder / "calm", *command).wait(600)
         assert code == 0, printed
         assert_whole(folder / "calm")
@@ -100,7 +100,7 @@ def torture(folder: Path, kills: int, seed: int, say: Any = print) -> Tortured:
         while killed.total() < kills:
             target = dice.choices(list(TARGETS), list(TARGETS.values()))[0]
             before = endpoint.served
-            wait_for(lambda of=before: endpoint.served > of or run.process.poll() is not None, "calls")
+            wait_for(lambda of=before, on=run: endpoint.served > of or on.process.poll() is not None, "calls")
             time.sleep(dice.uniform(*_PAUSE_S))
             assert run.process.poll() is None, run.wait()[1]
             pids = [run.process.pid] if target == "driver" else _victims(run.process.pid, target)
@@ -147,7 +147,8 @@ def _victims(driver: int, target: str) -> list[int]:
     return children_named(driver, target)
 
 
-def _models(endpoint: ScriptedEndpoint) -> list[str]:
+def models_at(endpoint: ScriptedEndpoint) -> list[str]:
+    """Settings that call this endpoint."""
     return [
         line
         for name in ("chat", "embedder")

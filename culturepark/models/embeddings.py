@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry
-from culturepark.ports import Vectors
+from culturepark.ports import Usage, Vectors
 from culturepark.settings import LimitSettings, ModelSettings
 
 _BATCH = 64
@@ -51,12 +51,13 @@ class HttpEmbedder:
         self._limits = limits
         self._width = 0
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """One row of length 1 a text, in order. Raises ModelError."""
-        parts = [await self._batch(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)]
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        """One row of length 1 a text, in order; see ports.Embedder. Raises ModelError."""
+        told = [] if told is None else told
+        parts = [await self._batch(texts[at : at + _BATCH], told) for at in range(0, len(texts), _BATCH)]
         return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
-    async def _batch(self, texts: Sequence[str]) -> Vectors:
+    async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:
         fields: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
         if self._dimensions:
             fields["dimensions"] = self._dimensions
@@ -65,17 +66,20 @@ class HttpEmbedder:
         while True:
             reply = await self._http.post("/embeddings", body, skip=attempt)
             try:
-                return self._read(reply.body, reply.url, len(texts))
+                return self._read(reply.body, reply.url, len(texts), told)
             except ModelError:
                 if attempt >= min(2, self._limits.retries):
                     raise
                 attempt += 1
 
-    def _read(self, raw: bytes, url: str, count: int) -> Vectors:
+    def _read(self, raw: bytes, url: str, count: int, told: list[Usage]) -> Vectors:
         try:
             reply = _decoder.decode(raw)
             if reply.usage and type(tokens := reply.usage.prompt_tokens) is int and 0 <= tokens < 1 << 40:
                 self._http.spent(url, tokens, 0)
+                told.append(Usage(calls=1, prompt_tokens=tokens))
+            else:
+                told.append(Usage(calls=1, unreported=1))
             rows = sorted(reply.data, key=lambda row: row.index)
             vectors = np.array([row.embedding for row in rows], dtype=np.float32)
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:

@@ -38,6 +38,11 @@ class ModelError(Exception):
         return self.kind in PASSING
 
     @property
+    def is_its_own(self) -> bool:
+        """Whether it is this very request that will not be answered: others may be."""
+        return not self.passing and not self.stops_run and self.kind != "internal"
+
+    @property
     def stops_run(self) -> bool:
         """Whether every later call would fail alike."""
         return self.kind in RUN_STOPPERS

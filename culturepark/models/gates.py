@@ -14,7 +14,7 @@ class Gate:
     For one event loop. When nobody waits, entering and leaving are a comparison and a count each.
     """
 
-    __slots__ = ("_queue", "in_flight", "limit", "most", "paused", "waiting")
+    __slots__ = ("_queue", "closed", "in_flight", "limit", "most", "paused", "waiting")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -22,7 +22,7 @@ class Gate:
         self.waiting = 0
         self.most = 0
         """The most in flight since whoever reads it last set it back."""
-        self.paused = False
+        self.paused = self.closed = False
         self._queue: deque[asyncio.Future[bool]] = deque()
 
     @property
@@ -75,9 +75,14 @@ class Gate:
         self.paused = True
 
     def resume(self) -> None:
-        """End a pause."""
-        self.paused = False
-        self._admit()
+        """End a pause, unless the gate was closed."""
+        self.paused = self.closed
+        if not self.closed:
+            self._admit()
+
+    def close(self) -> None:
+        """Let nobody in any more. Who is in stays in."""
+        self.paused = self.closed = True
 
     def send_away(self) -> None:
         """Let go of all who wait, to try elsewhere."""

@@ -348,6 +348,11 @@ class HttpEndpoint:
                 self._pacer.set_rates(0, 0)
         self._keep_to(shares, granted=True)
 
+    def halt(self) -> None:
+        """Begin no further request. Who waits for one waits for ever; those under way end as they may."""
+        for replica in self._replicas:
+            replica.gate.close()
+
     def _obey_self(self, own: Coordinator, now_s: float) -> None:
         self._own_due_s = now_s + _OWN_PULSE_S
         self._keep_to(own.take("", self.report(), now_s), granted=False)

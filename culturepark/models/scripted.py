@@ -85,7 +85,7 @@ class ScriptedEmbedder:
 
     dimensions = 64
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         """One row a text; see ports.Embedder."""
         rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):

@@ -7,13 +7,13 @@ refinement has to begin again, because a process died, what was asked before is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
 
 from culturepark.messages import Step
-from culturepark.ports import Completion, Vectors
+from culturepark.ports import Completion, Usage, Vectors
 
 _KEY_BYTES = 12
 
@@ -59,14 +59,24 @@ class Journal:
         )
         return reply
 
-    async def vectors(self, asked: bytes, rows: int, call: Callable[[], Awaitable[Vectors]]) -> Vectors:
-        """The same for an embedding of `rows` texts. Raises ModelError."""
+    async def vectors(
+        self,
+        asked: bytes,
+        rows: int,
+        embed: Callable[[Sequence[str], list[Usage]], Awaitable[Vectors]],
+        texts: Sequence[str],
+        told: list[Usage],
+    ) -> Vectors:
+        """The same for an embedding of `rows` texts; what it took is added to `told`. Raises ModelError."""
         key = self.key("embedder", asked)
         if known := self._known.get(key):
+            told.append(known.usage)
             return np.frombuffer(known.vectors, dtype=np.float32).reshape(rows, -1)
-        found = await call()
+        found = await embed(texts, told)
         raw = np.ascontiguousarray(found, dtype=np.float32).tobytes()
-        await self._keep(Step(number=self._number, key=key, role="embedder", vectors=raw))
+        usage = sum(told, Usage()) if told else Usage(calls=1, unreported=1)
+        told[:] = [usage]
+        await self._keep(Step(number=self._number, key=key, role="embedder", usage=usage, vectors=raw))
         return found
 
 

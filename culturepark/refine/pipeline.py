@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 
 _ONE_EMBEDDING = Usage(calls=1, unreported=1)
-"""Embedders tell no tokens: they are unknown, not zero."""
 
 
 class RoleModel(Struct):
@@ -97,9 +96,9 @@ class Refiner:
         """The model of a role."""
         return self._roles[name]
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts."""
-        return await self._embedder.embed(texts)
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        """Embed texts; what the endpoint says it took is added to `told`."""
+        return await self._embedder.embed(texts, told)
 
 
 class _Work:
@@ -120,7 +119,6 @@ class _Work:
             opinions = await self._verified(opinions)
             opinions = await self._embedded(opinions)
         except ModelError as error:
-            self._spend("failed", error.usage)
             raise RefineError(error, self._usage) from error
         return Refinement(tuple(opinions), self._usage, tuple(self._notes))
 
@@ -137,11 +135,11 @@ class _Work:
             brief = self._brief
             at_most = max(MAX_OPINIONS, brief.direct_reasons) if brief.kind == "direct" else MAX_OPINIONS
             prompt, schema = role.profile.extraction(brief, turn.speaker, turn.text)
-            found = await self._asked(
+            found, why = await self._asked(
                 "extractor", prompt, schema, lambda reply: read_opinions(reply, turn.text, at_most)
             )
             if found is None:
-                self._notes.append(f"turn {turn.number}: the extractor's reply could not be read twice")
+                self._notes.append(f"turn {turn.number}: {why}")
                 found = []
         return [self._opinion(turn, i, one) for i, one in enumerate(found, 1)]
 
@@ -180,10 +178,9 @@ class _Work:
                 judged[mended.id] = mended
         return [self._ruled(judged.get(o.id, o)) for o in opinions]
 
-    def _with_verdict(self, opinion: Opinion, judgement: Judgement | None) -> Opinion:
-        if judgement is None:
-            what = "the verifier's reply could not be read twice"
-            return replace(opinion, rejected="unreadable_verdict", detail=what)
+    def _with_verdict(self, opinion: Opinion, judgement: Judgement | str) -> Opinion:
+        if isinstance(judgement, str):
+            return replace(opinion, rejected="unreadable_verdict", detail=judgement)
         return replace(
             opinion,
             first_verdict=judgement.verdict,
@@ -200,9 +197,9 @@ class _Work:
         verdicts = await self._judge([(o.speaker, o.text if old else text) for o, text in changed])
         out: list[Opinion] = []
         for (opinion, text), judgement in zip(changed, verdicts, strict=True):
-            if judgement is None:
+            if isinstance(judgement, str):
                 unread = replace(opinion, text=text, rewritten=True, verdict=None, verdict_reason="")
-                out.append(self._with_verdict(unread, None))
+                out.append(self._with_verdict(unread, judgement))
                 continue
             out.append(
                 replace(
@@ -220,7 +217,12 @@ class _Work:
         prompt, cue = role.profile.rewriting(self._brief, opinion.speaker, opinion.text)
         if cue.prefill:
             prompt.add("assistant", cue.prefill)
-        completion = await self._complete("rewriter", prompt, None)
+        try:
+            completion = await self._complete("rewriter", prompt, None)
+        except ModelError as error:
+            if not error.is_its_own:
+                raise
+            return ""
         name = self._brief.speakers[opinion.speaker].name
         cut = completion.finish_reason == "length"
         text = role.profile.clean(completion.text, cue, name, cut).replace("\n", " ")
@@ -241,18 +243,19 @@ class _Work:
             return replace(opinion, rejected="novel", detail="as in the published reference")
         return self._sifted(opinion) if opinion.rewritten else opinion
 
-    async def _judge(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | None]:
-        """Judge (speaker, text) pairs against their speakers' stances."""
+    async def _judge(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | str]:
+        """Judge (speaker, text) pairs against their speakers' stances; in words, why one was not judged."""
         if not self._refiner.role("verifier").profile.judges:
             return await self._judge_by_vectors(opinions)
         return await self._together(self._judge_by_model(s, text) for s, text in opinions)
 
-    async def _judge_by_model(self, speaker: int, text: str) -> Judgement | None:
+    async def _judge_by_model(self, speaker: int, text: str) -> Judgement | str:
         prompt, schema = self._refiner.role("verifier").profile.verification(self._brief, speaker, text)
-        return await self._asked("verifier", prompt, schema, read_verdict)
+        judgement, why = await self._asked("verifier", prompt, schema, read_verdict)
+        return judgement or why
 
-    async def _judge_by_vectors(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | None]:
-        judged: list[Judgement | None] = [None] * len(opinions)
+    async def _judge_by_vectors(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | str]:
+        judged: list[Judgement | str] = ["nobody's opinion"] * len(opinions)
         for speaker in self._brief.delegates:
             stance = self._brief.stances[speaker]
             assert stance is not None  # delegates hold one
@@ -261,8 +264,6 @@ class _Work:
             results = await self._refiner.hybrid.verify_many(
                 self._brief.seed, stance.code, texts, embed=self._embed
             )
-            if texts:
-                self._spend("embedder", _ONE_EMBEDDING)
             for i, result in zip(rows, results, strict=True):
                 judged[i] = result
         return judged
@@ -274,17 +275,27 @@ class _Work:
         if not rows:
             return opinions
         vectors = await self._embed([opinions[i].text for i in rows])
-        self._spend("embedder", _ONE_EMBEDDING)
         out = list(opinions)
         for i, vector in zip(rows, vectors, strict=True):
             out[i] = replace(opinions[i], vector=np.ascontiguousarray(vector, dtype=np.float32).tobytes())
         return out
 
     async def _embed(self, texts: Sequence[str]) -> Vectors:
-        if not self._refiner.paid_vectors:
+        if not texts:
             return await self._refiner.embed(texts)
-        asked = msgspec.json.encode(texts)
-        return await self._journal.vectors(asked, len(texts), lambda: self._refiner.embed(texts))
+        told: list[Usage] = []
+        try:
+            if self._refiner.paid_vectors:
+                asked = msgspec.json.encode(texts)
+                vectors = await self._journal.vectors(asked, len(texts), self._refiner.embed, texts, told)
+            else:
+                vectors = await self._refiner.embed(texts, told)
+        except ModelError as error:
+            self._spend("embedder", sum(told, error.usage))
+            raise
+        # Who tells nothing took an unknown number of tokens, which is not zero.
+        self._spend("embedder", sum(told, Usage()) if told else _ONE_EMBEDDING)
+        return vectors
 
     # --- calls
 
@@ -293,34 +304,42 @@ class _Work:
         is paid for and has to be counted. Raises ModelError."""
         results = await asyncio.gather(*calls, return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
-        for error in errors[1:]:
-            if isinstance(error, ModelError):
-                self._spend("failed", error.usage)
         if errors:
             raise errors[0]
         return cast(list[T], results)
 
     async def _asked(
         self, role: str, prompt: Prompt, schema: dict[str, Any] | None, read: Callable[[str], T | None]
-    ) -> T | None:
-        """What `read` makes of the reply; asked once more if it makes nothing of it."""
-        completion = await self._complete(role, prompt, schema)
-        answer = read(completion.text)
-        if answer is not None:
-            return answer
-        again = prompt.copy().add("assistant", completion.text[:2000])
-        again.add(
-            "user", "That could not be read. Reply again with the JSON object alone, nothing around it."
-        )
-        return read((await self._complete(role, again, schema)).text)
+    ) -> tuple[T | None, str]:
+        """What `read` makes of the reply; asked once more if it makes nothing of it. If that fails as well,
+        or the endpoint will not answer this very question, None and why. Raises ModelError."""
+        try:
+            completion = await self._complete(role, prompt, schema)
+            answer = read(completion.text)
+            if answer is None:
+                again = prompt.copy().add("assistant", completion.text[:2000])
+                again.add(
+                    "user",
+                    "That could not be read. Reply again with the JSON object alone, nothing around it.",
+                )
+                answer = read((await self._complete(role, again, schema)).text)
+        except ModelError as error:
+            if not error.is_its_own:
+                raise
+            return None, f"the {role} did not answer: {error}"
+        return answer, f"the {role}'s reply could not be read twice"
 
     async def _complete(self, role: str, prompt: Prompt, schema: dict[str, Any] | None):
         of = self._refiner.role(role)
-        completion = await self._journal.completion(
-            role,
-            prompt.encoded(),
-            lambda: of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema),
-        )
+        try:
+            completion = await self._journal.completion(
+                role,
+                prompt.encoded(),
+                lambda: of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema),
+            )
+        except ModelError as error:
+            self._spend(role, error.usage)
+            raise
         self._spend(role, completion.usage)
         return completion
 

@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec.structs import asdict
+
 from culturepark.messages import Outcome
+from culturepark.ports import Usage
 from culturepark.refine.select import Choice
 from culturepark.settings import Settings
 
@@ -37,9 +40,7 @@ def of_outcome(outcome: Outcome) -> Funnel:
             funnel[f"reason:{opinion.rejected}"] += 1
         else:
             funnel["waiting"] += 1
-    for role, usage in outcome.usage.items():
-        for field in _USAGE:
-            funnel[f"usage:{role}:{field}"] += getattr(usage, field)
+    add(funnel, of_usage(outcome.usage))
     return funnel
 
 
@@ -87,31 +88,50 @@ def view(funnel: Mapping[str, int], planned: int) -> dict[str, Any]:
 def usage_view(funnel: Mapping[str, int], settings: Settings) -> dict[str, Any]:
     """Calls, tokens and money by role. Unknown prices and unreported tokens make money unknown
     (None), never zero."""
-    by_role: dict[str, Any] = {}
-    for role in sorted({key.split(":")[1] for key in funnel if key.startswith("usage:")}):
-        counts = {field: funnel.get(f"usage:{role}:{field}", 0) for field in _USAGE}
-        by_role[role] = {**counts, "money": _money(role, counts, settings)}
-    return by_role
+    return {
+        role: {**asdict(usage), "money": money_of(role, usage, settings)}
+        for role, usage in usage_of(funnel).items()
+    }
 
 
-def _money(role: str, counts: Mapping[str, int], settings: Settings) -> float | None:
-    if not any(counts.values()):
-        return 0.0  # as of a refinement whose failing call brought no reply
+def usage_of(funnel: Mapping[str, int]) -> dict[str, Usage]:
+    """Calls and tokens by role."""
+    roles = sorted({key.split(":")[1] for key in funnel if key.startswith("usage:")})
+    return {
+        role: Usage(**{field: funnel.get(f"usage:{role}:{field}", 0) for field in _USAGE}) for role in roles
+    }
+
+
+def of_usage(by_role: Mapping[str, Usage]) -> Funnel:
+    """Calls and tokens by role, as a funnel counts them."""
+    return Counter(
+        {
+            f"usage:{role}:{field}": getattr(usage, field)
+            for role, usage in by_role.items()
+            for field in _USAGE
+        }
+    )
+
+
+def money_of(role: str, usage: Usage, settings: Settings) -> float | None:
+    """What a role's calls cost; None if that is unknown."""
+    if usage == Usage():
+        return 0.0
     known = ("speaker", "extractor", "verifier", "rewriter", "embedder")
     model = settings.models.get(settings.roles.of(role)) if role in known else None  # pyright: ignore[reportArgumentType]
     if model is None:
         return None
     if model.engine != "openai":
         return 0.0
-    if counts["unreported"]:
+    if usage.unreported:
         return None
     if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
         return None
-    cached = counts["cached_tokens"]
+    cached = usage.cached_tokens
     price_cached = model.price_prompt if model.price_cached is None else model.price_cached
-    fresh = counts["prompt_tokens"] - cached
+    fresh = usage.prompt_tokens - cached
     money = fresh * model.price_prompt + cached * price_cached
-    return (money + counts["completion_tokens"] * (model.price_completion or 0.0)) / 1e6
+    return (money + usage.completion_tokens * (model.price_completion or 0.0)) / 1e6
 
 
 def problems(funnel: Mapping[str, int], planned: int, whole: bool) -> list[str]:

@@ -98,6 +98,8 @@ class Ledger:
         self._kept: dict[str, KeptVectors] = defaultdict(KeptVectors)
         self._open: dict[int, dict[int, _Held]] = {}
         self._begun: dict[int, _Open] = {}
+        self.underway: Funnel = Counter()
+        """Usage, as funnels count it, of dialogues that have begun and not ended."""
         self._take: int | None = None
         self._ready: dict[tuple[str, int], int] = {}
         self._rows = _buffers()
@@ -133,6 +135,13 @@ class Ledger:
     def waiting(self) -> int:
         """Outcomes held in memory."""
         return sum(len(held) for held in self._open.values()) + len(self._rows["dialogues"])
+
+    def spent(self) -> dict[str, Usage]:
+        """What all calls took that are on disk, by role."""
+        total: Funnel = Counter(self.underway)
+        for funnel in self.funnels.values():
+            funnels.add(total, funnel)
+        return funnels.usage_of(total)
 
     # --- taking outcomes
 
@@ -189,6 +198,7 @@ class Ledger:
             known.calls.add(head.key)
             role, usage = head.role, head.usage
         known.usage[role] = known.usage.get(role, Usage()) + usage
+        funnels.add(self.underway, funnels.of_usage({role: usage}))
         if head.number not in self._begun:
             self._begun[head.number] = known
             self._unsealed[segment] += 1
@@ -301,6 +311,7 @@ class Ledger:
         self._unsealed[segment] += 1
         if begun := self._begun.pop(outcome.number, None):
             self._unsealed[begun.segment] -= 1
+            self.underway.subtract(funnels.of_usage(begun.usage))
         counts = funnels.of_outcome(outcome)
         funnels.add(self._cell_funnels.setdefault(index, Counter()), counts)
         cell = self._plan.cell(index)

@@ -15,12 +15,14 @@ from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.messages import (
     Ask,
     Balked,
+    Begun,
     Kept,
     Message,
     Outcome,
     Recorded,
     Refine,
     Spoke,
+    Step,
     Turn,
     Unknown,
     decode,
@@ -273,3 +275,61 @@ def test_draining_starts_nothing_and_abandoned_dialogues_stay_owed() -> None:
     assert conductor.abandon() == [1, 2]
     assert conductor.progress().idle
     assert conductor.on(Spoke(1, TAKE, Turn(1, 0, "too late")), 0.0) == []
+
+
+def test_a_dialogue_that_had_begun_goes_on_from_its_last_turn_before_new_ones() -> None:
+    of = builders.settings(
+        plan={"cultures": ["arabic"], "questions": ["wvs7-q28"], "dialogues_per_question": 10},
+        limits={"dialogues_in_flight": 2},
+    )
+    plan = builders.plan(of)
+    turns = (Turn(1, 0, "first"), Turn(2, 1, "second"))
+    replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
+    conductor = Conductor(plan, of, bytes(2), TAKE, replicas, [Begun(7, turns)])
+    asked, other = (post.message for post in conductor.fill(0.0))
+    assert isinstance(asked, Ask)
+    assert (asked.number, asked.turn, asked.heard) == (7, 3, "second")
+    assert (other.number, isinstance(other, Ask) and other.turn) == (0, 1)
+    (post,) = conductor.on(Unknown(7, TAKE, 3), 0.0)
+    assert isinstance(post.message, Ask)
+    assert post.message.transcript == turns
+
+
+def test_no_turn_is_asked_for_before_the_last_one_is_on_disk() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    (post,) = conductor.on(Spoke(0, TAKE, Turn(1, 0, "said")), 0.0)
+    assert (post.address, isinstance(post.message, Spoke)) == (COLLECTOR, True)
+    assert conductor.on(Spoke(0, TAKE, Turn(1, 0, "said again")), 0.0) == []
+    assert conductor.on(Balked(0, TAKE, 1, "server", "late"), 0.0) == []
+    (post,) = conductor.on(Kept(0, TAKE, 1), 0.0)
+    assert isinstance(post.message, Ask)
+    assert (post.message.turn, post.message.heard) == (2, "said")
+    assert conductor.on(Kept(0, TAKE, 1), 0.0) == []
+
+
+def test_a_halt_records_what_comes_in_and_asks_for_nothing() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    conductor.halt("budget", "it is spent")
+    (post,) = conductor.on(Spoke(0, TAKE, Turn(1, 0, "said")), 0.0)
+    assert post.address == COLLECTOR
+    assert conductor.on(Kept(0, TAKE, 1), 0.0) == []
+    assert conductor.progress().stopped_by == "budget"
+
+
+def test_a_lost_refiner_is_told_which_calls_were_paid_for() -> None:
+    _, conductor = crowd()
+    (first, *_) = conductor.fill(0.0)
+    assert isinstance(first.message, Ask)
+    number, turn, posts = first.message.number, 1, [first]
+    while isinstance(posts[0].message, Ask):
+        conductor.on(Spoke(number, TAKE, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
+        posts = conductor.on(Kept(number, TAKE, turn), 0.0)
+        turn += 1
+    assert isinstance(posts[0].message, Refine)
+    steps = (Step(number=number, key=b"k", role="verifier", text="entails"),)
+    (again,) = conductor.lost(posts[0].address, [Begun(number, (), steps)])
+    assert isinstance(again.message, Refine)
+    assert again.message.steps == steps
+    assert again.message.turns == posts[0].message.turns

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.errors import RunDirError
-from culturepark.messages import Outcome, decode_outcome, encode
+from culturepark.messages import Outcome, Spoke, Step, Turn, decode_outcome, encode
+from culturepark.ports import Usage
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.ledger import Ledger, Sealed
@@ -215,3 +216,49 @@ def test_old_bytes_still_read() -> None:
     assert outcome.usage["speaker"].calls == 2
     assert outcome.notes == ("turn 2: a note",)
     assert isinstance(outcome, Outcome)
+
+
+def said(number: int, turn: int, take: int = 7, text: str = "so it is") -> bytes:
+    return encode(Spoke(number, take, Turn(turn, (turn - 1) % 2, text, usage=Usage(1, 10, 0, 5))))
+
+
+def test_a_dialogue_under_way_is_known_by_its_turns_and_paid_calls(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of())
+    disk.ledger.begin(7)
+    step = Step(number=3, key=b"k", role="verifier", usage=Usage(1, 100), text="entails")
+    records = [said(3, 1), said(3, 2), said(3, 2), said(3, 4), said(4, 1, take=6), encode(step), encode(step)]
+    for raw in records:  # a turn comes twice, one skips another, one is of another take
+        disk.ledger.append(raw)
+    disk.ledger.sync()
+    disk.crash()
+    (begun,) = disk.ledger.begin(8)
+    assert (begun.number, [t.number for t in begun.turns]) == (3, [1, 2])
+    assert begun.steps == (step,)
+    assert disk.ledger.spent() == {"speaker": Usage(2, 20, 0, 10), "verifier": Usage(1, 100)}
+    disk.ledger.append(said(3, 3, take=7))  # from before the crash: another conductor conducts now
+    disk.ledger.append(said(3, 3, take=8, text="and goes on"))
+    disk.ledger.sync()
+    (begun,) = disk.ledger.begun([3, 4])
+    assert [t.text for t in begun.turns] == ["so it is", "so it is", "and goes on"]
+    # Its outcome says what it took in all; nothing of it is counted twice.
+    usage = {"speaker": Usage(3, 30, 0, 15), "verifier": Usage(1, 100)}
+    disk.ledger.append(encode(Outcome(3, begun.turns, usage=usage)))
+    disk.ledger.sync()
+    assert disk.ledger.begun([3]) == []
+    assert disk.ledger.spent() == usage
+    disk.ledger.append(said(3, 4, take=8))
+    disk.crash()
+    assert disk.ledger.spent() == usage
+
+
+def test_a_segment_stays_while_a_dialogue_that_began_in_it_is_under_way(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of(shard_dialogues=1))
+    outcomes = builders.outcomes(disk.run.plan)
+    disk.ledger.begin(7)
+    disk.ledger.append(said(len(outcomes) - 1, 1))
+    for outcome in outcomes[:-1]:
+        disk.ledger.append(encode(outcome))
+        disk.ledger.sync()
+    disk.crash()
+    (begun,) = disk.ledger.begin(8)
+    assert (begun.number, len(begun.turns)) == (len(outcomes) - 1, 1)

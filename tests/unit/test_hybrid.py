@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.ports import Vectors
+from culturepark.ports import Usage, Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Labelled, Thresholds
 from culturepark.refine.hybrid import HybridVerifier, judge, positions_of, stated_position
@@ -67,7 +67,7 @@ async def test_the_middle_counts_only_for_a_stance_that_holds_it():
     class Given:
         """The middle is nearest to everything; then comes the statement."""
 
-        async def embed(self, texts: Sequence[str]) -> Vectors:
+        async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
             near = [0.9 if "two minds" in t else 0.7 if "bark" in t else 0.5 for t in texts]
             return np.array([[x, (1 - x * x) ** 0.5] if len(texts) > 1 else [1, 0] for x in near], np.float32)
 
@@ -97,7 +97,7 @@ class _Words:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         self.calls.append(list(texts))
         rows = np.array([[text.count(word) for word in self.words] + [1e-6] for text in texts], np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,0 +1,61 @@
+"""When a budget is reached, and what it refuses to guess."""
+
+from __future__ import annotations
+
+import pytest
+
+from culturepark.budget import Budget
+from culturepark.errors import ConfigError
+from culturepark.ports import Usage
+from culturepark.settings import Settings, load_settings
+
+REMOTE = [
+    'models.chat.engine="openai"',
+    'models.chat.model="m"',
+    'models.chat.profile="full"',
+    'models.embedder.engine="openai"',
+    'models.embedder.model="e"',
+]
+PRICES = [
+    "models.chat.price_prompt=1.0",
+    "models.chat.price_completion=2.0",
+    "models.embedder.price_prompt=0.1",
+]
+
+
+def given(*overrides: str) -> Settings:
+    return load_settings(None, [*REMOTE, *overrides])
+
+
+def test_without_limits_it_is_never_reached() -> None:
+    budget = Budget(given())
+    assert not budget.limited
+    assert budget.reached({"speaker": Usage(10, 10**12)}, 5) == ""
+
+
+def test_what_is_under_way_counts_as_what_a_call_took_so_far() -> None:
+    budget = Budget(given("budget.tokens=1000"))
+    spent = {"speaker": Usage(calls=8, prompt_tokens=600, completion_tokens=200)}
+    assert budget.reached(spent, 1) == ""
+    assert "1,000 tokens" in budget.reached(spent, 2)
+    assert budget.reached({}, 100) == ""  # nothing is known yet
+
+
+def test_money_is_counted_with_the_prices_of_each_role() -> None:
+    budget = Budget(given(*PRICES, "budget.money=2.5"))
+    spent = {"speaker": Usage(1000, 1_000_000, 0, 500_000), "embedder": Usage(10, 1_000_000)}
+    assert budget.reached(spent, 0) == ""
+    assert "2.50" in budget.reached(spent, 250)
+
+
+def test_what_is_unknown_is_never_taken_for_zero() -> None:
+    unknown = {"speaker": Usage(calls=3, unreported=1)}
+    assert "tells no usage" in Budget(given("budget.tokens=1000")).reached(unknown, 0)
+    assert "unknown" in Budget(given(*PRICES, "budget.money=1.0")).reached(unknown, 0)
+    embedded = Budget(load_settings(None, ["budget.tokens=1000"]))
+    assert embedded.reached({"embedder": Usage(calls=3, unreported=3)}, 0) == ""
+
+
+def test_a_budget_of_money_needs_prices() -> None:
+    with pytest.raises(ConfigError, match="has no prices"):
+        given("budget.money=1.0")
