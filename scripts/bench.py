@@ -71,6 +71,9 @@ def generate_command(
         # The mock has no limit to find, and how a limit is found is measured elsewhere (tests/unit).
         "limits.adaptive": "false",
         "refine.enabled": str(refine).lower(),
+        # The mock says much the same again and again: looked at as ever, but no reason to end a dialogue.
+        "health.looping": '"keep"',
+        "health.dies_in_thanks": '"keep"',
         "actors.agents_per_culture": 1,
         "actors.refiners": 1,
         **more,
