@@ -14,7 +14,8 @@ Sections:
   start      from the command to the first model call, and what it is spent on
 
 Model calls go to `mock_endpoint.py` on loopback, in a process of its own whose CPU does not count. CPU is
-that of the whole process tree, Ray's own processes included, from the first model call to the end. Nothing
+that of the whole process tree, Ray's own processes included, to the end of the command; for all subjects
+alike without what came before the first fifth of the calls, in which processes are still starting. Nothing
 is left behind.
 """
 

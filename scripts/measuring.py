@@ -30,14 +30,16 @@ class Sample(Struct, frozen=True):
     chats: int
     in_flight: int
     rss_mb: float
+    cpu_s: float
 
 
 class Measured(Struct, frozen=True):
     """One command, from its first model call to its end.
 
     `cpu_s` is that of the whole process tree from the first call until the last process is gone;
-    `start_cpu_s` is what came before. `steady_per_s` leaves out the first and the last fifth of the
-    calls. `rss_mb` adds up the resident memory of all processes, shared pages counted in each.
+    `start_cpu_s` is what came before. `warm_cpu_s` is `cpu_s` without the first fifth of the calls, in which
+    processes are still starting; `warm_calls` are the others. `steady_per_s` leaves out the first and the
+    last fifth. `rss_mb` adds up the resident memory of all processes, shared pages counted in each.
     """
 
     calls: int
@@ -51,11 +53,13 @@ class Measured(Struct, frozen=True):
     max_in_flight: int
     request_bytes: int
     samples: tuple[Sample, ...]
+    warm_cpu_s: float
+    warm_calls: int
 
     @property
     def cpu_ms_per_call(self) -> float:
-        """CPU milliseconds of the whole tree for one model call."""
-        return 1000 * self.cpu_s / self.calls
+        """CPU milliseconds of the whole tree for one model call, once everything has started."""
+        return 1000 * self.warm_cpu_s / self.warm_calls
 
     @property
     def calls_per_s(self) -> float:
@@ -117,8 +121,8 @@ def measure(
             chats = stats["chats"] - first["chats"]
             if not samples or chats > samples[-1].chats:
                 last_at = now
-            meter.read(process.pid)
-            samples.append(Sample(now - began, chats, stats["now"], _tree_rss_mb(process.pid)))
+            cpu_s = meter.read(process.pid)
+            samples.append(Sample(now - began, chats, stats["now"], _tree_rss_mb(process.pid), cpu_s))
             watch(process.pid)
             if now - began > timeout_s:
                 raise RuntimeError(f"not ended within {timeout_s:.0f} s: {' '.join(command)}")
@@ -134,6 +138,7 @@ def measure(
     cpu_s = max(meter.total_s(), _children_cpu_s() - before)
     stats = mock.stats()
     calls = stats["chats"] - first["chats"]
+    warm = next(s for s in samples if s.chats >= 0.2 * calls)
     return Measured(
         calls=calls,
         cpu_s=cpu_s - start_cpu_s,
@@ -146,6 +151,8 @@ def measure(
         max_in_flight=max((s.in_flight for s in samples), default=0),
         request_bytes=(stats["prompt_bytes"] - first["prompt_bytes"]) // max(calls, 1),
         samples=tuple(samples),
+        warm_cpu_s=cpu_s - warm.cpu_s,
+        warm_calls=calls - warm.chats,
     )
 
 
