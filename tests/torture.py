@@ -46,7 +46,7 @@ _JUST_NOW_S = 0.5
 """How long before a kill a reply may have come back and not be on disk yet: the machine may be busy."""
 _PAUSE_S = (0.0, 2.0)
 _IN_FLIGHT = 32
-_SLOW_S = 0.6
+_SLOW_S = 0.8
 
 
 class Tortured(Struct):
@@ -72,8 +72,8 @@ def torture(folder: Path, kills: int, seed: int, say: Any = print) -> Tortured:
     dice = random.Random(seed)
     began = time.monotonic()
     plan = (
-        # Enough that the run never ends before the last kill: some five dialogues end in a second.
-        f"plan.dialogues_per_question={1 + kills // 8}",
+        # Enough that the run never ends before the last kill: some four dialogues end in a second.
+        f"plan.dialogues_per_question={1 + kills // 5}",
         "plan.questions=[]",
         'plan.cultures=["arabic", "korean"]',
         "plan.utterances=6",
