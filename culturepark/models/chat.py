@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import msgspec
 from msgspec import Struct
@@ -14,11 +14,19 @@ from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
 
 
+class _Details(Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(Struct):
-    # Some servers leave counts out or spell them oddly; a good reply is not thrown away for that.
-    prompt_tokens: Any = None
-    completion_tokens: Any = None
-    prompt_tokens_details: Any = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _PlainUsage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Message(Struct):
@@ -37,7 +45,20 @@ class _Reply(Struct):
     model: str | None = None
 
 
+class _OddReply(Struct):
+    """A reply whose counts are spelled oddly: it is not thrown away for that, nor are they built, since
+    a few megabytes of them could become a hundred."""
+
+    choices: list[_Choice]
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    model: str | None = None
+
+
 _decoder = msgspec.json.Decoder(_Reply)
+_odd_decoder = msgspec.json.Decoder(_OddReply)
+_plain_usage = msgspec.json.Decoder(_PlainUsage)
+_USELESS = 2
+"""Replies that are of no use after which, with one more, a call is given up: each is paid for."""
 _TAILS = 64
 """Sets of parameters whose encoding is remembered."""
 
@@ -66,34 +87,46 @@ class HttpChatModel:
         self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None
     ) -> Completion:
         """Answer `prompt`; see ports.ChatModel."""
+        asked = schema if self._structured else None
         try:
-            return await self._complete(prompt, sampling, affinity, schema if self._structured else None)
+            return await self._complete(prompt, sampling, affinity, asked)
         except ModelError as error:
-            if schema is None or not self._structured or not _refuses_format(error):
+            if asked is None or not _refuses_format(error):
                 raise
             # An endpoint without structured output says so once; from then on we do not ask.
             self._structured = False
-            return await self._complete(prompt, sampling, affinity, None)
+            return await self._complete(prompt, sampling, affinity, None, error)
 
     async def _complete(
-        self, prompt: Prompt, sampling: Sampling, affinity: str, schema: dict[str, Any] | None
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        affinity: str,
+        schema: dict[str, Any] | None,
+        after: ModelError | None = None,
     ) -> Completion:
         body = b"".join((b'{"messages":', prompt.encoded(), b"],", self._tail(sampling, schema)))
-        spent = Usage()
-        attempt = 0
+        spent = after.usage if after else Usage()
+        # That the format was refused is no failed attempt.
+        tried = after.attempts - 1 if after else 0
+        useless = 0
         while True:
             try:
-                reply = await self._http.post("/chat/completions", body, affinity=affinity, skip=attempt)
+                reply = await self._http.post(
+                    "/chat/completions", body, affinity=affinity, skip=useless, tried=tried
+                )
             except ModelError as error:
                 error.usage += spent
                 raise
+            tried = reply.retries + 1
             try:
                 return self._read(reply.body, reply.url, reply.latency_s, spent)
             except ModelError as error:
-                if not error.passing or attempt >= min(2, self._limits.retries):
+                error.attempts = tried
+                if not error.passing or useless >= _USELESS or tried > self._limits.retries:
                     raise
                 spent = error.usage
-                attempt += 1
+                useless += 1
 
     def _tail(self, sampling: Sampling, schema: dict[str, Any] | None) -> bytes:
         """All of the body behind the messages."""
@@ -128,7 +161,7 @@ class HttpChatModel:
 
     def _read(self, raw: bytes, url: str, latency_s: float, spent: Usage) -> Completion:
         try:
-            reply = _decoder.decode(raw)
+            reply = _decoded(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             usage = spent + Usage(calls=1, unreported=1)
             what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
@@ -154,21 +187,34 @@ class HttpChatModel:
         await self._http.close()
 
 
+def _decoded(raw: bytes) -> _Reply:
+    try:
+        return _decoder.decode(raw)
+    except msgspec.ValidationError:
+        odd = _odd_decoder.decode(raw)
+    try:
+        plain = _plain_usage.decode(odd.usage)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Reply(odd.choices, None, odd.model)
+    return _Reply(odd.choices, _Usage(plain.prompt_tokens, plain.completion_tokens), odd.model)
+
+
 def _usage(usage: _Usage | None) -> Usage:
-    prompt = _count(usage.prompt_tokens) if usage else None
-    completion = _count(usage.completion_tokens) if usage else None
-    if usage is None or prompt is None or completion is None:
+    if usage is None or not (_is_count(usage.prompt_tokens) and _is_count(usage.completion_tokens)):
         return Usage(calls=1, unreported=1)
+    prompt = usage.prompt_tokens
     details = usage.prompt_tokens_details
-    cached = _count(cast(dict[str, Any], details).get("cached_tokens")) if isinstance(details, dict) else None
+    cached = details.cached_tokens if details else None
     return Usage(
-        calls=1, prompt_tokens=prompt, cached_tokens=min(cached or 0, prompt), completion_tokens=completion
+        calls=1,
+        prompt_tokens=prompt,
+        cached_tokens=min(cached, prompt) if _is_count(cached) else 0,
+        completion_tokens=usage.completion_tokens,
     )
 
 
-def _count(value: Any) -> int | None:
-    """A number of tokens, if this can be one."""
-    return value if type(value) is int and 0 <= value < 1 << 40 else None
+def _is_count(tokens: int | None) -> TypeGuard[int]:
+    return tokens is not None and 0 <= tokens < 1 << 40
 
 
 def _refuses_format(error: ModelError) -> bool:

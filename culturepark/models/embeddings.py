@@ -16,15 +16,19 @@ from culturepark.settings import LimitSettings, ModelSettings
 
 _BATCH = 64
 """Texts of one request."""
+_USELESS = 2
+"""Replies that are of no use after which, with one more, a call is given up: each is paid for."""
+_ROW_BYTES = 1 << 20
+"""No embedding is longer than this as JSON: digits that become numbers take up to sixteen times the room."""
 
 
 class _Row(Struct):
-    embedding: list[float]
+    embedding: msgspec.Raw
     index: int
 
 
 class _Usage(Struct):
-    prompt_tokens: Any = None
+    prompt_tokens: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Reply(Struct):
@@ -33,6 +37,8 @@ class _Reply(Struct):
 
 
 _decoder = msgspec.json.Decoder(_Reply)
+_numbers = msgspec.json.Decoder(list[float])
+_tokens = msgspec.json.Decoder(int)
 
 
 class HttpEmbedder:
@@ -62,30 +68,36 @@ class HttpEmbedder:
         if self._dimensions:
             fields["dimensions"] = self._dimensions
         body = msgspec.json.encode(fields)
-        attempt = 0
+        useless = tried = 0
         while True:
-            reply = await self._http.post("/embeddings", body, skip=attempt)
+            reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
+            tried = reply.retries + 1
             try:
                 return self._read(reply.body, reply.url, len(texts), told)
-            except ModelError:
-                if attempt >= min(2, self._limits.retries):
+            except ModelError as error:
+                error.attempts = tried
+                if useless >= _USELESS or tried > self._limits.retries:
                     raise
-                attempt += 1
+                useless += 1
 
     def _read(self, raw: bytes, url: str, count: int, told: list[Usage]) -> Vectors:
+        usage = Usage(calls=1, unreported=1)
         try:
             reply = _decoder.decode(raw)
-            if reply.usage and type(tokens := reply.usage.prompt_tokens) is int and 0 <= tokens < 1 << 40:
+            tokens = _count(reply.usage.prompt_tokens) if reply.usage else None
+            if tokens is not None:
                 self._http.spent(url, tokens, 0)
-                told.append(Usage(calls=1, prompt_tokens=tokens))
-            else:
-                told.append(Usage(calls=1, unreported=1))
+                usage = Usage(calls=1, prompt_tokens=tokens)
             rows = sorted(reply.data, key=lambda row: row.index)
-            vectors = np.array([row.embedding for row in rows], dtype=np.float32)
+            if [row.index for row in rows] != list(range(count)):
+                raise ValueError(f"{count} texts gave {len(rows)} rows")
+            vectors = np.array([_vector(row.embedding) for row in rows])
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
             what = f"the reply is not a list of embeddings: {self._http.safe(str(error))}"
             raise ModelError("invalid_reply", what) from None
-        if vectors.ndim != 2 or [row.index for row in rows] != list(range(count)) or not vectors.shape[1]:
+        finally:
+            told.append(usage)
+        if vectors.ndim != 2 or not vectors.shape[1]:
             what = f"{count} texts gave embeddings of shape {vectors.shape}"
             raise ModelError("invalid_reply", what)
         width = vectors.shape[1]
@@ -101,9 +113,26 @@ class HttpEmbedder:
         await self._http.close()
 
 
+def _vector(raw: msgspec.Raw) -> Vectors:
+    if len(raw) > _ROW_BYTES:
+        raise ValueError("an embedding is too long")
+    with np.errstate(over="ignore"):  # `unit` refuses what is infinite
+        return np.array(_numbers.decode(raw), dtype=np.float32)
+
+
+def _count(raw: msgspec.Raw) -> int | None:
+    """A number of tokens, if this can be one: some servers spell it oddly."""
+    try:
+        tokens = _tokens.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return tokens if 0 <= tokens < 1 << 40 else None
+
+
 def unit(vectors: Vectors) -> Vectors:
     """Rows scaled to length 1; rows of zeros stay zeros. Raises ModelError on numbers that are none."""
-    if not np.isfinite(vectors).all():
-        raise ModelError("invalid_reply", "an embedding holds numbers that are not finite")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        raise ModelError("invalid_reply", "an embedding holds numbers that are not finite, or too large")
     return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32)

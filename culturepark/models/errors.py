@@ -31,6 +31,8 @@ class ModelError(Exception):
         """The HTTP status, 0 when there was none."""
         self.wait_s = wait_s
         """Seconds the endpoint asked to wait."""
+        self.attempts = 0
+        """Requests that were sent for the call."""
 
     @property
     def passing(self) -> bool:

@@ -21,6 +21,8 @@ from typing import Any, cast
 
 import aiohttp
 import msgspec
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from msgspec import Struct
 from yarl import URL
 
@@ -41,6 +43,8 @@ _SHOWN_CHARS = 240
 """No more of an endpoint's words than this goes into an error."""
 _READ_BYTES = 65_536
 """No more of an error body than this is looked at."""
+_WORDS_S = 5.0
+"""An error body is not waited for longer than this: the status says what matters."""
 _BROKEN: frozenset[FailureKind] = frozenset({"server", "timeout", "connection"})
 """The replica's fault: another one may well answer."""
 _SICK_AFTER = 3
@@ -63,6 +67,7 @@ class Reply(Struct, frozen=True, gc=False):
     url: str
     latency_s: float
     retries: int
+    """Attempts before the one that brought it."""
 
 
 def base_urls_of(model: ModelSettings) -> tuple[str, ...]:
@@ -140,6 +145,24 @@ class _Replica:
         return target
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Gives out no kept connection on which something came that nobody had asked for: it would be taken
+    for the answer to the next request, which may be another dialogue's."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 (not ours)
+    ) -> Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if protocol is None or not protocol.should_close:
+                return connection
+            connection.close()
+
+
 class HttpEndpoint:
     """POSTs JSON to the replicas of one endpoint.
 
@@ -188,12 +211,15 @@ class HttpEndpoint:
         self._sleep = sleep
         self._rng = rng or random.Random()
 
-    async def post(self, path: str, body: bytes, *, affinity: str = "", skip: int = 0) -> Reply:
+    async def post(
+        self, path: str, body: bytes, *, affinity: str = "", skip: int = 0, tried: int = 0
+    ) -> Reply:
         """The reply to `body`, after as many attempts as the limits allow. Raises ModelError.
 
-        `skip` passes over that many replicas, whose replies were of no use.
+        `skip` passes over that many replicas, whose replies were of no use; `tried` is how many attempts
+        have gone into them, which count too.
         """
-        attempt = 0
+        attempt = tried
         avoid: list[_Replica] = []
         while True:
             replica = self._only or self._choose(affinity, skip, avoid)
@@ -217,6 +243,7 @@ class HttpEndpoint:
                 return Reply(raw, replica.url, latency_s, attempt)
             except ModelError as error:
                 now = time.monotonic()
+                error.attempts = attempt + 1
                 self._failed(replica, error)
                 if not error.passing or attempt >= self._limits.retries:
                     raise
@@ -389,7 +416,9 @@ class HttpEndpoint:
                 session = self._session or self._open()
                 response = await session.post(url, data=body, headers=headers, allow_redirects=False)
                 try:
-                    raw = await self._read(response)
+                    if response.status == 200:
+                        return await self._read(response)
+                    words = await self._words(response)
                 except BaseException:
                     response.close()  # a reply read to its end gives its connection back by itself
                     raise
@@ -401,9 +430,7 @@ class HttpEndpoint:
             raise ModelError("invalid_reply", f"this is not HTTP: {self.safe(error.message)}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise ModelError("connection", self.safe(str(error) or type(error).__name__)) from None
-        if response.status == 200:
-            return raw
-        raise self._refusal(response.status, response.headers.get("Retry-After"), raw)
+        raise self._refusal(response.status, response.headers.get("Retry-After"), words)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         content, most = response.content, self._limits.reply_bytes
@@ -418,6 +445,19 @@ class HttpEndpoint:
         if size > most:
             raise ModelError("too_large", f"the reply is larger than {most} bytes")
         return b"".join(parts)
+
+    async def _words(self, response: aiohttp.ClientResponse) -> bytes:
+        """The beginning of an error body, or what there is of it: no fault in it hides the status."""
+        content, raw = response.content, b""
+        try:
+            async with asyncio.timeout(min(_WORDS_S, 0.5 * self._deadline_s)):
+                while len(raw) < _READ_BYTES and (part := await content.readany()):
+                    raw += part
+        except (aiohttp.ClientError, OSError):  # TimeoutError is one
+            response.close()
+        if not content.at_eof():
+            response.close()
+        return raw[:_READ_BYTES]
 
     def _refusal(self, status: int, retry_after: str | None, raw: bytes) -> ModelError:
         kind: FailureKind
@@ -451,7 +491,7 @@ class HttpEndpoint:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)  # the gates limit
+            connector = _Connector(limit=0, keepalive_timeout=30.0)  # the gates limit
             timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -497,9 +537,9 @@ def _message_in(raw: bytes) -> str:
     try:
         body: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return raw[:_READ_BYTES].decode("utf-8", "replace")
+        return raw.decode("utf-8", "replace")
     if isinstance(body, dict):
         body = cast(dict[str, Any], body).get("error", cast(object, body))
     if isinstance(body, dict):
         body = cast(dict[str, Any], body).get("message", cast(object, body))
-    return str(body)[:_READ_BYTES]
+    return str(body)
