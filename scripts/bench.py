@@ -46,16 +46,19 @@ SUBJECTS = ("bare", "dialogues", "refinement", "sdk")
 UTTERANCES = 14
 QUESTIONS_BY_EIGHT = 380
 """Dialogues of one round of the built-in questions for the eight cultures: never-asked items give none."""
+VOLUME_ROUNDS = 48
+"""Twice the preset's: the mock's sentences are few, so more of its opinions are near-duplicates."""
 EIGHT = ("arabic", "bengali", "chinese", "german", "korean", "portuguese", "spanish", "turkish")
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+"""Into a file or a pipe as wide as the table of subjects needs."""
 
 
 def generate_command(
     mock: Mock, out: Path, *, refine: bool, in_flight: int, rounds: int, config: str = "", **more: Any
 ) -> list[str]:
-    """`culturepark generate` against the mock endpoint, as many dialogues as `rounds` of the questions; 0:
-    as many as the configuration says."""
+    """`culturepark generate` against the mock endpoint, `rounds` dialogues for each culture and question; a
+    `config` keeps its plan and its refinement in all else."""
     sets = {
         "models.chat.engine": '"openai"',
         "models.chat.profile": '"full"',
@@ -80,8 +83,9 @@ def generate_command(
         "actors.refiners": 1,
         **more,
     }
-    if not rounds:
+    if config:
         sets = {key: value for key, value in sets.items() if not key.startswith(("plan.", "refine."))}
+        sets["plan.dialogues_per_question"] = rounds
     command = [
         sys.executable,
         "-m",
@@ -250,8 +254,8 @@ def growth(repeats: int, quick: bool) -> dict[str, Any]:
 
 def volume(repeats: int, quick: bool) -> dict[str, Any]:
     """The published method's whole volume: 41,000 samples."""
-    # The preset's own plan: 41,000 samples need as many cells and clusters as the published method has.
-    rounds, config = (1, "") if quick else (0, str(ROOT / "config" / "paper.toml"))
+    # The preset: 41,000 samples need as many cells and clusters as the published method has.
+    rounds, config = (1, "") if quick else (VOLUME_ROUNDS, str(ROOT / "config" / "paper.toml"))
     with (
         mock_endpoint("--latency-s", "0.2") as mock,
         tempfile.TemporaryDirectory(prefix="culturepark-bench-") as folder,

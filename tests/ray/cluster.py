@@ -29,12 +29,18 @@ def main() -> None:
         "temp_dir": temp_dir,
     }
     head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    cluster = Cluster(initialize_head=True, head_node_args={**common, **head})
+    cluster = Cluster(initialize_head=True, head_node_args={**common, **head, **_agent()})
     for _ in range(nodes - 1):
-        cluster.add_node(**common)
+        cluster.add_node(**common, **_agent())
     print(json.dumps({"address": cluster.address, "jobs": f"http://{cluster.webui_url}"}), flush=True)
     sys.stdin.read()
     cluster.shutdown()
+
+
+def _agent() -> dict[str, Any]:
+    """A port of its own for a node's agent: one that finds Ray's usual port taken, by another cluster on this
+    machine, takes no jobs."""
+    return {"dashboard_agent_listen_port": _free_port()}
 
 
 def _free_port() -> int:
