@@ -62,6 +62,10 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
             draining = _ask(crew.moderator.drain, "drain", "stopped on request") is not _DOWN
         asked = time.monotonic()
         moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
+        if crew.raylet.lost():
+            what = "its process on this node has died, and with it the run's actors; what was done is on disk."
+            fix = "Start Ray here again, if it was not this run that started it, and give the same command: it goes on."
+            raise CultureParkError("Ray", what, fix)
         if moderator is _DOWN or collector is _DOWN:
             if time.monotonic() - answered > _DOWN_S:
                 what = f"the moderator or the collector has not come back for {_DOWN_S:.0f} s."

@@ -30,6 +30,7 @@ from actors.engine import ChatEngine, EmbeddingEngine, free_port
 from actors.inputs import Inputs
 from actors.moderator import Moderator
 from actors.placement import Node, engine_host, engine_nodes, engine_threads, staff
+from actors.raylet import Raylet
 from actors.refiner import RefinerActor
 from culturepark.conductor import REFINERS
 from culturepark.errors import ConfigError
@@ -149,6 +150,7 @@ class Crew:
     def __init__(self, run: Run) -> None:
         driver = ray.get_runtime_context().get_node_id()
         self._nodes = _nodes(driver)
+        self.raylet = Raylet()
         self._here = NodeAffinitySchedulingStrategy(driver, soft=False)
         self._engines: list[Any] = []
         self._actors: list[Any] = []
@@ -179,6 +181,7 @@ class Crew:
         """End all actors."""
         for actor in (*self._actors, *self._engines):
             ray.kill(actor, no_restart=True)
+        self.raylet.close()
 
     def _actor(self, cls: type, name: str, *args: Any, here: bool = False) -> Any:
         options: dict[str, Any] = {

@@ -9,6 +9,7 @@ command `ray start` would do for one node, but refuses a second one on loopback.
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 from typing import Any
@@ -32,6 +33,8 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**common, **head, **_agent()})
     for _ in range(nodes - 1):
         cluster.add_node(**common, **_agent())
+    # A raylet that was killed must not stay behind as a zombie: its workers would take it to be alive.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(json.dumps({"address": cluster.address, "jobs": f"http://{cluster.webui_url}"}), flush=True)
     sys.stdin.read()
     cluster.shutdown()

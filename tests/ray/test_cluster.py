@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -30,9 +31,9 @@ SLOW = 'models.chat.model="latency_ms=100"'
 
 
 class Raylets:
-    """A cluster of NODES nodes, and the environment of those who use it."""
+    """A cluster of NODES nodes, and the environment of those who use it; `more` is for the nodes alone."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
         self.home = home
         (home / "ray").mkdir()
         token = home / "token"
@@ -59,7 +60,7 @@ class Raylets:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=REPO,
-            env={**os.environ, **self.env},
+            env={**os.environ, **self.env, **more},
             start_new_session=True,
         )
         assert self.process.stdout is not None

@@ -1,0 +1,204 @@
+"""A node of a cluster dies in the middle of a run, or the one process on which all others of a cluster rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.endpoint import ScriptedEndpoint
+from tests.ray.conftest import Generate, children_named, wait_for
+from tests.ray.test_cluster import Raylets
+from tests.ray.test_generate import assert_whole, content
+from tests.torture import models_at
+
+PLAN = (
+    'plan.questions=["wvs7-q28", "wvs7-q36"]',
+    'plan.cultures=["arabic", "korean", "turkish"]',
+    "plan.dialogues_per_question=24",
+    "plan.utterances=4",
+    "limits.dialogues_in_flight=8",
+    "limits.adaptive=false",
+    "actors.refiners=3",
+)
+SLOW_S = 0.4
+JUST_NOW_S = 0.5
+ACTORS = ("ray::CulturalAgent", "ray::RefinerActor")
+SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"}
+"""A node that says nothing is given up after some ten seconds instead of a minute."""
+
+
+class Calm(NamedTuple):
+    """An undisturbed run on one machine, what it asked for, and the endpoint that served it."""
+
+    endpoint: ScriptedEndpoint
+    out: Path
+    paid: Counter[bytes]
+
+    def assert_same(self, out: Path, repeated: int) -> None:
+        """That run lost nothing, doubled nothing, changed nothing, and paid for few calls again."""
+        assert_whole(out)
+        for kind in ("dialogues", "samples", "rejected"):
+            assert content(out, kind) == content(self.out, kind)
+        assert not self.paid - self.endpoint.paid
+        assert (self.endpoint.paid - self.paid).total() <= repeated
+
+    def start(self, generate: Any, out: Path) -> Generate:
+        """Start that run again, slowly, elsewhere."""
+        self.endpoint.begin_again()
+        self.endpoint.latency_s = SLOW_S
+        return generate(out, *PLAN, *models_at(self.endpoint))
+
+    def go_on(self, run: Generate, calls: int) -> None:
+        """Wait until a run has made this many calls more; it must not be over then."""
+        before = self.endpoint.served
+        wait_for(lambda: self.endpoint.served > before + calls or run.process.poll() is not None, "calls")
+        assert run.process.poll() is None, run.wait()[1]
+
+    def end(self, run: Generate) -> None:
+        """Let a run end, quickly."""
+        self.endpoint.latency_s = 0.0
+        code, printed = run.wait(120)
+        assert code == 0, printed
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calm]:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    with ScriptedEndpoint().serving() as endpoint:
+        run = Generate(out, *PLAN, *models_at(endpoint))
+        code, printed = run.wait()
+        assert code == 0, printed
+        yield Calm(endpoint, out, endpoint.begin_again())
+
+
+@pytest.fixture
+def raylets(calm: Calm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
+    """A cluster for one test, which loses nodes of it."""
+    home = Path(tempfile.mkdtemp(prefix="cp-"))  # short, since sockets live below it
+    cluster = Raylets(home, SOON)
+    for name, value in {**cluster.env, "RAY_ADDRESS": cluster.address}.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.end()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def others(cluster: Raylets) -> list[int]:
+    """The raylets of the nodes where agents and refiners alone are, once they are all there."""
+    wait_for(lambda: sum(cluster.nodes_with("RefinerActor")) == 3, "all actors")
+    found = children_named(cluster.process.pid, "raylet/raylet")
+    without = [pid for pid in found if not children_named(pid, "ray::Moderator")]
+    assert len(without) == len(found) - 1
+    assert all(children_named(pid, actor) for pid in without for actor in ACTORS)
+    return without
+
+
+def test_two_of_three_machines_die_one_after_the_other(
+    tmp_path: Path, generate: Any, calm: Calm, raylets: Raylets
+) -> None:
+    run = calm.start(generate, tmp_path / "run")
+    repeated = 0
+    for raylet in others(raylets):
+        calm.go_on(run, 20)
+        actors = [pid for name in ACTORS for pid in children_named(raylet, name)]
+        for pid in (raylet, *actors):
+            os.kill(pid, signal.SIGKILL)
+        repeated += sum(calm.endpoint.open_calls(JUST_NOW_S))
+        wait_for(lambda: sum(raylets.nodes_with("RefinerActor")) == 3, "the refiners, elsewhere")
+    calm.go_on(run, 1)
+    calm.end(run)
+    calm.assert_same(tmp_path / "run", repeated)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_raylet_dies_or_is_taken_for_dead(
+    tmp_path: Path, generate: Any, calm: Calm, raylets: Raylets, how: signal.Signals
+) -> None:
+    """Without their raylet actors end by themselves. With one that is stopped they go on until others have taken
+    their place, and longer: a node that the others have lost sight of."""
+    run = calm.start(generate, tmp_path / "run")
+    raylet = others(raylets)[0]
+    lost = [pid for name in ACTORS for pid in children_named(raylet, name)]
+    before = set(children_named(raylets.process.pid, "ray::RefinerActor"))
+    calm.go_on(run, 20)
+    os.kill(raylet, how)
+    if how is signal.SIGKILL:
+        wait_for(lambda: not any(map(alive, lost)), "the end of the actors")
+        repeated = sum(calm.endpoint.open_calls(JUST_NOW_S + 0.1))
+    wait_for(
+        lambda: set(children_named(raylets.process.pid, "ray::RefinerActor")) - before, "a refiner in place"
+    )
+    if how is signal.SIGSTOP:
+        repeated = sum(calm.endpoint.open_calls(3.0))
+    print([alive(p) for p in lost])
+    calm.go_on(run, 1)
+    calm.end(run)
+    calm.assert_same(tmp_path / "run", repeated)
+
+
+def test_the_node_of_the_driver_dies(tmp_path: Path, generate: Any, calm: Calm, raylets: Raylets) -> None:
+    _dies_and_goes_on(calm, tmp_path / "run", generate)
+
+
+def test_the_raylet_of_a_private_session_dies(tmp_path: Path, generate: Any, calm: Calm) -> None:
+    _dies_and_goes_on(calm, tmp_path / "run", generate)
+
+
+def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
+    """Kill the raylet of the driver's node; the run ends in words, and the same command goes on."""
+    run = calm.start(generate, out)
+    calm.go_on(run, 40)
+    (moderator,) = children_named(os.getpid(), "ray::Moderator")
+    (collector,) = children_named(os.getpid(), "ray::Collector")
+    raylet = int(Path(f"/proc/{moderator}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(raylet, signal.SIGKILL)
+    # What came back and was not on disk when the collector ended is asked for again.
+    wait_for(lambda: not alive(collector), "the collector's end")
+    repeated = sum(calm.endpoint.open_calls(JUST_NOW_S + 0.1))
+    code, printed = run.wait(60)
+    assert code == 1, printed
+    assert "Ray: its process on this node has died" in printed
+    assert "Traceback" not in printed
+    assert "state-dump" not in printed
+    again = generate(out, *PLAN, *models_at(calm.endpoint))
+    calm.end(again)
+    calm.assert_same(out, repeated)
+
+
+def test_the_head_of_a_session_dies(
+    tmp_path: Path, generate: Any, calm: Calm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray ends everything when its head has not come back for a minute: here, for some seconds."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    out = tmp_path / "run"
+    run = calm.start(generate, out)
+    calm.go_on(run, 40)
+    (head,) = children_named(run.process.pid, "gcs/gcs_server")
+    (collector,) = children_named(run.process.pid, "ray::Collector")
+    os.kill(head, signal.SIGKILL)
+    code, printed = run.wait(60)
+    repeated = sum(calm.endpoint.open_calls(JUST_NOW_S))
+    assert code != 0, printed
+    assert "GCS may have been killed" in printed
+    assert "Traceback" not in printed
+    wait_for(lambda: not alive(collector), "the collector's end")
+    again = generate(out, *PLAN, *models_at(calm.endpoint))
+    calm.end(again)
+    calm.assert_same(out, repeated)
