@@ -63,8 +63,12 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
         asked = time.monotonic()
         moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
         if crew.raylet.lost():
-            what = "its process on this node has died, and with it the run's actors; what was done is on disk."
-            fix = "Start Ray here again, if it was not this run that started it, and give the same command: it goes on."
+            what = (
+                "its process on this node has died, and the run's actors with it. What was done is on disk."
+            )
+            fix = (
+                "Give the same command again and the run goes on; start Ray here first if this was a cluster."
+            )
             raise CultureParkError("Ray", what, fix)
         if moderator is _DOWN or collector is _DOWN:
             if time.monotonic() - answered > _DOWN_S:
@@ -92,8 +96,8 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
         if moderator["idle"]:
             break
         time.sleep(_POLL_S)
-    ray.get(crew.collector.finish.remote(), timeout=_FINISH_S)
-    final: dict[str, Any] = ray.get(crew.collector.status.remote(), timeout=60)
+    _until_answered(crew.collector.finish)
+    final = _until_answered(crew.collector.status)
     snapshot.funnels = final["funnels"]
     report.take(snapshot, last=True)
     show(snapshot)
@@ -143,10 +147,21 @@ class _Report:
 _DOWN = object()
 
 
-def _ask(method: Any, *args: Any) -> Any:
+def _until_answered(method: Any) -> Any:
+    """The collector's answer, also if it dies over it: what it does at the end it may do again."""
+    began = time.monotonic()
+    while (answer := _ask(method, timeout_s=_FINISH_S)) is _DOWN:
+        if time.monotonic() - began > _FINISH_S:
+            what = f"the collector could not finish the run within {_FINISH_S:.0f} s."
+            raise CultureParkError("actors", what, "See the run's logs/, then run the command again.")
+        time.sleep(_POLL_S)
+    return answer
+
+
+def _ask(method: Any, *args: Any, timeout_s: float = 30) -> Any:
     """An actor's answer, or `_DOWN` while it is being restarted."""
     try:
-        return ray.get(method.remote(*args), timeout=30)
+        return ray.get(method.remote(*args), timeout=timeout_s)
     except RayTaskError as error:
         raise cause_of(error) from None
     except (RayActorError, GetTimeoutError):

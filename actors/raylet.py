@@ -11,8 +11,8 @@ import ray
 class Raylet:
     """A connection to the raylet of this node, over which nothing is ever said.
 
-    The kernel closes it when the raylet ends, however that ends. Ray itself notices some ten seconds later, and
-    then ends the driver without a word.
+    The kernel closes it when the raylet ends, however that ends. Ray itself notices some ten seconds later,
+    and then ends the driver without a word.
     """
 
     def __init__(self) -> None:

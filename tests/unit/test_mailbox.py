@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 import pytest
 
+import actors.mailbox
 from actors.mailbox import MAX_BYTES, Door, Mailbox, Place
 from culturepark.messages import Recorded, encode, pack, unpack
 
@@ -113,6 +115,23 @@ async def test_what_was_not_taken_comes_again_after_a_restart() -> None:
     box._transport.abort()
     box.post(message(2))
     await until(lambda: second.numbers == [1, 2])
+
+
+async def test_a_receiver_that_vanished_with_messages_under_way_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its kernel acknowledges nothing more: the machine is gone, or, here, its buffers are full."""
+    monkeypatch.setattr(actors.mailbox, "_KEEPALIVE", [("TCP_USER_TIMEOUT", 300)])
+    receiver = Receiver()
+    place = await receiver.door.open(HERE)
+    with socket.create_server((HERE, 0)) as silent:
+        places = iter([silent.getsockname()[:2]])
+        box = mailbox_to(lambda: next(places, place))
+        for number in range(40):
+            box.post(message(number, MAX_BYTES))
+        await until(lambda: len(receiver.numbers) == 40)
+    assert receiver.numbers == list(range(40))
+    receiver.door.close()
 
 
 async def test_a_receiver_that_fails_says_so_and_gets_it_again() -> None:
