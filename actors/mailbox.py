@@ -32,7 +32,7 @@ _CONNECT_S = 10.0
 _AGAIN_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 _KEEPALIVE = [("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 25_000)]
 """In seconds, a count, and milliseconds. Without the last, the kernel would send what was under way to a
-machine that has vanished again and again for a quarter of an hour, though its actor has long been elsewhere."""
+machine that has vanished again and again for a quarter of an hour, with its actor long since elsewhere."""
 
 Place = tuple[str, int]
 """Host and port."""

@@ -67,6 +67,16 @@ def generate(tmp_path: Path) -> Iterator[Any]:
             run.kill()
 
 
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A run that nobody disturbed (`tests.ray.calm`)."""
+    from tests.endpoint import ScriptedEndpoint
+    from tests.ray.calm import Calm
+
+    with ScriptedEndpoint().serving() as endpoint:
+        yield Calm.made(tmp_path_factory.mktemp("calm") / "run", endpoint)
+
+
 def summary(out: Path) -> dict[str, Any]:
     """The run's summary."""
     return json.loads((out / "summary.json").read_text())

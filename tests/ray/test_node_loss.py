@@ -2,83 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from tests.endpoint import ScriptedEndpoint
-from tests.ray.conftest import Generate, children_named, wait_for
+from tests.ray.calm import JUST_NOW_S, REFINERS, Calm, alive
+from tests.ray.conftest import children_named, wait_for
 from tests.ray.test_cluster import Raylets
-from tests.ray.test_generate import assert_whole, content
-from tests.torture import models_at
 
-PLAN = (
-    'plan.questions=["wvs7-q28", "wvs7-q36"]',
-    'plan.cultures=["arabic", "korean", "turkish"]',
-    "plan.dialogues_per_question=24",
-    "plan.utterances=4",
-    "limits.dialogues_in_flight=8",
-    "limits.adaptive=false",
-    "actors.refiners=3",
-)
-SLOW_S = 0.4
-JUST_NOW_S = 0.5
 ACTORS = ("ray::CulturalAgent", "ray::RefinerActor")
 SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"}
 """A node that says nothing is given up after some ten seconds instead of a minute."""
-
-
-class Calm(NamedTuple):
-    """An undisturbed run on one machine, what it asked for, and the endpoint that served it."""
-
-    endpoint: ScriptedEndpoint
-    out: Path
-    paid: Counter[bytes]
-
-    def assert_same(self, out: Path, repeated: int) -> None:
-        """That run lost nothing, doubled nothing, changed nothing, and paid for few calls again."""
-        assert_whole(out)
-        for kind in ("dialogues", "samples", "rejected"):
-            assert content(out, kind) == content(self.out, kind)
-        assert not self.paid - self.endpoint.paid
-        assert (self.endpoint.paid - self.paid).total() <= repeated
-
-    def start(self, generate: Any, out: Path) -> Generate:
-        """Start that run again, slowly, elsewhere."""
-        self.endpoint.begin_again()
-        self.endpoint.latency_s = SLOW_S
-        return generate(out, *PLAN, *models_at(self.endpoint))
-
-    def go_on(self, run: Generate, calls: int) -> None:
-        """Wait until a run has made this many calls more; it must not be over then."""
-        before = self.endpoint.served
-        wait_for(lambda: self.endpoint.served > before + calls or run.process.poll() is not None, "calls")
-        assert run.process.poll() is None, run.wait()[1]
-
-    def end(self, run: Generate) -> None:
-        """Let a run end, quickly."""
-        self.endpoint.latency_s = 0.0
-        code, printed = run.wait(120)
-        assert code == 0, printed
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calm]:
-    """A run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("calm") / "run"
-    with ScriptedEndpoint().serving() as endpoint:
-        run = Generate(out, *PLAN, *models_at(endpoint))
-        code, printed = run.wait()
-        assert code == 0, printed
-        yield Calm(endpoint, out, endpoint.begin_again())
 
 
 @pytest.fixture
@@ -93,16 +33,9 @@ def raylets(calm: Calm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
-
-
 def others(cluster: Raylets) -> list[int]:
     """The raylets of the nodes where agents and refiners alone are, once they are all there."""
-    wait_for(lambda: sum(cluster.nodes_with("RefinerActor")) == 3, "all actors")
+    wait_for(lambda: sum(cluster.nodes_with("RefinerActor")) == REFINERS, "all actors")
     found = children_named(cluster.process.pid, "raylet/raylet")
     without = [pid for pid in found if not children_named(pid, "ray::Moderator")]
     assert len(without) == len(found) - 1
@@ -121,7 +54,7 @@ def test_two_of_three_machines_die_one_after_the_other(
         for pid in (raylet, *actors):
             os.kill(pid, signal.SIGKILL)
         repeated += sum(calm.endpoint.open_calls(JUST_NOW_S))
-        wait_for(lambda: sum(raylets.nodes_with("RefinerActor")) == 3, "the refiners, elsewhere")
+        wait_for(lambda: sum(raylets.nodes_with("RefinerActor")) == REFINERS, "the refiners, elsewhere")
     calm.go_on(run, 1)
     calm.end(run)
     calm.assert_same(tmp_path / "run", repeated)
@@ -178,8 +111,7 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     assert "Ray: its process on this node has died" in printed
     assert "Traceback" not in printed
     assert "state-dump" not in printed
-    again = generate(out, *PLAN, *models_at(calm.endpoint))
-    calm.end(again)
+    calm.resume(generate, out)
     calm.assert_same(out, repeated)
 
 
@@ -200,6 +132,5 @@ def test_the_head_of_a_session_dies(
     assert "GCS may have been killed" in printed
     assert "Traceback" not in printed
     wait_for(lambda: not alive(collector), "the collector's end")
-    again = generate(out, *PLAN, *models_at(calm.endpoint))
-    calm.end(again)
+    calm.resume(generate, out)
     calm.assert_same(out, repeated)

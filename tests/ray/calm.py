@@ -1,0 +1,80 @@
+"""A run that nobody disturbed, and how others are held against it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.endpoint import ScriptedEndpoint
+from tests.ray.conftest import Generate, wait_for
+from tests.ray.test_generate import assert_whole, content
+from tests.torture import models_at
+
+REFINERS = 3
+PLAN = (
+    'plan.questions=["wvs7-q28", "wvs7-q36"]',
+    'plan.cultures=["arabic", "korean", "turkish"]',
+    "plan.dialogues_per_question=24",
+    "plan.utterances=4",
+    "limits.dialogues_in_flight=8",
+    "limits.adaptive=false",
+    f"actors.refiners={REFINERS}",
+)
+SLOW_S = 0.4
+JUST_NOW_S = 0.5
+"""How long a reply may have been back and not be on disk yet."""
+
+
+class Calm(NamedTuple):
+    """An undisturbed run on one machine, what it asked for, and the endpoint that served it."""
+
+    endpoint: ScriptedEndpoint
+    out: Path
+    paid: Counter[bytes]
+
+    @classmethod
+    def made(cls, out: Path, endpoint: ScriptedEndpoint) -> Calm:
+        """Make that run."""
+        code, printed = Generate(out, *PLAN, *models_at(endpoint)).wait()
+        assert code == 0, printed
+        return cls(endpoint, out, endpoint.begin_again())
+
+    def start(self, generate: Any, out: Path, latency_s: float = SLOW_S) -> Generate:
+        """Start the same elsewhere, slowly."""
+        self.endpoint.begin_again()
+        self.endpoint.latency_s = latency_s
+        return generate(out, *PLAN, *models_at(self.endpoint))
+
+    def go_on(self, run: Generate, calls: int) -> None:
+        """Wait until a run has made this many calls more; it must not be over then."""
+        before = self.endpoint.served
+        wait_for(lambda: self.endpoint.served > before + calls or run.process.poll() is not None, "calls")
+        assert run.process.poll() is None, run.wait()[1]
+
+    def end(self, run: Generate) -> None:
+        """Let a run end, quickly."""
+        self.endpoint.latency_s = 0.0
+        code, printed = run.wait(120)
+        assert code == 0, printed
+
+    def resume(self, generate: Any, out: Path) -> None:
+        """Give the same command again."""
+        self.endpoint.latency_s = 0.0
+        self.end(generate(out, *PLAN, *models_at(self.endpoint)))
+
+    def assert_same(self, out: Path, repeated: int) -> None:
+        """That run lost nothing, doubled nothing, changed nothing, and paid for few calls again."""
+        assert_whole(out)
+        for kind in ("dialogues", "samples", "rejected"):
+            assert content(out, kind) == content(self.out, kind)
+        assert not self.paid - self.endpoint.paid
+        assert (self.endpoint.paid - self.paid).total() <= repeated
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False

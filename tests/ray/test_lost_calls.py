@@ -1,0 +1,48 @@
+"""Ray's own calls are lost, answered into the void, carried out twice and late: the run stays the same.
+
+Messages between actors do not go through Ray; `tests/unit/test_mailbox.py` breaks their connections.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ray.calm import Calm
+
+WAYS = ("req", "resp", "in_flight")
+"""The request is lost, the answer is, or the caller is told of a failure while the call is carried out."""
+CALLS_OF_ACTORS = "CoreWorkerService.grpc_client.PushTask"
+
+
+def chances(percent: int, at_least: int = 0) -> dict[str, int]:
+    """How many calls of a process fail, and which way, as Ray reads it."""
+    often = {f"{way}_failure_prob": percent for way in WAYS}
+    return {"num_failures": -1, **often, **{f"num_lower_bound_{way}_failures": at_least for way in WAYS}}
+
+
+def test_calls_of_actors_get_lost(
+    tmp_path: Path, generate: Any, calm: Calm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process loses a call for certain, an answer, and both; more of them by chance. All are late."""
+    monkeypatch.setenv("RAY_testing_rpc_failure", json.dumps({CALLS_OF_ACTORS: chances(5, at_least=1)}))
+    late = "CoreWorkerService.grpc_server.PushTask=1000:300000"
+    monkeypatch.setenv("RAY_testing_asio_delay_us", late)
+    out = tmp_path / "run"
+    run = calm.start(generate, out, latency_s=0.05)
+    calm.end(run)
+    calm.assert_same(out, repeated=0)
+    assert "RpcError" in (out / "logs" / "moderator.jsonl").read_text()
+
+
+def test_all_calls_within_ray_get_lost(
+    tmp_path: Path, generate: Any, calm: Calm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_testing_rpc_failure", json.dumps({"*": chances(3)}))
+    out = tmp_path / "run"
+    run = calm.start(generate, out, latency_s=0.05)
+    calm.end(run)
+    calm.assert_same(out, repeated=0)
