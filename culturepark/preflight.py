@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from culturepark.errors import ConfigError, EndpointError, RunDirError
 from culturepark.models.embedded import require_engine
-from culturepark.models.http import api_key_of, base_urls_of
+from culturepark.models.http import api_key_of, base_urls_of, without_key
 from culturepark.prompts.text import tidy
 from culturepark.settings import CHAT_ROLES, ModelSettings, Role, Settings
 
@@ -125,7 +125,7 @@ async def _look(
         what = f"{url} does not answer within {deadline_s:g} s."
         raise EndpointError(where, what, _START) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        reason = _reason(error)
+        reason = _reason(error, key)
         raise EndpointError(where, f"nothing answers at {url} ({reason}).", _START) from None
     if status in (401, 403):
         has = "refuses the key in" if key else "wants a key, and there is none in"
@@ -137,15 +137,15 @@ async def _look(
         what = f"{url} answers, but its model server does not (HTTP {status})."
         raise EndpointError(where, what, "It may still be loading: wait and run again.")
     if 300 <= status < 400 and moved_to:
-        what = f"{url} redirects to {tidy(moved_to)[:200]}, and redirects are not followed."
+        what = f"{url} redirects to {tidy(without_key(moved_to, key))[:200]}, and redirects are not followed."
         raise EndpointError(where, what, "Name the address that it redirects to.")
     if status == 200:
-        _check_listed(name, model, url, raw)
+        _check_listed(name, model, url, raw, key)
 
 
-def _check_listed(name: str, model: ModelSettings, url: str, raw: bytes) -> None:
+def _check_listed(name: str, model: ModelSettings, url: str, raw: bytes, key: str) -> None:
     try:
-        listed = [tidy(one.id) for one in msgspec.json.decode(raw, type=_Models).data]
+        listed = [tidy(without_key(one.id, key)) for one in msgspec.json.decode(raw, type=_Models).data]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return  # some servers answer this path with something else
     wanted = model.model
@@ -159,8 +159,8 @@ def _check_listed(name: str, model: ModelSettings, url: str, raw: bytes) -> None
     raise EndpointError(f"$.models.{name}.model", what, f"{hint}It has {some}{more}.")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, key: str) -> str:
     cause: Any = getattr(error, "os_error", error)
     if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
         return os.strerror(cause.errno)
-    return tidy(str(error) or type(error).__name__).replace("\n", " ")[:200]
+    return tidy(without_key(str(error) or type(error).__name__, key)).replace("\n", " ")[:200]

@@ -176,7 +176,7 @@ class HttpChatModel:
         if reason == "content_filter" or (choice.message.refusal and not choice.message.content):
             what = self._http.safe(choice.message.refusal or "content filter")
             raise ModelError("refused", what, usage=usage)
-        text = choice.message.content or ""
+        text = self._http.keyless(choice.message.content or "")
         if not text.strip():
             raise ModelError("empty_reply", f"the reply is empty (finish_reason {reason!r})", usage=usage)
         model = self._word(reply.model or "") or self._model

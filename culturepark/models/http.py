@@ -45,6 +45,8 @@ _READ_BYTES = 65_536
 """No more of an error body than this is looked at."""
 _WORDS_S = 5.0
 """An error body is not waited for longer than this: the status says what matters."""
+_SECRET_CHARS = 16
+"""A key that is shorter is a word such as `none`, for a server that wants any, and may well be said."""
 _BROKEN: frozenset[FailureKind] = frozenset({"server", "timeout", "connection"})
 """The replica's fault: another one may well answer."""
 _SICK_AFTER = 3
@@ -101,6 +103,14 @@ def api_key_of(model: ModelSettings) -> str:
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{name}_FILE", f"{file} holds no text.", "Put the key alone into it.") from None
+
+
+def without_key(text: str, key: str) -> str:
+    """An endpoint's words without the key, also if it shows only once what nobody sees is taken out."""
+    if len(key) < _SECRET_CHARS:
+        return text
+    text = text.replace(key, "[key]")
+    return clean.replace(key, "[key]") if key in (clean := tidy(text)) else text
 
 
 def _checked_key(key: str, where: str) -> str:
@@ -488,6 +498,10 @@ class HttpEndpoint:
             text = text.replace(self._key, "[key]")
         # Cut last: a key that lies across the cut would be left in part.
         return re.sub(r"\b(sk|Bearer)[-_ ][\w.-]{8,}", r"\1-[key]", text)[:_SHOWN_CHARS]
+
+    def keyless(self, text: str) -> str:
+        """What a model said, without the key: an endpoint may echo it, and all that is said is kept."""
+        return without_key(text, self._key)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -21,6 +21,7 @@ from culturepark.models.embeddings import HttpEmbedder
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, seconds_of
 from culturepark.ports import Completion, Prompt, Sampling, Usage
+from culturepark.prompts.text import tidy
 from culturepark.settings import LimitSettings, ModelSettings
 
 KEY = "proj.4f9c2a7e11d0b6338855"
@@ -433,6 +434,19 @@ async def test_a_key_in_a_reply_does_not_reach_errors_and_provenance(servers: Se
     await fails(servers.chat(await servers.start(body("", choices=[{"message": {}, "finish_reason": KEY}]))))
     named = await ask(servers.chat(await servers.start(body(model=f"m {KEY}"))))
     assert KEY not in named.model
+
+
+@pytest.mark.parametrize("echo", [KEY, KEY[:9] + "\u200b" + KEY[9:], f"{KEY[:5]}<|im_end|>{KEY[5:]}"])
+async def test_a_key_that_a_model_says_is_not_passed_on(servers: Servers, echo: str) -> None:
+    said = (await ask(servers.chat(await servers.start(body(f"Your key is {echo}, is it not?"))))).text
+    assert said == "Your key is [key], is it not?"
+    assert KEY not in tidy(said)
+
+
+async def test_a_dummy_key_may_be_said(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    said = await ask(servers.chat(await servers.start(body("There is none."))))
+    assert said.text == "There is none."
 
 
 # --- replicas
