@@ -13,6 +13,7 @@ import pytest
 from culturepark.show import REASONS
 from culturepark.store.rows import DIALOGUES, OPINIONS
 from tests.ray.conftest import Generate, children_named, rows, summary, wait_for
+from tests.ray.test_generate import assert_whole
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,55 @@ def test_the_engine_is_killed_and_started_again(tmp_path: Path) -> None:
     assert summary(out)["total"]["finished"] == summary(out)["total"]["planned"] == 2
     retried = (out / "logs" / "agent-turkish-0.jsonl").read_text()
     assert "call_retried" in retried
+
+
+def test_engines_are_killed_again_and_again_and_once_the_driver(tmp_path: Path) -> None:
+    """A real model never says the same twice, so no rows are compared: each dialogue is there once, whole."""
+    out = tmp_path / "run"
+    command = (
+        'plan.cultures=["turkish", "korean"]',
+        "plan.utterances=6",
+        "plan.dialogues_per_question=2",
+        "limits.backoff_s=0.2",
+        "limits.retries=8",
+    )
+    run = Generate(out, *command)
+    dead: set[int] = set()
+    for victim in ("Chat", "Embedding", "Chat", "driver", "Embedding", "Chat", "Embedding", "Chat"):
+        engines = engines_of(run, "Chat" if victim == "driver" else victim, dead)
+        more_is_said(run, out)
+        if victim == "driver":
+            run.kill()
+            run = Generate(out, *command)
+            continue
+        for pid in engines:
+            os.kill(pid, signal.SIGKILL)
+        dead |= engines
+    code, printed = run.wait(300)
+    assert code == 0, printed
+    assert len(dead) >= 7
+    assert_whole(out)
+    assert summary(out)["total"]["finished"] == summary(out)["total"]["planned"] == 4
+    for row in rows(out, "dialogues"):
+        assert [turn["number"] for turn in row["turns"]] == [1, 2, 3, 4, 5, 6]
+
+
+def engines_of(run: Generate, kind: str, dead: set[int]) -> set[int]:
+    """The processes of a kind of engine, once there are any that are not dead."""
+
+    def found() -> set[int]:
+        return set(children_named(run.process.pid, f"ray::{kind}Engine")) - dead
+
+    wait_for(found, f"{kind}Engine")
+    return found()
+
+
+def more_is_said(run: Generate, out: Path) -> None:
+    """Wait until another turn or call is on disk; the run must not be over then."""
+
+    def on_disk() -> int:
+        return sum(path.stat().st_size for path in (out / "log").glob("*.wal"))
+
+    before = on_disk()
+    wait_for(lambda: on_disk() > before or run.process.poll() is not None, "another turn or call")
+    assert run.process.poll() is None, run.wait()[1]
