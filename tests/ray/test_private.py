@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,37 @@ def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path,
     homes = [lock.parent for lock in owners if lock.stat().st_uid == os.getuid()]
     assert homes
     assert all(stat.S_IMODE(home.stat().st_mode) == 0o700 for home in homes)
+    os.killpg(run.process.pid, signal.SIGKILL)
+
+
+JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 'node')"
+
+
+def test_nobody_joins_without_the_token(tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    run = generate(out, *SCRIPTED, 'models.chat.model="latency_ms=3000"')
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
+    (line,) = [
+        Path(f"/proc/{p}/cmdline").read_text() for p in children_named(run.process.pid, "raylet/raylet")
+    ]
+    head = re.findall(r"--gcs-address=(127\.0\.0\.1:\d+)", line)[0]
+
+    def join(**as_whom: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", JOIN, head],
+            env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **as_whom},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    ours = join(RAY_AUTH_MODE="token")  # from where this user's tokens are
+    stranger = join(RAY_AUTH_MODE="disabled")
+    assert "1 node" in ours.stdout
+    assert stranger.returncode
+    assert "1 node" not in stranger.stdout
+    assert "authenticat" in stranger.stderr.lower()
     os.killpg(run.process.pid, signal.SIGKILL)
 
 
