@@ -1,7 +1,7 @@
-"""The hot path's HTTP: one session, replicas, limits, a wall-clock deadline, a byte cap, bounded retries.
+"""Calls to an endpoint: replicas, limits, a wall-clock deadline, a byte cap, bounded retries.
 
 A per-read timeout would let a dripping server hold a call for ever, so the deadline is around the
-whole call; and a small compressed body can become a huge one, so the cap counts decoded bytes.
+whole call.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import aiohttp
 import msgspec
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
 from msgspec import Struct
-from yarl import URL
 
 from culturepark.errors import ConfigError
 from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share
 from culturepark.messages import FailureKind
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer
+from culturepark.models.wire import Address, NotHttpError, TooLargeError, Wire
 from culturepark.prompts.text import tidy
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
 
@@ -41,10 +38,6 @@ SESSION_HEADER = "X-Session-ID"
 
 _SHOWN_CHARS = 240
 """No more of an endpoint's words than this goes into an error."""
-_READ_BYTES = 65_536
-"""No more of an error body than this is looked at."""
-_WORDS_S = 5.0
-"""An error body is not waited for longer than this: the status says what matters."""
 _SECRET_CHARS = 16
 """A key that is shorter is a word such as `none`, for a server that wants any, and may well be said."""
 _BROKEN: frozenset[FailureKind] = frozenset({"server", "timeout", "connection"})
@@ -127,7 +120,7 @@ class _Replica:
     def __init__(self, url: str, limit: int) -> None:
         self.url = url
         self.salt = zlib.crc32(url.encode())
-        self.targets: dict[str, URL] = {}
+        self.targets: dict[str, Address] = {}
         self.gate = Gate(limit)
         self.weight = 1.0
         self.streak = 0
@@ -148,29 +141,11 @@ class _Replica:
         """Whether it is worth sending to."""
         return self.weight > 0 and self.streak < _SICK_AFTER and not self.gate.paused
 
-    def target(self, path: str) -> URL:
+    def target(self, path: str, headers: dict[str, str]) -> Address:
         target = self.targets.get(path)
         if target is None:
-            target = self.targets[path] = URL(self.url + path)
+            target = self.targets[path] = Address.of(self.url + path, headers)
         return target
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Gives out no kept connection on which something came that nobody had asked for: it would be taken
-    for the answer to the next request, which may be another dialogue's."""
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 (not ours)
-    ) -> Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            if protocol is None or not protocol.should_close:
-                return connection
-            connection.close()
 
 
 class HttpEndpoint:
@@ -202,7 +177,7 @@ class HttpEndpoint:
         self._limits = limits
         self._deadline_s = limits.deadline_s
         self._key = api_key_of(model) if model.engine == "openai" else ""
-        self._headers = {"Content-Type": "application/json", **model.headers}
+        self._headers = dict(model.headers)
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
         first = max(1, limits.requests_in_flight // len(self.urls))
@@ -216,7 +191,7 @@ class HttpEndpoint:
         self._own: Coordinator | None = Coordinator(limits)
         self._own_due_s = 0.0
         self._pauses: set[asyncio.Task[None]] = set()
-        self._session: aiohttp.ClientSession | None = None
+        self._wire = Wire(limits.reply_bytes, limits.deadline_s)
         self._on_retry = on_retry
         self._sleep = sleep
         self._rng = rng or random.Random()
@@ -242,7 +217,7 @@ class HttpEndpoint:
                 replica.retried += 1
             began = now = time.monotonic()
             try:
-                raw = await self._once(replica.target(path), body, affinity)
+                raw = await self._once(replica.target(path, self._headers), body, affinity)
                 now = time.monotonic()
                 latency_s = now - began
                 replica.completed += 1
@@ -419,55 +394,23 @@ class HttpEndpoint:
         wait = ceiling * (0.5 + 0.5 * self._rng.random())
         return min(self._limits.backoff_max_s, max(wait, asked_s or 0.0))
 
-    async def _once(self, url: URL, body: bytes, affinity: str) -> bytes:
-        headers = {SESSION_HEADER: affinity} if affinity else None
+    async def _once(self, to: Address, body: bytes, affinity: str) -> bytes:
+        extra = f"{SESSION_HEADER}: {affinity}\r\n".encode("ascii") if affinity else b""
         try:
             async with asyncio.timeout(self._deadline_s):
-                session = self._session or self._open()
-                response = await session.post(url, data=body, headers=headers, allow_redirects=False)
-                try:
-                    if response.status == 200:
-                        return await self._read(response)
-                    words = await self._words(response)
-                except BaseException:
-                    response.close()  # a reply read to its end gives its connection back by itself
-                    raise
+                answer = await self._wire.post(to, body, extra)
         except TimeoutError:
             raise ModelError("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
-        except aiohttp.ClientPayloadError as error:
-            raise ModelError("connection", f"the reply broke off: {self.safe(str(error))}") from None
-        except aiohttp.ClientResponseError as error:
-            raise ModelError("invalid_reply", f"this is not HTTP: {self.safe(error.message)}") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except TooLargeError:
+            what = f"the reply is larger than {self._limits.reply_bytes} bytes"
+            raise ModelError("too_large", what) from None
+        except NotHttpError as error:
+            raise ModelError("invalid_reply", f"this is not HTTP: {self.safe(str(error))}") from None
+        except OSError as error:
             raise ModelError("connection", self.safe(str(error) or type(error).__name__)) from None
-        raise self._refusal(response.status, response.headers.get("Retry-After"), words)
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        content, most = response.content, self._limits.reply_bytes
-        raw = await content.readany()
-        if len(raw) <= most and content.at_eof():
-            return raw  # all of it in one piece, as most replies come
-        parts, size = [raw], len(raw)
-        while raw and size <= most:
-            raw = await content.readany()
-            parts.append(raw)
-            size += len(raw)
-        if size > most:
-            raise ModelError("too_large", f"the reply is larger than {most} bytes")
-        return b"".join(parts)
-
-    async def _words(self, response: aiohttp.ClientResponse) -> bytes:
-        """The beginning of an error body, or what there is of it: no fault in it hides the status."""
-        content, raw = response.content, b""
-        try:
-            async with asyncio.timeout(min(_WORDS_S, 0.5 * self._deadline_s)):
-                while len(raw) < _READ_BYTES and (part := await content.readany()):
-                    raw += part
-        except (aiohttp.ClientError, OSError):  # TimeoutError is one
-            response.close()
-        if not content.at_eof():
-            response.close()
-        return raw[:_READ_BYTES]
+        if answer.status == 200:
+            return answer.body
+        raise self._refusal(answer.status, answer.retry_after, answer.body)
 
     def _refusal(self, status: int, retry_after: str | None, raw: bytes) -> ModelError:
         kind: FailureKind
@@ -503,25 +446,11 @@ class HttpEndpoint:
         """What a model said, without the key: an endpoint may echo it, and all that is said is kept."""
         return without_key(text, self._key)
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = _Connector(limit=0, keepalive_timeout=30.0)  # the gates limit
-            timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=timeout,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
-            )
-        return self._session
-
     async def close(self) -> None:
         """Close the session."""
         for pause in tuple(self._pauses):
             pause.cancel()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._wire.close()
 
 
 def _rank(key: int, salt: int, weight: float) -> float:
