@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from culturepark import __version__
+from culturepark import __version__, cli_finetune
 from culturepark.errors import ConfigError, CultureParkError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ Exit codes:
   3    a model endpoint
   4    the run directory
   5    stopped on request; run again to go on
+  6    a training that failed
   70   a fault of our own
   130  stopped at once
 """
@@ -380,6 +381,9 @@ def check(directory: RunDir) -> None:
         raise typer.Exit(EXIT_PROBLEMS)
     state = "complete" if report.complete else "not complete yet"
     console.print(said(f"All is as it should be. The run is {state}.", "bold green"))
+
+
+cli_finetune.add_to(app)
 
 
 # --- seeds

@@ -5,7 +5,8 @@ CulturePark     everything this project raises on purpose
 |- SeedError        a survey or seed file                               exit 2
 |- EndpointError    a model endpoint, found at preflight or mid-run     exit 3
 |- RunDirError      the run directory: held, foreign, broken, full      exit 4
-`- Interrupted      stopped on request before the end; resume goes on   exit 5
+|- Interrupted      stopped on request before the end; resume goes on   exit 5
+`- TrainingError    a training that failed                              exit 6
 """
 
 from __future__ import annotations
@@ -62,3 +63,9 @@ class Interrupted(CultureParkError):
     """The run was stopped on request before its end. What was done is on disk."""
 
     exit_code = 5
+
+
+class TrainingError(CultureParkError):
+    """A training that ended without a model: killed, out of memory, refused, or failed of itself."""
+
+    exit_code = 6

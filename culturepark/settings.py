@@ -276,6 +276,44 @@ class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Or this many megabytes of rows."""
 
 
+class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How models are tuned on the samples."""
+
+    backend: Literal["local", "ray-train", "openai", "command"] = "local"
+    """Who trains: LoRA in a process on this machine, the same over Ray Train, the fine-tuning jobs of an
+    OpenAI-compatible service, or a command of your own."""
+    model: str = ""
+    """The model that is tuned, by its name in [models]; empty means the speaker's."""
+    base: str = ""
+    """local, ray-train: a folder with the base model as transformers saves it. Empty: the GGUF file of an
+    embedded `model`."""
+    command: tuple[str, ...] = ()
+    """command: program and arguments. `{dataset}`, `{output}`, `{base}` and `{name}` stand for the sealed
+    dataset's folder, the folder for the result, the base model and what is trained. No shell reads it."""
+    held_out: Share = 0.2
+    """The share of questions that no training row is about."""
+    rank: Annotated[int, Meta(ge=1, le=1024)] = 16
+    """LoRA: the rank of the two matrices beside each layer."""
+    alpha: Annotated[int, Meta(ge=1, le=4096)] = 32
+    """LoRA: the adapter counts alpha / rank times."""
+    dropout: Annotated[float, Meta(ge=0, le=0.9)] = 0.05
+    """LoRA: dropout."""
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 5e-4
+    """The highest learning rate; it warms up to it and falls linearly."""
+    epochs: Annotated[float, Meta(gt=0, le=1000)] = 3.0
+    """How often the rows are gone through."""
+    max_steps: Count = 0
+    """Stop after so many steps; 0 means after `epochs`."""
+    batch: Annotated[int, Meta(ge=1, le=4096)] = 8
+    """Rows of a step, all processes together."""
+    row_tokens: Annotated[int, Meta(ge=16, le=1_048_576)] = 512
+    """Longer rows are cut."""
+    checkpoint_steps: Positive = 20
+    """Steps between checkpoints; a training that was killed goes on from the last one."""
+    poll_s: Seconds = 5.0
+    """How often a running training is looked at."""
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of a run."""
 
@@ -289,6 +327,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     budget: BudgetSettings = BudgetSettings()
     actors: ActorSettings = ActorSettings()
     store: StoreSettings = StoreSettings()
+    training: TrainingSettings = TrainingSettings()
 
     def model_of(self, role: Role) -> ModelSettings:
         """The model that serves `role`."""
@@ -351,6 +390,14 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
         _override(raw, override)
     settings = decode_settings(raw, str(path))
     return _anchor(settings, path.parent)
+
+
+def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """Settings with `key=value` overrides of the command line. Raises ConfigError."""
+    raw = msgspec.to_builtins(settings)
+    for override in overrides:
+        _override(raw, override)
+    return decode_settings(raw, "--set")
 
 
 def decode_settings(raw: dict[str, Any], where: str) -> Settings:
@@ -480,6 +527,16 @@ def _check(settings: Settings, where: str) -> None:
                 what = f"what {role} costs is unknown: the model {name!r} has no prices."
                 fix = f"Give models.{name} a price_prompt and a price_completion, or a budget of tokens."
                 raise ConfigError(f"{where}: $.budget.money", what, fix)
+    training = settings.training
+    if training.model and training.model not in settings.models:
+        fix = (
+            _did_you_mean(training.model, settings.models)
+            + f"Models here: {', '.join(sorted(settings.models))}."
+        )
+        raise ConfigError(f"{where}: $.training.model", f"there is no model {training.model!r}.", fix)
+    if training.backend == "command" and not training.command:
+        fix = 'For example `command = ["my-trainer", "--data", "{dataset}", "--out", "{output}"]`.'
+        raise ConfigError(f"{where}: $.training.command", "the backend `command` has no command.", fix)
     plan = settings.plan
     for key in ("kinds", "styles", "pairings", "openers", "seeds"):
         if not getattr(plan, key):
@@ -559,7 +616,7 @@ def _from_here(key: tuple[str, ...], value: Any) -> Any:
         return {k: _from_here((*key, k), v) for k, v in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
         return [_from_here(key, one) for one in cast(list[Any], value)]
-    is_path = key in (("plan", "seeds"), ("plan", "culture_files")) or (
+    is_path = key in (("plan", "seeds"), ("plan", "culture_files"), ("training", "base")) or (
         len(key) == 3 and key[0] == "models" and key[2] == "path"
     )
     if not is_path or not isinstance(value, str) or (key, value) == (("plan", "seeds"), "builtin"):
@@ -588,7 +645,8 @@ def _anchor(settings: Settings, folder: Path) -> Settings:
     models = {
         n: msgspec.structs.replace(m, path=_absolute(m.path, folder)) for n, m in settings.models.items()
     }
-    return msgspec.structs.replace(settings, plan=plan, models=models)
+    training = msgspec.structs.replace(settings.training, base=_absolute(settings.training.base, folder))
+    return msgspec.structs.replace(settings, plan=plan, models=models, training=training)
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -28,6 +28,7 @@ ROOMS = {
     "BudgetSettings": "[budget]",
     "ActorSettings": "[actors]",
     "StoreSettings": "[store]",
+    "TrainingSettings": "[training]",
 }
 
 INTRO = """# Configuration

@@ -15,6 +15,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,13 @@ def embedded_name(model: ModelSettings, embedder: bool) -> str:
     if not model.hub and not model.path:
         return f"{WEIGHTS_NAME} ({engine})"
     path = weights_of(model)
+    return f"{model.hub or path.name} (sha256 {sha256_of(path)[:16]}, {engine})"
+
+
+def sha256_of(path: Path) -> str:
+    """The file's hash, 64 hex digits; worked out again only when the file has changed."""
     stat = path.stat()
-    return f"{model.hub or path.name} (sha256 {_sha256(path, stat.st_size, stat.st_mtime_ns)[:16]}, {engine})"
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
@@ -143,9 +149,14 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 class ChatServer:
-    """llama.cpp's server in this process. Listening when the constructor returns."""
+    """llama.cpp's server in this process. Listening when the constructor returns.
 
-    def __init__(self, model: ModelSettings, port: int, host: str = LOOPBACK) -> None:
+    `adapters` are LoRA adapters in GGUF; a request chooses one by its place, see `with_adapter`.
+    """
+
+    def __init__(
+        self, model: ModelSettings, port: int, host: str = LOOPBACK, adapters: Sequence[Path] = ()
+    ) -> None:
         # Its OpenMP threads spin while they wait, which starves everything else on the machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import xllamacpp  # pyright: ignore[reportMissingTypeStubs]
@@ -167,6 +178,11 @@ class ChatServer:
         params.fit_params = False
         params.offline = True
         params.endpoint_metrics = True
+        if adapters:
+            # At scale 0: what a request does not ask for has no part in its answer.
+            params.lora_adapters = [engine.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
+            params.cache_prompt = False  # see with_adapter
+            params.cache_ram_mib = 0
         params.verbosity = 1  # errors only: it writes to this process's stderr
         self._server = engine.Server(params)
 
@@ -174,6 +190,17 @@ class ChatServer:
     def url(self) -> str:
         """The base URL for an OpenAI client."""
         return f"{str(self._server.listening_address).rstrip('/')}/v1"
+
+
+def with_adapter(place: int | None) -> dict[str, Any]:
+    """What a request to a server with adapters needs beside its sampling: one adapter, or None of them.
+
+    Without the prompt cache: the engine reuses what it worked out for a prompt under one adapter when the
+    same prompt comes for the plain model, and from its second cache also for another adapter. Answers of
+    one model would then depend on who was asked before.
+    """
+    chosen: list[dict[str, Any]] = [] if place is None else [{"id": place, "scale": 1.0}]
+    return {"cache_prompt": False, "lora": chosen}
 
 
 class EmbeddingServer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +131,32 @@ def _plain(name: str) -> str:
     return re.sub(r"([\\`*<>\[\]|!])", r"\\\1", " ".join(tidy(name).split()))
 
 
+def chat_line(messages: Sequence[Mapping[str, str]]) -> bytes:
+    """One training row as a chat, a line of JSONL."""
+    return msgspec.json.encode({"messages": messages}) + b"\n"
+
+
+def prompt_completion_line(messages: Sequence[Mapping[str, str]]) -> bytes:
+    """One training row as what is read and what is answered, a line of JSONL."""
+    *before, last = messages
+    prompt = "\n\n".join(message["content"] for message in before)
+    return msgspec.json.encode({"prompt": prompt, "completion": last["content"]}) + b"\n"
+
+
+def training_samples(
+    root: Path, manifest: Manifest, culture: str, columns: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The sealed samples of a culture that have a training row: `messages` and the columns asked for."""
+    return (
+        row
+        for row in rows(root, manifest, "samples", ("culture", "messages", *columns))
+        if row["culture"] == culture and row["messages"]
+    )
+
+
 def _chat(root: Path, manifest: Manifest, culture: str) -> Iterator[bytes]:
-    for row in _samples(root, manifest, culture):
-        yield msgspec.json.encode({"messages": row["messages"]}) + b"\n"
+    return (chat_line(row["messages"]) for row in training_samples(root, manifest, culture))
 
 
 def _prompt_completion(root: Path, manifest: Manifest, culture: str) -> Iterator[bytes]:
-    for row in _samples(root, manifest, culture):
-        *before, last = row["messages"]
-        prompt = "\n\n".join(message["content"] for message in before)
-        yield msgspec.json.encode({"prompt": prompt, "completion": last["content"]}) + b"\n"
-
-
-def _samples(root: Path, manifest: Manifest, culture: str) -> Iterator[dict[str, Any]]:
-    columns = ("culture", "messages")
-    return (
-        row
-        for row in rows(root, manifest, "samples", columns)
-        if row["culture"] == culture and row["messages"]
-    )
+    return (prompt_completion_line(row["messages"]) for row in training_samples(root, manifest, culture))

@@ -1,0 +1,253 @@
+"""The command `culturepark finetune`: from a run directory to adapters, or to tuned models of a service."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from culturepark.errors import ConfigError, CultureParkError, Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from culturepark.ports import Embedder
+    from culturepark.settings import Settings
+    from culturepark.store.rundir import Run
+    from culturepark.training.leakage import Report
+    from culturepark.training.ports import Backend, Job, Outcome
+    from culturepark.training.records import Records
+
+_SHOWN_MATCHES = 3
+
+
+class BackendName(StrEnum):
+    """Who trains."""
+
+    local = "local"
+    ray_train = "ray-train"
+    openai = "openai"
+    command = "command"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(finetune)
+
+
+def finetune(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    *,
+    culture: Annotated[
+        list[str] | None, typer.Option("--culture", metavar="NAME", help="Only this one. May be repeated.")
+    ] = None,
+    joint: Annotated[bool, typer.Option("--joint", help="One model on all cultures together.")] = False,
+    backend: Annotated[
+        BackendName | None, typer.Option("--backend", help="Who trains; else training.backend of the run.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as training.rank=8."),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against", metavar="FILE", help="Look for an evaluation set's texts in the training rows, too."
+        ),
+    ] = None,
+    datasets_only: Annotated[
+        bool, typer.Option("--datasets-only", help="Seal the datasets and check them; train nothing.")
+    ] = False,
+) -> None:
+    """Tune a model for each culture and a joint one, or those named; the same again goes on, repeats nothing.
+
+    Ctrl-C stops a training on this machine, which goes on from its last checkpoint next time.
+    """
+    from culturepark.settings import with_overrides
+    from culturepark.store.rundir import load_run
+    from culturepark.terminal import count, line_of, out, print_error
+    from culturepark.training.base import base_of
+    from culturepark.training.datasets import seal
+    from culturepark.training.launch import job_of, names_of
+    from culturepark.training.records import Records, training_lock
+
+    console = out()
+    run = load_run(directory)
+    named = [f'training.backend="{backend.value}"'] if backend else []
+    settings = with_overrides(run.settings, [*named, *(sets or ())])
+    names = names_of(run, culture, joint)
+    with training_lock(run.root):
+        for name in names:
+            folder, facts = seal(run, name, settings.training)
+            console.print(
+                line_of(
+                    f"{name}: {count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out "
+                    f"questions -> {folder}"
+                ),
+                soft_wrap=True,
+            )
+            _check_leakage(console, run, folder, against or [])
+        if datasets_only:
+            return
+        base = base_of(settings)
+        through = _backend(settings)
+        records = Records(run.root)
+        failed: list[CultureParkError] = []
+        for name in names:
+            job = job_of(run, name, settings, base)
+            outcome = _follow(console, records, through, job, settings.training.poll_s)
+            if outcome.state != "finished":
+                failed.append(outcome.error(job))
+                print_error(failed[-1])
+    _say_what_is_there(console, run)
+    if failed:
+        raise typer.Exit(failed[0].exit_code)
+
+
+def _backend(settings: Settings) -> Backend:
+    """By name for Ray, as `generate` does: imports point from actors to culturepark."""
+    import importlib
+
+    from culturepark.training.backends import open_backend
+
+    if settings.training.backend != "ray-train":
+        return open_backend(settings)
+    try:
+        actors = importlib.import_module("actors.training")
+    except ImportError:
+        return open_backend(settings)
+    return open_backend(settings, {"ray-train": actors.RayTrainBackend(settings)})
+
+
+def _check_leakage(console: Console, run: Run, folder: Path, against: list[Path]) -> None:
+    """Look for the held-out questions and the named sets in the training rows; keep and show matches."""
+    import asyncio
+
+    import msgspec
+
+    from culturepark.store.files import write_atomically
+    from culturepark.training.datasets import read_dataset
+    from culturepark.training.leakage import check, read_set, training_texts
+
+    held_out = set(read_dataset(folder).held_out)
+    looked_for = {"held-out questions": [seed.statement for seed in run.plan.seeds if seed.id in held_out]}
+    looked_for |= {path.name: read_set(path) for path in against}
+
+    async def look() -> Report:
+        async with local_embedder(run.settings) as embedder:
+            return await check(training_texts(folder), looked_for, embedder)
+
+    report = asyncio.run(look())
+    write_atomically(folder / "leakage.json", msgspec.json.format(msgspec.json.encode(report)))
+    _show_leakage(console, report)
+
+
+@asynccontextmanager
+async def local_embedder(settings: Settings) -> AsyncGenerator[Embedder | None]:
+    """The run's embedder where it costs nothing: on this machine. None where it is a remote one, or is not
+    installed here."""
+    from msgspec.structs import replace
+
+    from culturepark.models import open_embedder
+    from culturepark.models.embedded import EmbeddingServer, require_engine
+    from culturepark.models.embeddings import HttpEmbedder
+
+    model = settings.models.get(settings.roles.embedder)
+    if model is None or model.engine == "openai":
+        yield None
+    elif model.engine == "scripted":
+        yield open_embedder(model, settings.limits)
+    else:
+        try:
+            require_engine(model, embedder=True)
+        except ConfigError:
+            yield None
+            return
+        server = EmbeddingServer(0)
+        embedder = HttpEmbedder(replace(model, base_urls=(await server.start(),)), settings.limits)
+        try:
+            yield embedder
+        finally:
+            await embedder.close()
+            await server.stop()
+
+
+def _show_leakage(console: Console, report: Report) -> None:
+    from culturepark.terminal import line_of, plural
+
+    for name, items in report.items.items():
+        found = [match for match in report.matches if match.set_name == name]
+        if not found:
+            continue
+        words = f"  {len(found)} of {plural(items, 'text')} of {name} are in the training rows, for example:"
+        console.print(line_of(words, "yellow"))
+        for match in found[:_SHOWN_MATCHES]:
+            words = f'    {match.look} {match.score:g}: "{match.item[:60]}" in "{match.found[:80]}"'
+            console.print(line_of(words, "dim"), soft_wrap=True)
+
+
+def _follow(console: Console, records: Records, backend: Backend, job: Job, poll_s: float) -> Outcome:
+    from culturepark.terminal import line_of
+    from culturepark.training.launch import follow
+
+    with console.status(f"{job.name}: ...") as spinner:
+
+        def say(what: str, job: Job, job_id: str) -> None:
+            if what == "running":
+                spinner.update(line_of(f"{job.name}: {_where_it_is(job) or 'running'}"))
+            elif what in ("finished before", "found", "resumed", "launched"):
+                console.print(line_of(f"{job.name}: {what} ({job.backend}, {job_id})", "dim"))
+
+        try:
+            outcome = follow(records, backend, job, poll_s=poll_s, say=say)
+        except KeyboardInterrupt:
+            what = "it was stopped." if job.backend != "openai" else "it goes on at the service."
+            raise Interrupted(
+                f"training of {job.name}", what, "Run the same command again to go on."
+            ) from None
+    if outcome.state == "finished":
+        console.print(line_of(f"{job.name}: {_in_words(outcome)}", "green"))
+    return outcome
+
+
+def _where_it_is(job: Job) -> str:
+    """The last line that a training on this machine wrote about itself."""
+    import json
+
+    try:
+        last = (Path(job.output) / "progress.jsonl").read_text("ascii").splitlines()[-1]
+        return "step {step} of {of}, loss {loss}".format(**json.loads(last))
+    except (OSError, ValueError, LookupError):
+        return ""
+
+
+def _in_words(outcome: Outcome) -> str:
+    from culturepark.terminal import clock
+
+    words = f"done in {clock(outcome.seconds)}"
+    if outcome.losses:
+        words += f", loss {outcome.losses[0][1]:g} -> {outcome.losses[-1][1]:g}"
+    if outcome.held_out_loss:
+        before, after = outcome.held_out_loss
+        words += f", on held-out questions {before:g} -> {after:g}"
+    return words
+
+
+def _say_what_is_there(console: Console, run: Run) -> None:
+    from culturepark.terminal import line_of
+    from culturepark.training.adapters import adapters_of
+
+    for name, adapter in sorted(adapters_of(run.root).items()):
+        console.print(line_of(f"{name:<12} {adapter.folder or adapter.model}"), soft_wrap=True)
+    console.print(
+        line_of(
+            f"How to serve them: docs/training.md. The run: culturepark show {shlex.quote(str(run.root))}"
+        ),
+        style="dim",
+        soft_wrap=True,
+    )

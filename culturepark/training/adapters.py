@@ -1,0 +1,150 @@
+"""The adapters that a run's trainings made, and answering with them at once on the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.errors import ConfigError, TrainingError
+from culturepark.models.chat import HttpChatModel
+from culturepark.models.embedded import ChatServer, sha256_of, with_adapter
+from culturepark.ports import ChatModel, Completion, Prompt, Sampling
+from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.training.lora import GGUF_FILE
+from culturepark.training.ports import Base, Outcome, Recipe
+from culturepark.training.records import Records
+
+BASE = "base"
+"""Under this name `served` gives the model without any adapter."""
+
+
+class Adapter(Struct, frozen=True, kw_only=True):
+    """A tuned model of a run.
+
+    `name` is a culture's id or `joint`. `folder` holds the adapter; it is None for a model that a service
+    keeps under the name `model`.
+    """
+
+    name: str
+    backend: str
+    key: str
+    folder: Path | None
+    model: str
+    base: Base
+    recipe: Recipe
+    dataset: Path
+    dataset_hash: str
+    outcome: Outcome
+
+    @property
+    def gguf(self) -> Path | None:
+        """The adapter for the embedded engine, if there is one."""
+        path = self.folder / GGUF_FILE if self.folder else None
+        return path if path and path.is_file() else None
+
+
+def all_adapters(root: Path) -> list[Adapter]:
+    """Every adapter that a finished training of this run left and that is still there, oldest first."""
+    records = Records(root)
+    found: dict[str, Adapter] = {}
+    for record in records.all():
+        found.pop(record.key, None)
+        if record.event != "finished" or record.outcome is None:
+            continue
+        job, outcome = records.job(record), record.outcome
+        remote = job.backend == "openai"
+        folder = None if remote else Path(job.output) / outcome.model
+        if folder is None or folder.is_dir():
+            found[record.key] = Adapter(
+                name=job.name,
+                backend=job.backend,
+                key=record.key,
+                folder=folder,
+                model=outcome.model if remote else "",
+                base=job.base,
+                recipe=job.recipe,
+                dataset=Path(job.dataset),
+                dataset_hash=job.dataset_hash,
+                outcome=outcome,
+            )
+    return list(found.values())
+
+
+def adapters_of(root: Path) -> dict[str, Adapter]:
+    """The newest adapter of each name."""
+    return {adapter.name: adapter for adapter in all_adapters(root)}
+
+
+def adapter_named(root: Path, name: str) -> Adapter:
+    """The newest adapter of this name, or the one whose key begins with it. Raises TrainingError."""
+    adapters = all_adapters(root)
+    by_name = [one for one in adapters if one.name == name] or [
+        one for one in adapters if len(name) >= 8 and one.key.startswith(name)
+    ]
+    if not by_name:
+        there = ", ".join(sorted({one.name for one in adapters})) or "none"
+        what = f"this run has no adapter {name!r} (there is: {there})."
+        fix = f"Train it: `culturepark finetune {root} --culture {name}`."
+        raise TrainingError(str(root), what, fix)
+    return by_name[-1]
+
+
+class AdapterChat:
+    """A chat model that answers with one adapter of a server, or with none. Implements ports.ChatModel."""
+
+    def __init__(self, chat: ChatModel, place: int | None) -> None:
+        self._chat = chat
+        self._extra: dict[str, Any] = with_adapter(place)
+        self._last: tuple[Sampling, Sampling] | None = None
+
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None
+    ) -> Completion:
+        """Answer `prompt`; see ports.ChatModel."""
+        if self._last is None or self._last[0] is not sampling:
+            mine = msgspec.structs.replace(sampling, extra=sampling.extra | self._extra)
+            self._last = sampling, mine
+        return await self._chat.complete(prompt, self._last[1], affinity=affinity, schema=schema)
+
+
+@asynccontextmanager
+async def served(
+    adapters: Sequence[Adapter], model: ModelSettings, limits: LimitSettings | None = None
+) -> AsyncGenerator[dict[str, ChatModel]]:
+    """Serve a model and adapters of it from this process for as long: by name, the plain model as BASE.
+
+    One server answers for all of them, each request with its own adapter. `model` are the settings of the
+    embedded model that the adapters were trained on. Raises ConfigError if it is another one,
+    TrainingError if an adapter cannot be served here.
+    """
+    from culturepark.models.embedded import weights_of
+
+    if model.engine != "embedded":
+        what = "adapters are served here on the embedded engine, and this model is served elsewhere."
+        raise ConfigError("adapters", what, "Serve it with vLLM instead: see docs/training.md.")
+    digest = sha256_of(weights_of(model))
+    files: list[Path] = []
+    for adapter in adapters:
+        path = adapter.gguf
+        if path is None:
+            what = "it has no GGUF file, so the embedded engine cannot serve it."
+            raise TrainingError(f"adapter {adapter.name}", what, "Serve it with vLLM: see docs/training.md.")
+        if adapter.base.digest != digest:
+            what = f"it was trained on {adapter.base.name}, and the model here is another one."
+            raise ConfigError(f"adapter {adapter.name}", what, "Name the model that it was trained on.")
+        files.append(path)
+    server = await asyncio.to_thread(ChatServer, model, 0, adapters=files)
+    chat = HttpChatModel(msgspec.structs.replace(model, base_urls=(server.url,)), limits or LimitSettings())
+    try:
+        named: dict[str, ChatModel] = {BASE: AdapterChat(chat, None)}
+        for place, adapter in enumerate(adapters):
+            named[adapter.name] = AdapterChat(chat, place)
+        yield named
+    finally:
+        await chat.close()

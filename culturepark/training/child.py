@@ -1,0 +1,223 @@
+"""Trainings in a process of their own on this machine: ours (`local`) and any of the user's (`command`).
+
+A process of its own can run out of memory or be killed without taking anybody along, and what became of it is
+seen. While it lives it holds a lock on its output folder, which it is born with: so whoever comes later, even
+after the launching process was killed, knows whether it still runs, and a second one cannot begin beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from culturepark.errors import ConfigError
+from culturepark.store.files import disk_errors, make_dirs, write_atomically
+from culturepark.training.datasets import verify
+from culturepark.training.ports import Job, Outcome, State
+
+JOB_FILE, OUTCOME_FILE, LOG_FILE, LOCK_FILE = "job.json", "outcome.json", "log.txt", "lock"
+NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "safetensors")
+"""What the extra `train` installs and a training imports."""
+
+_GRACE_S = 10.0
+_POLL_S = 0.05
+_LOG_SHOWN = 3
+
+
+class ChildBackend:
+    """Runs `python -m MODULE JOB.json FD` for each job, FD being the lock it holds."""
+
+    def __init__(self, module: str, sleep: Callable[[float], object] = time.sleep) -> None:
+        self._module = module
+        self._sleep = sleep
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._oom_kills: dict[str, int] = {}
+
+    def prepare(self, job: Job) -> None:
+        """See ports.Backend."""
+        verify(Path(job.dataset))
+        if self._module == LOCAL:
+            missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+            if missing:
+                what = f"not installed: {', '.join(missing)}."
+                fix = "Run `pip install 'culturepark[train]'` (docs/training.md says how without CUDA)."
+                raise ConfigError("training on this machine", what, fix)
+        elif shutil.which(job.command[0]) is None:
+            what = f"there is no program {job.command[0]!r} to run."
+            raise ConfigError("training.command", what, "Install it, or give its full path.")
+
+    def find(self, job: Job) -> str | None:
+        """See ports.Backend."""
+        if _held(job) or _read(job, "finished"):
+            return _pid(job) or "0"
+        return None
+
+    def launch(self, job: Job) -> str:
+        """See ports.Backend. Where one runs already, that one's id."""
+        folder = Path(job.output)
+        make_dirs(folder)
+        lock = _open_lock(job)
+        try:
+            if not _take(lock):
+                return _pid(job) or "0"
+            with suppress(FileNotFoundError):
+                (folder / OUTCOME_FILE).unlink()  # how an earlier attempt ended
+            write_atomically(folder / JOB_FILE, msgspec.json.format(msgspec.json.encode(job)))
+            self._oom_kills[job.key] = _oom_kills()
+            with disk_errors(folder), (folder / LOG_FILE).open("ab") as log:
+                child = subprocess.Popen(  # noqa: S603 - our own module
+                    [sys.executable, "-m", self._module, str(folder / JOB_FILE), str(lock)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(lock,),
+                    start_new_session=True,  # a Ctrl-C in the terminal is for us to pass on
+                    env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
+                )
+            self._children[job.key] = child
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(child.pid).encode(), 0)
+            return str(child.pid)
+        finally:
+            os.close(lock)  # the child's copy keeps it locked
+
+    def poll(self, job: Job, job_id: str) -> State:
+        """See ports.Backend."""
+        if child := self._children.get(job.key):
+            child.poll()
+        if outcome := _read(job):
+            return outcome.state
+        if _held(job):
+            return "running"
+        outcome = _read(job)  # it may have ended between the two looks
+        return outcome.state if outcome else "lost"
+
+    def cancel(self, job: Job, job_id: str) -> None:
+        """See ports.Backend."""
+        if _read(job) is None:
+            self.detach(job, job_id)
+            make_dirs(Path(job.output))
+            save(job, Outcome(state="cancelled", what="it was cancelled."))
+
+    def detach(self, job: Job, job_id: str) -> None:
+        """See ports.Backend: the process is stopped, its checkpoints stay."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            waited_s = 0.0
+            while _held(job) and waited_s < _GRACE_S:
+                if waited_s == 0.0:
+                    _signal(_pid(job), number)
+                self._sleep(_POLL_S)
+                waited_s += _POLL_S
+        if child := self._children.get(job.key):
+            child.wait()
+
+    def outcome(self, job: Job, job_id: str) -> Outcome:
+        """See ports.Backend. Of a process that did not say how it ended: what can be seen from outside."""
+        if outcome := _read(job):
+            return outcome
+        child = self._children.get(job.key)
+        code = child.wait() if child else None
+        log = Path(job.output) / LOG_FILE
+        again = "Run `culturepark finetune` again: it goes on from the last checkpoint."
+        if code is not None and code != -signal.SIGKILL:
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            what = f"its process ended {how} without a result{_last_words(log)}."
+            return Outcome(state="failed", failure="crashed", what=what, fix=f"See {log}.")
+        if job.key in self._oom_kills and _oom_kills() > self._oom_kills[job.key]:
+            what = "its process was killed by the system, because memory ran out."
+            fix = f"Lower training.batch or training.row_tokens, or use a larger machine. {again}"
+            return Outcome(state="failed", failure="out_of_memory", what=what, fix=fix)
+        what = "its process was killed (SIGKILL)." if code else "its process is gone and left no result."
+        return Outcome(state="failed", failure="killed", what=what, fix=again)
+
+
+LOCAL, COMMAND = "culturepark.training.run_local", "culturepark.training.run_command"
+
+
+def save(job: Job, outcome: Outcome) -> None:
+    """Leave the outcome where `outcome` and `poll` look for it."""
+    write_atomically(Path(job.output) / OUTCOME_FILE, msgspec.json.format(msgspec.json.encode(outcome)))
+
+
+def hold(job_file: str, lock: str) -> Job:
+    """For the child: read its job, and keep its lock to itself. Returns the job."""
+    # The number is in the file too, for whoever comes after the launching process.
+    os.ftruncate(int(lock), 0)
+    os.pwrite(int(lock), str(os.getpid()).encode(), 0)
+    return msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
+
+
+def _read(job: Job, state: State | None = None) -> Outcome | None:
+    """The outcome that was left, if there is one in this state."""
+    try:
+        outcome = msgspec.json.decode((Path(job.output) / OUTCOME_FILE).read_bytes(), type=Outcome)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return outcome if state in (None, outcome.state) else None
+
+
+def _open_lock(job: Job) -> int:
+    path = Path(job.output) / LOCK_FILE
+    with disk_errors(path):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _held(job: Job) -> bool:
+    """Whether a process lives that holds the job's lock."""
+    if not (Path(job.output) / LOCK_FILE).exists():
+        return False
+    lock = _open_lock(job)
+    try:
+        return not _take(lock)
+    finally:
+        os.close(lock)
+
+
+def _pid(job: Job) -> str:
+    try:
+        return (Path(job.output) / LOCK_FILE).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _signal(pid: str, number: int) -> None:
+    """To the process and those it started; it leads a group of its own."""
+    if pid.isdigit() and int(pid) > 1:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(int(pid), number)
+
+
+def _oom_kills() -> int:
+    """How often this system has killed a process for memory; 0 where it does not count."""
+    try:
+        lines = Path("/proc/vmstat").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return f": {' / '.join(lines[-_LOG_SHOWN:])[-300:]}" if lines else ""

@@ -1,0 +1,208 @@
+"""From a run to tuned models: what is trained, and following each training to its end, over any crash."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.errors import ConfigError, CultureParkError
+from culturepark.settings import Settings
+from culturepark.store.paths import safe_name
+from culturepark.store.rundir import Run
+from culturepark.training.base import base_of
+from culturepark.training.datasets import JOINT, seal
+from culturepark.training.ports import Backend, Base, Job, Outcome, Recipe
+from culturepark.training.records import Record, Records
+
+Step = Literal["launch", "look", "done"]
+
+Say = Callable[[str, Job, str], None]
+"""Told what happens (`resumed`, `launched`, `running`, ...), the job, and the backend's id of it."""
+
+
+class Todo(Struct, frozen=True):
+    """What is to be done about a training: `launch` it, `look` at the one with `job_id`, or nothing."""
+
+    step: Step
+    job_id: str = ""
+
+
+def next_step(last: Record | None, found: str | None, still_there: bool, retry: bool) -> Todo:
+    """What the records and the backend together ask for.
+
+    `last` is the latest record of the training, `found` the backend's id of a job with its key that runs
+    or ended well, `still_there` whether what it made is still there, `retry` whether one that failed or
+    was cancelled is tried again.
+    """
+    match last.event if last else None:
+        case "finished" if still_there:
+            return Todo("done")
+        case "failed" | "cancelled" if not retry:
+            return Todo("done")
+        case None | "finished" | "failed" | "cancelled":
+            # The backend may know what the records do not: a directory put back from an old copy, or a
+            # job that was cancelled here too late.
+            return Todo("look", found) if found and still_there else Todo("launch")
+        case "intended":
+            return Todo("look", found) if found else Todo("launch")
+        case "launched":
+            assert last is not None
+            return Todo("look", found or last.job_id)
+
+
+def names_of(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:
+    """What is trained: the cultures named and the joint one if asked for; neither means all and the joint.
+
+    Raises ConfigError about a culture that the run does not have.
+    """
+    planned = sorted(run.plan.planned())
+    for culture in cultures or ():
+        if culture not in planned:
+            what = f"this run has no culture {culture!r}."
+            raise ConfigError("--culture", what, f"Cultures here: {', '.join(planned)}.")
+    if not cultures and not joint:
+        return [*planned, JOINT] if len(planned) > 1 else planned
+    return [*dict.fromkeys(cultures or ()), *([JOINT] if joint else [])]
+
+
+def job_of(run: Run, name: str, settings: Settings, base: Base | None = None) -> Job:
+    """Seal the dataset of `name` and describe its training.
+
+    `settings` are the run's, with changes of [training] at most. `base` is `base_of(settings)`, worked
+    out here if it is not given. Raises TrainingError for an empty dataset, ConfigError about the base.
+    """
+    training = settings.training
+    base = base or base_of(settings)
+    folder, facts = seal(run, name, training)
+    recipe = Recipe(
+        rank=training.rank,
+        alpha=training.alpha,
+        dropout=training.dropout,
+        learning_rate=training.learning_rate,
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        batch=training.batch,
+        row_tokens=training.row_tokens,
+        seed=settings.plan.seed,
+    )
+    job = Job(
+        name=name,
+        backend=training.backend,
+        dataset=str(folder),
+        dataset_hash=facts.hash,
+        rows=facts.n_train,
+        output="",
+        base=base,
+        recipe=recipe,
+        command=training.command if training.backend == "command" else (),
+        checkpoint_steps=training.checkpoint_steps,
+    )
+    output = run.root.resolve() / "training" / "jobs" / f"{safe_name(name)}-{job.key[:12]}"
+    return msgspec.structs.replace(job, output=str(output))
+
+
+def follow(
+    records: Records,
+    backend: Backend,
+    job: Job,
+    *,
+    poll_s: float,
+    retry: bool = True,
+    say: Say = lambda what, job, job_id: None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Outcome:
+    """See one training to its end: launch it unless it was, watch it, record each step before the next.
+
+    A training that an earlier process launched is found again. One whose process is gone since is launched
+    again and goes on from its last checkpoint; one that dies while we watch has failed, and says how. With
+    `retry` off, one that failed before stays failed. When interrupted (KeyboardInterrupt), what runs here
+    is stopped, to go on next time. Call it under `records.training_lock`. Raises CultureParkError.
+    """
+    last = records.last(job.key)
+    there = last is None or last.outcome is None or is_there(job, last.outcome)
+    if last and last.event == "finished" and there and last.outcome:
+        say("finished before", job, last.job_id)
+        return last.outcome
+    todo = next_step(last, _found(backend, job, last, retry), there, retry)
+    if todo.step == "done":
+        outcome = last.outcome if last else None
+        assert outcome is not None
+        return outcome
+    job_id = todo.job_id
+    if todo.step == "look":
+        state = backend.poll(job, job_id)
+        if state == "lost":
+            todo = Todo("launch")
+        elif last is None or (last.event, last.job_id) != ("launched", job_id):
+            records.add("launched", job, job_id)
+            say("found", job, job_id)
+        else:
+            say("resumed", job, job_id)
+    if todo.step == "launch":
+        backend.prepare(job)
+        records.add("intended", job)
+        try:
+            job_id = backend.launch(job)
+        except CultureParkError as error:
+            refused = Outcome(state="failed", failure="refused", what=error.what, fix=error.fix)
+            records.add("failed", job, outcome=refused)
+            raise
+        records.add("launched", job, job_id)
+        say("launched", job, job_id)
+    return _watch(records, backend, job, job_id, poll_s, say, sleep)
+
+
+def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
+    """Stop a training that was launched, and record that. None if there is none to stop."""
+    last = records.last(job.key)
+    if last is None or last.event not in ("intended", "launched"):
+        return None
+    job_id = backend.find(job) or last.job_id
+    if not job_id:
+        return None
+    backend.cancel(job, job_id)
+    outcome = Outcome(state="cancelled", what="it was cancelled.")
+    records.add("cancelled", job, job_id, outcome)
+    return outcome
+
+
+def is_there(job: Job, outcome: Outcome) -> bool:
+    """Whether what a training made is still where it should be; a service's model is taken to be."""
+    return job.backend == "openai" or (Path(job.output) / outcome.model).is_dir()
+
+
+def _found(backend: Backend, job: Job, last: Record | None, retry: bool) -> str | None:
+    if last is not None and last.event in ("failed", "cancelled") and not retry:
+        return None
+    return backend.find(job)
+
+
+def _watch(
+    records: Records,
+    backend: Backend,
+    job: Job,
+    job_id: str,
+    poll_s: float,
+    say: Say,
+    sleep: Callable[[float], object],
+) -> Outcome:
+    try:
+        while (state := backend.poll(job, job_id)) == "running":
+            say("running", job, job_id)
+            sleep(poll_s)
+    except KeyboardInterrupt:
+        backend.detach(job, job_id)
+        raise
+    outcome = backend.outcome(job, job_id)
+    if state == "lost" or outcome.state not in ("finished", "cancelled"):
+        outcome = msgspec.structs.replace(outcome, state="failed")
+    event = "finished" if outcome.state == "finished" else outcome.state
+    assert event in ("finished", "failed", "cancelled")
+    records.add(event, job, job_id, outcome)
+    say(event, job, job_id)
+    return outcome

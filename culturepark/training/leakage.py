@@ -1,0 +1,210 @@
+"""Whether a training set holds what a model will be examined on: word for word, in parts, or in other words.
+
+Three looks, each with what it matched: the same words in a row (after normalising), the share of an
+evaluation text's n-grams that training rows hold, and the nearest training text by embedding. The last one
+finds paraphrases and false alarms alike, so it shows its find and leaves the judgement to the reader.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from msgspec import Struct
+
+from culturepark.errors import ConfigError
+from culturepark.ports import Embedder
+
+Look = Literal["exact", "n-gram", "embedding"]
+
+N_GRAM = 8
+"""Words of an n-gram; of a shorter evaluation text all of its words."""
+SHARE = 0.5
+"""The share of an evaluation text's n-grams from which it counts as found."""
+COSINE = 0.93
+"""The cosine from which a nearest neighbour counts as found. E5's lie between 0.75 and 0.95."""
+_LEAST_WORDS = 4
+"""Shorter evaluation texts count only if a training text is that text and nothing else."""
+_COLUMNS = ("text", "statement", "question", "prompt", "content", "sentence", "tweet", "comment")
+# Scripts that put no space between words: each character is taken for a word.
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|"
+    r"[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+
+
+class Match(Struct, frozen=True):
+    """An evaluation text that training rows hold. `score` is 1, a share of n-grams, or a cosine."""
+
+    look: Look
+    set_name: str
+    item: str
+    score: float
+    found: str
+    """The training text in which it was found."""
+
+
+class Report(Struct, frozen=True):
+    """What was looked for and found. `nearest` is the closest pair by embedding of each set, found or not."""
+
+    training_texts: int
+    items: dict[str, int]
+    matches: tuple[Match, ...]
+    nearest: dict[str, Match]
+
+    def of(self, set_name: str, look: Look) -> list[Match]:
+        """The matches of one set by one look."""
+        return [match for match in self.matches if (match.set_name, match.look) == (set_name, look)]
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text with case, width, marks and punctuation evened out."""
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def find_words(training: Sequence[str], sets: Mapping[str, Sequence[str]], n: int = N_GRAM) -> list[Match]:
+    """Evaluation texts that stand in training texts word for word, or by a share of their n-grams.
+
+    `sets` are evaluation texts by the name of their set. Each is reported once, as exact if it is.
+    """
+    texts = [words_of(text) for text in training]
+    whole = {words: at for at, words in reversed(list(enumerate(texts)))}
+    lengths = {min(n, len(words_of(item))) for items in sets.values() for item in items} - {0}
+    grams = {length: _grams(texts, length) for length in lengths if length >= _LEAST_WORDS}
+    found: list[Match] = []
+    for name, items in sets.items():
+        for item in dict.fromkeys(items):
+            words = words_of(item)
+            if words in whole and words:
+                found.append(Match("exact", name, item, 1.0, training[whole[words]]))
+            elif len(words) >= _LEAST_WORDS:
+                found += _by_grams(name, item, words, grams[min(n, len(words))], texts, training, n)
+    return found
+
+
+def _grams(texts: Sequence[tuple[str, ...]], length: int) -> dict[tuple[str, ...], list[int]]:
+    """Which texts hold each n-gram."""
+    held: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for at, words in enumerate(texts):
+        for gram in {words[i : i + length] for i in range(len(words) - length + 1)}:
+            held[gram].append(at)
+    return held
+
+
+def _by_grams(
+    name: str,
+    item: str,
+    words: tuple[str, ...],
+    grams: dict[tuple[str, ...], list[int]],
+    texts: Sequence[tuple[str, ...]],
+    training: Sequence[str],
+    n: int,
+) -> list[Match]:
+    length = min(n, len(words))
+    own = [words[i : i + length] for i in range(len(words) - length + 1)]
+    hits: dict[int, int] = defaultdict(int)
+    for gram in own:
+        for at in grams.get(gram, ()):
+            hits[at] += 1
+    if not hits:
+        return []
+    best = max(hits, key=lambda at: (hits[at], -at))
+    for at in sorted(hits):
+        if hits[at] == len(own) and _in_a_row(words, texts[at]):
+            return [Match("exact", name, item, 1.0, training[at])]
+    share = sum(gram in grams for gram in own) / len(own)
+    return [Match("n-gram", name, item, round(share, 3), training[best])] if share >= SHARE else []
+
+
+def _in_a_row(words: tuple[str, ...], text: tuple[str, ...]) -> bool:
+    return any(text[i : i + len(words)] == words for i in range(len(text) - len(words) + 1))
+
+
+async def check(
+    training: Iterable[str],
+    sets: Mapping[str, Sequence[str]],
+    embedder: Embedder | None = None,
+    least_cosine: float = COSINE,
+) -> Report:
+    """Look for evaluation texts in training texts in every way; without an embedder by words alone.
+
+    Raises ModelError from the embedder.
+    """
+    texts = list(dict.fromkeys(text for text in training if text.strip()))
+    matches = find_words(texts, sets)
+    nearest: dict[str, Match] = {}
+    if embedder is not None and texts:
+        vectors = await embedder.embed(texts)
+        for name, items in sets.items():
+            distinct = list(dict.fromkeys(item for item in items if item.strip()))
+            if not distinct:
+                continue
+            cosines = await embedder.embed(distinct) @ vectors.T
+            places: list[int] = np.argmax(cosines, axis=1).tolist()
+            pairs = [
+                Match("embedding", name, item, round(float(cosines[i, places[i]]), 3), texts[places[i]])
+                for i, item in enumerate(distinct)
+            ]
+            nearest[name] = max(pairs, key=lambda pair: pair.score)
+            matches += [pair for pair in pairs if pair.score >= least_cosine]
+    counts = {name: len(dict.fromkeys(items)) for name, items in sets.items()}
+    return Report(len(texts), counts, tuple(matches), nearest)
+
+
+def training_texts(dataset: Path) -> list[str]:
+    """What the training rows of a sealed dataset say: statements that users quote, and answers."""
+    texts: dict[str, None] = {}
+    for line in (dataset / "train.jsonl").read_bytes().splitlines():
+        messages: list[dict[str, str]] = json.loads(line)["messages"]
+        for message in messages:
+            if message["role"] == "user":
+                # What is asked about stands in quotes; around it are the same few words in every row.
+                quoted = re.search(r'"(.+)"', message["content"])
+                texts[quoted[1] if quoted else message["content"].split("\n")[0]] = None
+            elif message["role"] == "assistant":
+                texts[message["content"]] = None
+    return list(texts)
+
+
+def read_set(path: Path) -> list[str]:
+    """The texts of an evaluation set: JSONL or CSV/TSV with a known column, or one text a line.
+
+    Raises ConfigError naming what is missing.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"it cannot be read: {error}.", "Name a text file in UTF-8.") from None
+    match path.suffix.lower():
+        case ".jsonl":
+            return [_text(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        case ".csv" | ".tsv":
+            reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            column = next((c for c in _COLUMNS if c in (reader.fieldnames or ())), None)
+            if column is None:
+                fix = f"Name its text column one of: {', '.join(_COLUMNS)}."
+                raise ConfigError(str(path), "none of its columns is known to hold texts.", fix)
+            return [row[column] for row in reader if row[column]]
+        case _:
+            return [line for line in lines if line.strip()]
+
+
+def _text(path: Path, number: int, line: str) -> str:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{path}:{number}", f"this is not JSON: {error}.", "Mend that line.") from None
+    if isinstance(row, dict):
+        fields = cast(dict[str, Any], row)
+        for column in _COLUMNS:
+            if isinstance(fields.get(column), str):
+                return fields[column]
+    fix = f"Each line is an object with one of: {', '.join(_COLUMNS)}."
+    raise ConfigError(f"{path}:{number}", "it has no text.", fix)

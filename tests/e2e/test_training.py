@@ -1,0 +1,229 @@
+"""A real training on the embedded model, where torch is installed: killed, gone on with, served at once."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from culturepark.models.embedded import packaged_weights
+from culturepark.ports import Prompt, Sampling
+from culturepark.settings import ModelSettings
+from culturepark.store.rundir import Run
+from culturepark.training.adapters import BASE, Adapter, adapters_of, served
+from culturepark.training.base import trainable_folder
+from culturepark.training.child import LOCAL, ChildBackend
+from culturepark.training.launch import follow, job_of
+from culturepark.training.ports import Job, Outcome
+from culturepark.training.records import Records
+from tests import runs
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs culturepark[train]"),
+    pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs culturepark[embedded]"),
+]
+
+MODEL = ModelSettings(engine="embedded", profile="small", parallel=2, threads=2)
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose samples a scripted model made; small steps on the packaged model."""
+    training = {
+        "model": "small",
+        "max_steps": STEPS,
+        "batch": 4,
+        "rank": 8,
+        "dropout": 0.0,
+        "row_tokens": 128,
+        "learning_rate": 2e-3,
+        "checkpoint_steps": 2,
+        "held_out": 0.34,
+    }
+    models = {"chat": {"engine": "scripted"}, "vectors": {"engine": "scripted"}}
+    small = {"engine": "embedded", "profile": "small"}
+    root = tmp_path_factory.mktemp("training") / "run"
+    return runs.made(root, training=training, models=models | {"small": small})
+
+
+@pytest.fixture(scope="module")
+def trained(run: Run) -> dict[str, tuple[Job, Outcome, list[str]]]:
+    """Two adapters; the first one's process is killed after its first checkpoint, then gone on with."""
+    packaged_weights()
+    records, made = Records(run.root), dict[str, tuple[Job, Outcome, list[str]]]()
+    for name in ("arabic", "korean"):
+        job = job_of(run, name, run.settings)
+        said: list[str] = []
+
+        def kill(what: str, job: Job, job_id: str, said: list[str] = said) -> None:
+            said.append(what)
+            first = job.name == "arabic" and "failed" not in [one.event for one in records.all()]
+            if first and (Path(job.output) / "checkpoints/checkpoint-2/trainer_state.json").exists():
+                os.kill(int(job_id), signal.SIGKILL)
+
+        outcome = follow(records, ChildBackend(LOCAL), job, poll_s=0.05, say=kill)
+        if name == "arabic":
+            assert outcome.failure == "killed"
+            outcome = follow(records, ChildBackend(LOCAL), job, poll_s=0.2)
+        assert outcome.state == "finished", outcome
+        made[name] = job, outcome, said
+    return made
+
+
+def test_loss_falls_over_a_kill(trained: dict[str, tuple[Job, Outcome, list[str]]]) -> None:
+    for _, outcome, _ in trained.values():
+        assert [step for step, _ in outcome.losses] == list(range(1, STEPS + 1))
+        assert outcome.losses[-1][1] < 0.7 * outcome.losses[0][1]
+        assert outcome.held_out_loss is None or outcome.held_out_loss[1] < outcome.held_out_loss[0]
+    # It went on from the checkpoint: the first steps were not gone through again.
+    job = trained["arabic"][0]
+    lines = (Path(job.output) / "progress.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines].count(1) == 1
+
+
+def test_the_adapter_is_safetensors_with_a_card_and_reloads(
+    run: Run, trained: dict[str, tuple[Job, Outcome, list[str]]]
+) -> None:
+    adapter = adapters_of(run.root)["arabic"]
+    assert adapter.folder is not None
+    card = (adapter.folder / "README.md").read_text()
+    for fact in (
+        adapter.base.digest,
+        adapter.dataset_hash,
+        adapter.key,
+        str(trained["arabic"][1].losses[-1][1]),
+    ):
+        assert fact in card
+    assert not list(adapter.folder.glob("*.bin"))
+    # In a process of its own: torch's memory and threads are not for the other tests.
+    reload = (
+        "import sys, peft, transformers as t, torch\n"
+        "m = t.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
+        "i = torch.arange(100, 120)[None]; a = m(i).logits\n"
+        "p = peft.PeftModel.from_pretrained(m, sys.argv[2]); b = p(i).logits\n"
+        "q = p.merge_and_unload()(i).logits\n"
+        "assert (a - b).abs().max() > 0.1; assert (b - q).abs().max() < 0.01 * (a - b).abs().max()"
+    )
+    command = [sys.executable, "-c", reload, str(trainable_folder(adapter.base)), str(adapter.folder)]
+    subprocess.run(command, check=True)
+
+
+REFERENCE = """
+import json, sys, peft, torch, transformers as t
+folder, prompt, *adapters = sys.argv[1:]
+tokenizer = t.AutoTokenizer.from_pretrained(folder)
+ids = tokenizer.apply_chat_template(
+    json.loads(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+said = []
+for adapter in [None, *adapters]:
+    model = t.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    shares = torch.log_softmax(model(**ids).logits[0, -1], -1)
+    said.append({tokenizer.decode([i]): shares[i].item() for i in shares.topk(40).indices.tolist()})
+print(json.dumps(said))
+"""
+
+
+async def test_the_engine_answers_as_the_trained_model_does_whoever_was_asked_before(
+    run: Run, trained: dict[str, tuple[Job, Outcome, list[str]]]
+) -> None:
+    by_name = adapters_of(run.root)
+    adapters: list[Adapter] = [by_name["arabic"], by_name["korean"]]
+    messages = [
+        {"role": "user", "content": "How do you see it that guests come first?\n1. agree\n2. disagree"}
+    ]
+    prompt = Prompt().add("user", messages[0]["content"])
+    folder = str(trainable_folder(adapters[0].base))
+    command = [
+        sys.executable,
+        "-c",
+        REFERENCE,
+        folder,
+        json.dumps(messages),
+        *(str(a.folder) for a in adapters),
+    ]
+    done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True)
+    reference = dict(zip((BASE, "arabic", "korean"), json.loads(done.stdout.splitlines()[-1]), strict=True))
+    sampling = Sampling(temperature=0, max_tokens=12, extra={"logprobs": True, "top_logprobs": 20})
+
+    async with served(adapters, MODEL) as models:
+        texts: dict[str, set[str]] = {name: set() for name in models}
+        for name in (BASE, "arabic", BASE, "korean", "arabic", BASE, "arabic", "korean", "korean", BASE):
+            texts[name].add((await models[name].complete(prompt, sampling, affinity="a")).text)
+        shares = {name: await first_shares(models[name], prompt, sampling) for name in models}
+    assert all(len(said) == 1 for said in texts.values()), texts
+    assert len({*texts[BASE], *texts["arabic"], *texts["korean"]}) == 3, texts
+
+    # Weights of the engine are in 4 bits, so its numbers are near to ours and not the same. With q and k in
+    # the wrong order the adapters' would be no nearer to them than to the plain model's.
+    for name in ("arabic", "korean"):
+        near = {other: apart(shares[name], reference[other]) for other in reference}
+        assert min(near, key=lambda other: near[other]) == name, near
+        assert near[name] < 0.5 * near[BASE], near
+
+
+async def first_shares(model: Any, prompt: Prompt, sampling: Sampling) -> dict[str, float]:
+    """Log-probabilities of the first token of the answer, which the port does not carry."""
+    seen: list[bytes] = []
+    chat = model._chat
+    read = chat._read
+    chat._read = lambda raw, *rest: seen.append(raw) or read(raw, *rest)
+    try:
+        await model.complete(prompt, msgspec.structs.replace(sampling), affinity="a")
+    finally:
+        chat._read = read
+    top = json.loads(seen[0])["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    return {one["token"]: one["logprob"] for one in top}
+
+
+def apart(one: dict[str, float], other: dict[str, float]) -> float:
+    """Mean distance of log-probabilities over the tokens that both know."""
+    both = one.keys() & other.keys()
+    assert both
+    return sum(abs(one[token] - other[token]) for token in both) / len(both)
+
+
+TOGETHER = """
+import sys, pathlib, msgspec
+from culturepark.training.lora import train
+from culturepark.training.ports import Job
+outcome = train(msgspec.json.decode(pathlib.Path(sys.argv[1]).read_bytes(), type=Job))
+print(outcome, file=sys.stderr)
+sys.exit(outcome.state != "finished")
+"""
+
+
+def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
+    job = msgspec.structs.replace(job_of(run, "korean", run.settings), output=str(tmp_path / "out"))
+    job = msgspec.structs.replace(job, recipe=msgspec.structs.replace(job.recipe, max_steps=2))
+    (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
+    port = str(20_000 + os.getpid() % 10_000)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path / "job.json")],
+            env=os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    timer = threading.Timer(240, lambda: [one.kill() for one in both])
+    timer.start()
+    words = [one.communicate()[1].decode() for one in both]
+    timer.cancel()
+    assert [one.returncode for one in both] == [0, 0], words
+    assert (tmp_path / "out" / "adapter" / "adapter.gguf").is_file()
+    assert "steps=2" in words[0]
