@@ -39,13 +39,17 @@ class Usage(Struct, frozen=True):
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
-    """How a reply is sampled; sent as it stands. `extra` holds what only some servers know."""
+    """How a reply is sampled; sent as it stands. `extra` holds what only some servers know.
+
+    `top_logprobs` asks for that many of the likeliest first tokens, where the endpoint tells them.
+    """
 
     temperature: float = 0.7
     max_tokens: int = 168
     top_p: float | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_logprobs: int = 0
     extra: dict[str, Any] = {}
 
 
@@ -86,7 +90,11 @@ class Prompt:
 
 
 class Completion(Struct, frozen=True):
-    """A model's reply. `finish_reason` is the endpoint's word: `stop`, `length`, ..."""
+    """A model's reply. `finish_reason` is the endpoint's word: `stop`, `length`, ...
+
+    `first_tokens` are the likeliest tokens, each with its log-probability, where the reply's first word
+    begins; empty unless they were asked for and the endpoint told them.
+    """
 
     text: str
     usage: Usage
@@ -94,6 +102,7 @@ class Completion(Struct, frozen=True):
     model: str
     endpoint: str
     latency_s: float
+    first_tokens: tuple[tuple[str, float], ...] = ()
 
 
 class ChatModel(Protocol):

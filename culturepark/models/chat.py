@@ -37,12 +37,26 @@ class _Message(Struct):
 class _Choice(Struct):
     message: _Message
     finish_reason: str | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # looked at only where they were asked for
 
 
 class _Reply(Struct):
     choices: list[_Choice]
     usage: _Usage | None = None
     model: str | None = None
+
+
+class _Token(Struct):
+    token: str
+    logprob: float
+
+
+class _Place(_Token):
+    top_logprobs: list[_Token] = []
+
+
+class _Logprobs(Struct):
+    content: list[_Place] | None = None
 
 
 class _OddReply(Struct):
@@ -57,6 +71,7 @@ class _OddReply(Struct):
 _decoder = msgspec.json.Decoder(_Reply)
 _odd_decoder = msgspec.json.Decoder(_OddReply)
 _plain_usage = msgspec.json.Decoder(_PlainUsage)
+_logprobs = msgspec.json.Decoder(_Logprobs | None)
 _USELESS = 2
 """Replies that are of no use after which, with one more, a call is given up: each is paid for."""
 _TAILS = 64
@@ -120,7 +135,7 @@ class HttpChatModel:
                 raise
             tried = reply.retries + 1
             try:
-                return self._read(reply.body, reply.url, reply.latency_s, spent)
+                return self._read(reply.body, reply.url, reply.latency_s, spent, bool(sampling.top_logprobs))
             except ModelError as error:
                 error.attempts = tried
                 if not error.passing or useless >= _USELESS or tried > self._limits.retries:
@@ -150,6 +165,8 @@ class HttpChatModel:
             fields["stop"] = sampling.stop
         if sampling.seed is not None:
             fields["seed"] = sampling.seed
+        if sampling.top_logprobs:
+            fields |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
         if schema is not None:
             fields["response_format"] = {
                 "type": "json_schema",
@@ -159,7 +176,9 @@ class HttpChatModel:
             fields["cache_prompt"] = True
         return msgspec.json.encode(fields | sampling.extra)
 
-    def _read(self, raw: bytes, url: str, latency_s: float, spent: Usage) -> Completion:
+    def _read(
+        self, raw: bytes, url: str, latency_s: float, spent: Usage, logprobs: bool = False
+    ) -> Completion:
         try:
             reply = _decoded(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -177,10 +196,11 @@ class HttpChatModel:
             what = self._http.safe(choice.message.refusal or "content filter")
             raise ModelError("refused", what, usage=usage)
         text = self._http.keyless(choice.message.content or "")
-        if not text.strip():
+        first = _first_tokens(choice.logprobs) if logprobs else ()
+        if not text.strip() and not first:
             raise ModelError("empty_reply", f"the reply is empty (finish_reason {reason!r})", usage=usage)
         model = self._word(reply.model or "") or self._model
-        return Completion(text, usage, reason, model, url, latency_s)
+        return Completion(text, usage, reason, model, url, latency_s, first)
 
     async def close(self) -> None:
         """Close the session."""
@@ -197,6 +217,18 @@ def _decoded(raw: bytes) -> _Reply:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Reply(odd.choices, None, odd.model)
     return _Reply(odd.choices, _Usage(plain.prompt_tokens, plain.completion_tokens), odd.model)
+
+
+def _first_tokens(raw: msgspec.Raw) -> tuple[tuple[str, float], ...]:
+    """The alternatives at the first place of a reply that is more than white space; none if it has none."""
+    try:
+        found = _logprobs.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ()  # some servers have a shape of their own
+    for place in (found and found.content) or ():
+        if place.token.strip():
+            return tuple((one.token, one.logprob) for one in place.top_logprobs)
+    return ()
 
 
 def _usage(usage: _Usage | None) -> Usage:

@@ -1,0 +1,214 @@
+"""The arithmetic of evaluation: distances, scores, and how sure one can be of them. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Statistic = Callable[[Floats], float]
+"""One number of a sample: rows are the units that are resampled."""
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+_Z = 1.959963984540054
+"""Normal quantile of 97.5 %."""
+
+
+class Interval(Struct, frozen=True):
+    """A figure and the range that 95 % of resamples fall into; bounds are None below two units."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Difference(Struct, frozen=True):
+    """How far a second model is from a first on the same units: second minus first, with the
+    two-sided p-value that there is no difference."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+# --- how sure
+
+
+def bootstrap(values: Floats, statistic: Statistic, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The statistic with its 95 % percentile interval, drawing rows of `values` with replacement.
+
+    Resamples on which the statistic is not defined (NaN) are left out.
+    """
+    value = statistic(values) if len(values) else math.nan
+    if math.isnan(value):
+        return Interval(None, None, None)
+    if len(values) < 2:
+        return Interval(value, None, None)
+    found = _resampled(len(values), seed, resamples, lambda rows: statistic(values[rows]))
+    low, high = _bounds(found)
+    return Interval(value, low, high)
+
+
+def paired_bootstrap(
+    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference | None:
+    """How the statistic differs between two samples over the same units, row by row.
+
+    The same rows are drawn of both. None if it is not defined on either. Raises ValueError unless
+    there is one row a unit in both.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} units cannot be paired with {len(second)}")
+    if len(first) < 2:
+        return None
+    value = statistic(second) - statistic(first)
+    if math.isnan(value):
+        return None
+    found = _resampled(
+        len(first), seed, resamples, lambda rows: statistic(second[rows]) - statistic(first[rows])
+    )
+    found = found[~np.isnan(found)]
+    low, high = _bounds(found)
+    # One is added to each tail, so that no finite number of resamples claims certainty.
+    tails = min((found <= 0).sum(), (found >= 0).sum())
+    return Difference(value, low, high, min(1.0, 2 * float(tails + 1) / (len(found) + 1)))
+
+
+def _resampled(n: int, seed: int, resamples: int, measure: Callable[[Ints], float]) -> Floats:
+    rng = np.random.default_rng(seed)
+    return np.array([measure(rng.integers(0, n, n)) for _ in range(resamples)])
+
+
+def _bounds(found: Floats) -> tuple[float, float]:
+    rest = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(found, [rest, 1 - rest])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for there being several of them (Holm 1979), in the order given."""
+    corrected = [1.0] * len(p_values)
+    worst = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, (len(p_values) - rank) * p_values[place])
+        corrected[place] = min(1.0, worst)
+    return corrected
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); 0 to 1 when there is nothing to go by."""
+    if not n:
+        return 0.0, 1.0
+    share, z2 = hits / n, _Z * _Z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+# --- distributions
+
+
+def entropy(p: ArrayLike) -> float:
+    """Shannon entropy in bits."""
+    shares = _shares(p)
+    held = shares[shares > 0]
+    return float(-(held * np.log2(held)).sum()) + 0.0
+
+
+def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
+    """Jensen-Shannon divergence in bits: 0 for equal distributions, 1 for disjoint ones."""
+    left, right = _shares(p), _shares(q)
+    divergence = entropy(left + right) - (entropy(left) + entropy(right)) / 2
+    return min(1.0, max(0.0, divergence))
+
+
+def earth_mover(p: ArrayLike, q: ArrayLike) -> float:
+    """How far shares have to be moved along an ordered scale of even steps, from 0 to 1 (end to end)."""
+    left, right = _shares(p), _shares(q)
+    if len(left) < 2:
+        return 0.0
+    return float(np.abs(np.cumsum(left - right)[:-1]).sum() / (len(left) - 1))
+
+
+def entropy_ratio(model: ArrayLike, people: ArrayLike) -> float:
+    """The model's entropy over people's: under 1 its answers are too alike. NaN if all people agree."""
+    theirs = entropy(people)
+    return entropy(model) / theirs if theirs > 0 else math.nan
+
+
+def _shares(p: ArrayLike) -> Floats:
+    shares = np.asarray(p, dtype=np.float64)
+    total = shares.sum()
+    if shares.ndim != 1 or not total > 0 or (shares < 0).any():
+        raise ValueError("a distribution is a list of shares of which none is negative and one is not 0")
+    return shares / total
+
+
+# --- scores
+
+
+def mean(values: Floats) -> float:
+    """Mean of the first column, missing values (NaN) left out."""
+    column = values[:, 0]
+    column = column[~np.isnan(column)]
+    return float(column.mean()) if len(column) else math.nan
+
+
+def class_f1(truth: ArrayLike, said: ArrayLike, of: int) -> float:
+    """F1 of one class; NaN if it is neither there nor said."""
+    true, told = np.asarray(truth) == of, np.asarray(said) == of
+    found = int(true.sum() + told.sum())
+    return 2 * int((true & told).sum()) / found if found else math.nan
+
+
+def macro_f1(truth: ArrayLike, said: ArrayLike) -> float:
+    """Mean F1 of the classes that are there. What is said and is no class (-1: unreadable) finds nothing."""
+    true = np.asarray(truth)
+    return (
+        float(np.mean([class_f1(true, said, int(one)) for one in np.unique(true)])) if len(true) else math.nan
+    )
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Rank correlation, equal values sharing their mean rank; NaN where a side does not vary."""
+    a, b = ranks(first), ranks(second)
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+
+
+def ranks(values: ArrayLike) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    column = np.asarray(values, dtype=np.float64)
+    _, which, counts = np.unique(column, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]
+
+
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """Agreement of two judges beyond chance (Cohen 1960); NaN when chance alone would agree always."""
+    if not first or len(first) != len(second):
+        return math.nan
+    n = len(first)
+    agreed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    chance = sum(first.count(one) * second.count(one) for one in set(first)) / (n * n)
+    return (agreed - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Share of n-grams of words that occur for the first time (Li et al. 2016); NaN without any."""
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        words = text.lower().split()
+        grams = [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
+        seen.update(grams)
+        total += len(grams)
+    return len(seen) / total if total else math.nan
