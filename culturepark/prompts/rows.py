@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from culturepark.messages import Opinion
 from culturepark.plan import Brief
+from culturepark.seeds import Seed
+
+
+def assistant_of(demonym: str) -> str:
+    """The system message of a culture's model, in training and when it is asked afterwards."""
+    return f"You are a helpful {demonym} assistant who knows {demonym} culture well."
+
+
+def question_of(seed: Seed) -> str:
+    """A survey question without its options. The statement of a nominal seed is a question itself."""
+    if seed.scale == "nominal":
+        return seed.statement
+    return f'How do you see this statement? "{seed.statement}"'
 
 
 def training_messages(brief: Brief, opinion: Opinion, demonym: str) -> list[dict[str, str]]:
@@ -14,15 +27,9 @@ def training_messages(brief: Brief, opinion: Opinion, demonym: str) -> list[dict
     """
     stance = brief.stances[opinion.speaker]
     assert stance is not None  # only delegates' opinions become samples
-    system = f"You are a helpful {demonym} assistant who knows {demonym} culture well."
     if opinion.verdict == "entails":
         options = "\n".join(f"{option.code}. {option.label}" for option in brief.seed.options)
-        # The statement of a nominal seed is a question itself.
-        asked = (
-            brief.seed.statement
-            if brief.seed.scale == "nominal"
-            else f'How do you see this statement? "{brief.seed.statement}"'
-        )
+        asked = question_of(brief.seed)
         question = f"{asked}\n{options}\nAnswer with the number of one option, and give your reason."
         answer = f"{stance.code}. {brief.seed.option(stance.code).label}. {opinion.text}"
     else:
@@ -32,7 +39,7 @@ def training_messages(brief: Brief, opinion: Opinion, demonym: str) -> list[dict
         )
         answer = opinion.text
     return [
-        {"role": "system", "content": system},
+        {"role": "system", "content": assistant_of(demonym)},
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]

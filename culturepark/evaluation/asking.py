@@ -1,0 +1,223 @@
+"""How a model under test is asked a question with options, and how strictly its reply is read.
+
+Models favour places: the first option, or the last. So options come in another order at each draw, and
+what is chosen is mapped back. Over as many draws as there are options each stands in each place once.
+
+Where the endpoint tells log-probabilities, one draw gives a whole distribution: that of the reply's
+first token over the options' marks. Elsewhere a draw is one sampled reply. What cannot be read is
+invalid: it is counted, and is no answer to anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+
+from culturepark.errors import EndpointError
+from culturepark.evaluation.statistics import Floats
+from culturepark.models.errors import ModelError
+from culturepark.ports import ChatModel, Completion, Prompt, Sampling
+
+Method = Literal["logprobs", "sampling"]
+
+_TOP = 20
+"""As many alternatives as OpenAI's API tells at most."""
+_BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=4, top_logprobs=_TOP)
+_BY_SAMPLING = Sampling(temperature=1.0, max_tokens=16)
+_FREE = Sampling(temperature=0.0, max_tokens=24)
+_MOST_ONE_DIGIT = 10
+"""More options than digits cannot be told apart by a first token."""
+_LED_IN = r"^[^\w]*(?:(?:my|the)\s+)?(?:(?:answer|option|choice|number)\b[^\w]*(?:is\b[^\w]*)?)*"
+_MARKED = re.compile(_LED_IN + r"(\d{1,2})(?![\w%]|[.,]\d)(.*)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w%]|[.,]\d)")
+
+
+class Question(Struct, frozen=True):
+    """A question and its options, in the order in which shares are given. `system` may be empty."""
+
+    id: str
+    system: str
+    text: str
+    options: tuple[str, ...]
+
+
+class Answer(Struct, frozen=True):
+    """A model's answer to a question.
+
+    `shares` runs beside the options and sums to 1; it is None when no draw could be read. `invalid` is
+    the part of the draws that could not be read: of a sampled one all, of one by log-probabilities the
+    probability of first words that mark no option.
+    """
+
+    shares: tuple[float, ...] | None
+    draws: int
+    invalid: float
+    method: Method
+
+    @property
+    def choice(self) -> int:
+        """The likeliest option's place, the first of equals; -1 if nothing could be read."""
+        return -1 if self.shares is None else int(np.argmax(self.shares))
+
+
+class Asker:
+    """Asks one model. Made for one event loop.
+
+    `method` None finds out by the first question whether the endpoint tells log-probabilities. The same
+    `rng_seed` gives the same orders of options. `told` is called after each question. Raises
+    EndpointError when the endpoint gives out: figures from a part of the questions are no figures.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        name: str = "model",
+        method: Method | None = None,
+        rng_seed: int = 0,
+        told: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._method: Method | None = method
+        self._finding_out = asyncio.Lock()
+        self._rng_seed = rng_seed
+        self._told = told or (lambda: None)
+
+    async def ask_all(self, questions: Sequence[Question], draws: int) -> list[Answer]:
+        """One answer a question, in order; the model's own limits say how many are asked at once."""
+        return list(await asyncio.gather(*(self.ask(question, draws) for question in questions)))
+
+    async def ask(self, question: Question, draws: int) -> Answer:
+        """Ask a question `draws` times. Raises EndpointError."""
+        rng = random.Random(f"{self._rng_seed}:{question.id}")
+        orders = orders_of(len(question.options), draws, rng)
+        method = await self._method_for(question, orders[0])
+        draw = self._by_logprobs if method == "logprobs" else self._by_sampling
+        found = await asyncio.gather(*(draw(question, order) for order in orders))
+        self._told()
+        total = np.sum(found, axis=0)
+        read = float(total.sum())
+        shares = tuple(float(share) for share in total / read) if read > 0 else None
+        return Answer(shares, draws, max(0.0, 1 - read / draws), method)
+
+    async def say(self, prompt: Prompt, key: str) -> str:
+        """The model's own words at temperature 0; empty where it says nothing. Raises EndpointError."""
+        completion = await self._complete(prompt, _FREE, key)
+        self._told()
+        return "" if completion is None else completion.text
+
+    async def _method_for(self, question: Question, order: Sequence[int]) -> Method:
+        if len(question.options) > _MOST_ONE_DIGIT:
+            return "sampling"
+        if self._method is None:
+            async with self._finding_out:
+                if self._method is None:
+                    self._method = await self._found_out(question, order)
+        return self._method
+
+    async def _found_out(self, question: Question, order: Sequence[int]) -> Method:
+        try:
+            told = await self._complete(prompt_of(question, order), _BY_LOGPROBS, question.id, strictly=True)
+        except ModelError:
+            return "sampling"  # this endpoint refuses the very request
+        return "logprobs" if told is not None and told.first_tokens else "sampling"
+
+    async def _by_logprobs(self, question: Question, order: Sequence[int]) -> Floats:
+        mass = np.zeros(len(order))
+        completion = await self._complete(prompt_of(question, order), _BY_LOGPROBS, question.id)
+        marks = {mark: place for place, mark in enumerate(marks_of(len(order)))}
+        for token, logprob in completion.first_tokens if completion is not None else ():
+            place = marks.get(token.strip())
+            if place is not None and logprob <= 0:
+                mass[order[place]] += math.exp(logprob)
+        return mass / max(1.0, mass.sum())
+
+    async def _by_sampling(self, question: Question, order: Sequence[int]) -> Floats:
+        mass = np.zeros(len(order))
+        completion = await self._complete(prompt_of(question, order), _BY_SAMPLING, question.id)
+        if completion is not None:
+            place = read_choice(completion.text, [question.options[one] for one in order])
+            if place is not None:
+                mass[order[place]] = 1.0
+        return mass
+
+    async def _complete(
+        self, prompt: Prompt, sampling: Sampling, key: str, *, strictly: bool = False
+    ) -> Completion | None:
+        """A reply; None where the model has none to this prompt, be it empty or a refusal."""
+        try:
+            return await self._model.complete(prompt, sampling, affinity=key)
+        except ModelError as error:
+            if strictly and error.kind == "bad_request":
+                raise
+            if error.kind in ("empty_reply", "refused"):
+                return None
+            fix = "Nothing was written. See to the endpoint, then evaluate again."
+            raise EndpointError(self.name, f"it gave out: {error.kind}: {error.reason}", fix) from error
+
+
+def orders_of(n: int, draws: int, rng: random.Random) -> list[tuple[int, ...]]:
+    """`draws` orders of n options: rotations of a drawn order, a new one after each n.
+
+    So over each n draws every option stands in every place once.
+    """
+    orders: list[tuple[int, ...]] = []
+    while len(orders) < draws:
+        drawn = rng.sample(range(n), n)
+        orders += [tuple(drawn[turn:] + drawn[:turn]) for turn in rng.sample(range(n), n)]
+    return orders[:draws]
+
+
+def marks_of(n: int) -> list[str]:
+    """What options are marked with by place: numbers from 1, but ten of them from 0, to be one digit each."""
+    first = 0 if n == _MOST_ONE_DIGIT else 1
+    return [str(place + first) for place in range(n)]
+
+
+def prompt_of(question: Question, order: Sequence[int]) -> Prompt:
+    """The question with its options in this order, worded as training rows are."""
+    lines = [
+        f"{mark}. {question.options[one]}" for mark, one in zip(marks_of(len(order)), order, strict=True)
+    ]
+    prompt = Prompt()
+    if question.system:
+        prompt.add("system", question.system)
+    text = "\n".join([question.text, *lines, "Answer with the number of one option."])
+    return prompt.add("user", text)
+
+
+def read_choice(reply: str, options: Sequence[str]) -> int | None:
+    """The place of the option that a reply names, options in the order that was shown; None if unclear.
+
+    The first line has to begin with one option's number, or to be one option's words. A second number,
+    a number that no option has, and another option's words behind the number are unclear.
+    """
+    line = next((line.strip() for line in reply.splitlines() if line.strip()), "")
+    plain = [_plain(option) for option in options]
+    said = _plain(line)
+    if said and plain.count(said) == 1:
+        return plain.index(said)
+    match = _MARKED.match(line)
+    marks = marks_of(len(options))
+    if match is None or match[1] not in marks:
+        return None
+    place = marks.index(match[1])
+    rest = _plain(match[2])
+    if rest.startswith(plain[place]):
+        longer = [o for o in plain if len(o) > len(plain[place]) and o.startswith(plain[place])]
+        return None if any(rest.startswith(other) for other in longer) else place
+    if any(rest.startswith(other) for other in plain if other) or _NUMBER.search(match[2]):
+        return None
+    return place
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s]", " ", text).casefold().split())

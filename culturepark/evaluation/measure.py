@@ -1,0 +1,150 @@
+"""A measurement: one figure of one model, with what it needs to be believed and to be compared.
+
+Values are kept unit by unit, so that an interval can be drawn from them, and two models' measurements
+over the same units can be compared pair by pair, also later and from files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from msgspec import Struct
+
+from culturepark.evaluation import hofstede
+from culturepark.evaluation import statistics as stats
+from culturepark.evaluation.statistics import Difference, Floats, Interval, Statistic
+
+Better = Literal["lower", "higher", "near 1", "neither"]
+"""Where a good figure lies."""
+
+
+class Measurement(Struct, frozen=True):
+    """One figure. `task` and `metric` say what it is, `subset` of what: a culture, a data set, `all`.
+
+    `values` has one row a unit of resampling, named in `units`; None is missing. `statistic` names how
+    a figure follows from the rows, with `parameters`. `floors` are the figures of models that know
+    nothing, by name. `n` counts what was answered readably, `draws` all that was asked, `invalid_rate`
+    the part of it that could not be read.
+    """
+
+    task: str
+    subset: str
+    metric: str
+    better: Better
+    unit: str
+    units: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    n: int
+    draws: int
+    invalid_rate: float
+    statistic: str = "mean"
+    parameters: dict[str, Any] = {}
+    floors: dict[str, float | None] = {}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What is measured, whoever the model."""
+        return self.task, self.subset, self.metric
+
+    @property
+    def array(self) -> Floats:
+        """The values, shape (units, columns); missing is NaN."""
+        return np.array(self.values, dtype=np.float64).reshape(len(self.units), -1)
+
+    def interval(self) -> Interval:
+        """The figure with its 95 % bootstrap interval."""
+        return stats.bootstrap(self.array, statistic_named(self.statistic, self.parameters))
+
+
+class Comparison(Struct, frozen=True):
+    """Two models on the same units. `p_holm` is corrected for all comparisons made at once."""
+
+    task: str
+    subset: str
+    metric: str
+    better: Better
+    first: str
+    second: str
+    difference: Difference | None
+    n_units: int
+    p_holm: float | None = None
+
+
+def rows_of(columns: Sequence[Sequence[float | None]]) -> tuple[tuple[float | None, ...], ...]:
+    """Rows from columns; what is no number (NaN) is missing."""
+    clean = ([None if one is None or math.isnan(one) else float(one) for one in column] for column in columns)
+    return tuple(zip(*clean, strict=True))
+
+
+def statistic_named(name: str, parameters: Mapping[str, Any]) -> Statistic:
+    """The function that a measurement names. Raises KeyError for a name of another version."""
+    return partial(_STATISTICS[name], **parameters)
+
+
+def compare(
+    first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
+) -> list[Comparison]:
+    """Second against first wherever both measured the same, by paired bootstrap over the units that
+    both have, with p-values corrected after Holm over all of them."""
+    others = {one.key: one for one in second}
+    found: list[Comparison] = []
+    for one in first:
+        other = others.get(one.key)
+        if other is None or (one.statistic, one.parameters) != (other.statistic, other.parameters):
+            continue
+        places = {unit: place for place, unit in enumerate(other.units)}
+        shared = [(place, places[unit]) for place, unit in enumerate(one.units) if unit in places]
+        mine = one.array[[a for a, _ in shared]]
+        theirs = other.array[[b for _, b in shared]]
+        if one.statistic == "mean":
+            # A unit that one of them misses would be compared with nothing.
+            both = ~(np.isnan(mine) | np.isnan(theirs)).any(axis=1)
+            mine, theirs = mine[both], theirs[both]
+        statistic = statistic_named(one.statistic, one.parameters)
+        difference = stats.paired_bootstrap(mine, theirs, statistic) if len(mine) else None
+        found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
+    tested = [c.difference.p for c in found if c.difference is not None]
+    corrected = iter(stats.holm(tested))
+    return [
+        Comparison(
+            c.task,
+            c.subset,
+            c.metric,
+            c.better,
+            c.first,
+            c.second,
+            c.difference,
+            c.n_units,
+            next(corrected) if c.difference is not None else None,
+        )
+        for c in found
+    ]
+
+
+def _macro_f1(values: Floats) -> float:
+    return stats.macro_f1(values[:, 0], values[:, 1])
+
+
+def _class_f1(values: Floats, of: int) -> float:
+    return stats.class_f1(values[:, 0], values[:, 1], of)
+
+
+def _kappa(values: Floats) -> float:
+    return stats.cohen_kappa([float(v) for v in values[:, 0]], [float(v) for v in values[:, 1]])
+
+
+_STATISTICS: dict[str, Any] = {
+    "mean": stats.mean,
+    "macro_f1": _macro_f1,
+    "class_f1": _class_f1,
+    "kappa": _kappa,
+    "vsm_rmse": hofstede.rmse_of,
+    "vsm_euclid": hofstede.euclid_of,
+    "vsm_spearman": hofstede.spearman_of,
+    "vsm_index": hofstede.index_of,
+}

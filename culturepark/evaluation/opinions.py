@@ -1,0 +1,153 @@
+"""Opinions: a model's answers to survey questions beside people's.
+
+For each culture and question the model answers as that culture's assistant, and its distribution over
+the options is compared with that of the people asked there. The questions have to be held out: what a
+model was tuned on says nothing about what it learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from msgspec import Struct
+
+from culturepark.cultures import Culture
+from culturepark.evaluation import statistics as stats
+from culturepark.evaluation.asking import Answer, Asker, Question
+from culturepark.evaluation.measure import Better, Measurement, rows_of
+from culturepark.prompts.rows import assistant_of, question_of
+from culturepark.seeds.model import Answers, Seed
+
+TASK = "opinions"
+Shares = tuple[float, ...]
+
+_METRICS: tuple[tuple[str, Better], ...] = (
+    ("js", "lower"),
+    ("emd", "lower"),
+    ("entropy_ratio", "near 1"),
+)
+
+
+class Asked(Struct, frozen=True):
+    """One question put to a culture's people: their shares run beside the seed's options."""
+
+    culture: str
+    seed: Seed
+    people: Shares
+    others: Shares | None
+    """The mean of the other cultures' people; None if nobody else was asked."""
+
+    @property
+    def id(self) -> str:
+        """Names the unit."""
+        return f"{self.culture}/{self.seed.id}"
+
+
+def asked_of(seeds: Sequence[Seed], cultures: Sequence[Culture]) -> list[Asked]:
+    """Every pair of culture and question that people were asked; weighted shares where there are any."""
+    asked: list[Asked] = []
+    for seed in seeds:
+        found = {
+            c.id: _shares(seed, answers) for c in cultures if (answers := seed.answers_of(c.survey_keys))
+        }
+        people = {culture: shares for culture, shares in found.items() if shares is not None}
+        for culture, shares in people.items():
+            rest = [other for key, other in people.items() if key != culture]
+            others = tuple(float(one) for one in np.mean(rest, axis=0)) if rest else None
+            asked.append(Asked(culture, seed, shares, others))
+    return asked
+
+
+async def evaluate(
+    asker: Asker, asked: Sequence[Asked], cultures: Mapping[str, Culture], draws: int
+) -> list[Measurement]:
+    """Ask all of it and measure, by culture and in all. Raises EndpointError."""
+    questions = [
+        Question(
+            one.id,
+            assistant_of(cultures[one.culture].demonym),
+            question_of(one.seed),
+            tuple(option.label for option in one.seed.options),
+        )
+        for one in asked
+    ]
+    return measurements(asked, await asker.ask_all(questions, draws))
+
+
+def measurements(asked: Sequence[Asked], answers: Sequence[Answer]) -> list[Measurement]:
+    """Figures by culture and of all, from one answer to each question asked."""
+    pairs = list(zip(asked, answers, strict=True))
+    by_culture = list(dict.fromkeys(one.culture for one in asked))
+    subsets = {culture: [p for p in pairs if p[0].culture == culture] for culture in by_culture}
+    if len(subsets) > 1:
+        subsets["all"] = pairs
+    return [
+        _measured(subset, metric, better, of)
+        for subset, of in subsets.items()
+        for metric, better in _METRICS
+        if any(_applies(metric, one) for one, _ in of)
+    ]
+
+
+def _applies(metric: str, one: Asked) -> bool:
+    return metric != "emd" or one.seed.scale != "nominal"  # earth moves along an order
+
+
+def _measured(subset: str, metric: str, better: Better, pairs: Sequence[tuple[Asked, Answer]]) -> Measurement:
+    pairs = [pair for pair in pairs if _applies(metric, pair[0])]
+    draws = sum(answer.draws for _, answer in pairs)
+    return Measurement(
+        task=TASK,
+        subset=subset,
+        metric=metric,
+        better=better,
+        unit="question",
+        units=tuple(one.id for one, _ in pairs),
+        values=rows_of([[distance(metric, answer.shares, one.people) for one, answer in pairs]]),
+        n=sum(answer.shares is not None for _, answer in pairs),
+        draws=draws,
+        invalid_rate=sum(answer.invalid * answer.draws for _, answer in pairs) / draws if draws else 0.0,
+        floors=_floors(metric, [one for one, _ in pairs]),
+    )
+
+
+def _floors(metric: str, asked: Sequence[Asked]) -> dict[str, float | None]:
+    """Models that know nothing of a culture: one that always picks the same place of the scale (of
+    first, middle and last the best), one that picks at random, one that always gives the answer most
+    people of the culture give, one that answers as the people of the other cultures do."""
+
+    def figure(shares: Sequence[Shares | None]) -> float | None:
+        found = [distance(metric, mine, one.people) for mine, one in zip(shares, asked, strict=True)]
+        there = [value for value in found if value is not None and not math.isnan(value)]
+        return float(np.mean(there)) if there else None
+
+    sizes = [len(one.people) for one in asked]
+    constants = [figure([_all_on(round(at * (n - 1)), n) for n in sizes]) for at in (0.0, 0.5, 1.0)]
+    known = [value for value in constants if value is not None]
+    best = min(known, key=(lambda v: abs(v - 1)) if metric == "entropy_ratio" else None) if known else None
+    return {
+        "constant": best,
+        "random": figure([(1 / n,) * n for n in sizes]),
+        "majority": figure([_all_on(int(np.argmax(one.people)), len(one.people)) for one in asked]),
+        "others": figure([one.others for one in asked]),
+    }
+
+
+def distance(metric: str, model: Sequence[float] | None, people: Sequence[float]) -> float | None:
+    """One metric of one question; None where the model gave no answer."""
+    if model is None:
+        return None
+    functions = {"js": stats.jensen_shannon, "emd": stats.earth_mover, "entropy_ratio": stats.entropy_ratio}
+    return functions[metric](model, people)
+
+
+def _all_on(place: int, n: int) -> Shares:
+    return tuple(float(at == place) for at in range(n))
+
+
+def _shares(seed: Seed, answers: Answers) -> Shares | None:
+    shares = answers.weighted_shares or answers.shares
+    found = tuple(shares.get(option.code, 0.0) for option in seed.options)
+    return found if sum(found) > 0 else None

@@ -1,0 +1,212 @@
+"""Values Survey Module: people of a culture, as a model plays them, answer 24 questions.
+
+One call a person and item. What the module's manual warns of holds here too and goes with every
+result: see `WARNINGS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from msgspec import Struct
+
+from culturepark.cultures import Culture, Persona, describe, draw_persona
+from culturepark.errors import ConfigError
+from culturepark.evaluation import hofstede
+from culturepark.evaluation.asking import Answer, Asker, Question
+from culturepark.evaluation.hofstede import CODES, DIMENSIONS, N_ITEMS
+from culturepark.evaluation.measure import Measurement, statistic_named
+from culturepark.evaluation.statistics import Floats
+
+TASK = "vsm"
+LEAST_PEOPLE = 50
+"""The manual's ideal for a group; below twenty it calls no figure meaningful."""
+
+WARNINGS = (
+    "Indices describe groups of people, never one person.",
+    "Only differences between groups asked in the same way mean something: the constants are fitted here, "
+    "each culture's on the others, and indices of other studies cannot be set beside these.",
+    "Groups should be alike in all but their culture; a model's people are alike by construction and real "
+    "ones are not.",
+    "The dimensions were found between countries; the items of one dimension need not hang together within "
+    "a country, and studies that repeated the module found them hardly to.",
+)
+"""In our own words, after the manual of the module and what was found with it since."""
+
+_COLUMNS = ("item", "question", *(f"option_{code}" for code in CODES))
+
+
+class Item(Struct, frozen=True):
+    """One question; the option at place i is code i + 1."""
+
+    number: int
+    question: str
+    options: tuple[str, ...]
+
+
+class Group(Struct, frozen=True):
+    """The people of one culture, and the published row they are compared with."""
+
+    culture: Culture
+    people: tuple[Persona, ...]
+
+    @property
+    def published(self) -> tuple[float | None, ...]:
+        """Six published figures; all None if the culture names no row."""
+        table = hofstede.published_table()
+        return table.get(self.culture.hofstede_row, (None,) * len(DIMENSIONS))
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether the row is another's than the culture's own country."""
+        return self.culture.hofstede_row == "Arab countries"
+
+
+def read_items(path: Path | None = None) -> tuple[Item, ...]:
+    """The 24 items, ours or those of the user's file (CSV: item, question, option_1 ... option_5).
+
+    Raises ConfigError naming what is missing.
+    """
+    where = str(path or "the built-in items")
+    fix = f"It needs the columns {', '.join(_COLUMNS)} and a line for each item from 1 to {N_ITEMS}."
+    try:
+        text = (
+            path.read_text("utf-8-sig")
+            if path is not None
+            else resources.files("culturepark.evaluation").joinpath("data/vsm_items.csv").read_text("utf-8")
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(where, f"it cannot be read: {error}.", fix) from None
+    reader = csv.DictReader(text.splitlines())
+    if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
+        raise ConfigError(where, f"it has no column {missing[0]}.", fix)
+    items: dict[int, Item] = {}
+    for row in reader:
+        cells = {column: (row[column] or "").strip() for column in _COLUMNS}
+        if not cells["item"].isdigit() or not 1 <= int(cells["item"]) <= N_ITEMS:
+            continue  # the module's questions on the person are not scored
+        number, options = int(cells["item"]), tuple(cells[f"option_{code}"] for code in CODES)
+        if not all((cells["question"], *options)) or len(set(options)) < len(options):
+            what = f"item {number} lacks words, or has the same option twice."
+            raise ConfigError(where, what, fix)
+        if number in items:
+            raise ConfigError(where, f"item {number} stands there twice.", fix)
+        items[number] = Item(number, cells["question"], options)
+    if absent := [number for number in range(1, N_ITEMS + 1) if number not in items]:
+        raise ConfigError(where, f"item {absent[0]} is missing.", fix)
+    return tuple(items[number] for number in range(1, N_ITEMS + 1))
+
+
+def groups_of(cultures: Sequence[Culture], people: int, rng_seed: int = 0) -> list[Group]:
+    """`people` personas a culture, as many women as men; the same seed gives the same people.
+
+    Raises ConfigError below fifty.
+    """
+    if people < LEAST_PEOPLE:
+        what = f"{people} people are too few for an index."
+        raise ConfigError("--people", what, f"Take at least {LEAST_PEOPLE} of each culture.")
+    groups: list[Group] = []
+    for culture in cultures:
+        rng = random.Random(f"vsm:{rng_seed}:{culture.id}")
+        drawn = (draw_persona(culture, "woman" if n % 2 == 0 else "man", rng) for n in range(people))
+        groups.append(Group(culture, tuple(drawn)))
+    return groups
+
+
+def questions_of(groups: Sequence[Group], items: Sequence[Item]) -> list[Question]:
+    """Each person is asked each item, culture by culture, person by person."""
+    return [
+        Question(
+            f"{group.culture.id}/{number}/{item.number}",
+            f"You are {describe(person, group.culture)}. Answer as this person would.",
+            item.question,
+            item.options,
+        )
+        for group in groups
+        for number, person in enumerate(group.people)
+        for item in items
+    ]
+
+
+async def evaluate(asker: Asker, groups: Sequence[Group], items: Sequence[Item]) -> list[Measurement]:
+    """Ask everybody everything once and measure. Raises EndpointError."""
+    return measurements(groups, await asker.ask_all(questions_of(groups, items), 1))
+
+
+def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Measurement]:
+    """Figures of all cultures together and of each, from one answer a person and item.
+
+    An answer by log-probabilities counts with its mean code.
+    """
+    people = len(groups[0].people)
+    codes = [_code(answer) for answer in answers]
+    values = np.array(codes).reshape(len(groups), people, N_ITEMS).transpose(1, 0, 2).reshape(people, -1)
+    published = [group.published for group in groups]
+    notes = list(WARNINGS)
+    if stood_in := [g.culture.id for g in groups if g.stand_in]:
+        notes.append(f'{stood_in[0]} is compared with the row "Arab countries", a stand-in for Jordan.')
+    per_culture = [answers[at : at + people * N_ITEMS] for at in range(0, len(answers), people * N_ITEMS)]
+    found: list[Measurement] = []
+
+    def add(subset: str, metric: str, statistic: str, of: Sequence[Answer], **parameters: object) -> None:
+        draws = sum(answer.draws for answer in of)
+        found.append(
+            Measurement(
+                task=TASK,
+                subset=subset,
+                metric=metric,
+                better=_BETTER.get(metric, "neither"),
+                unit="person",
+                units=tuple(f"person-{number}" for number in range(people)),
+                values=cast(tuple[tuple[float | None, ...], ...], _rows(values)),
+                n=sum(answer.shares is not None for answer in of),
+                draws=draws,
+                invalid_rate=sum(answer.invalid * answer.draws for answer in of) / draws,
+                statistic=statistic,
+                parameters=dict(parameters),
+                floors=_floors(statistic, parameters, values.shape) if metric in _BETTER else {},
+                notes=tuple(notes),
+            )
+        )
+
+    add("all", "rmse", "vsm_rmse", answers, published=published)
+    add("all", "rank_correlation", "vsm_spearman", answers, published=published)
+    add("all", "euclid", "vsm_euclid", answers, published=published)
+    for number, (group, of) in enumerate(zip(groups, per_culture, strict=True)):
+        add(group.culture.id, "rmse", "vsm_rmse", of, published=published, culture=number)
+        for place, dimension in enumerate(DIMENSIONS):
+            add(group.culture.id, dimension, "vsm_index", of, culture=number, dimension=place)
+    return found
+
+
+_BETTER = {"rmse": "lower", "rank_correlation": "higher", "euclid": "lower"}
+
+
+def _floors(statistic: str, parameters: dict[str, object], shape: tuple[int, ...]) -> dict[str, float | None]:
+    """Of a model that always takes the middle answer, and of one that takes any; no answer is people's
+    most common one here, since nobody published how often each was given."""
+    reached = statistic_named(statistic, parameters)
+    rng = np.random.default_rng(0)
+    at_random = float(np.mean([reached(rng.integers(1, 6, shape).astype(float)) for _ in range(50)]))
+    constant = reached(np.full(shape, 3.0))
+    return {
+        "constant": None if math.isnan(constant) else constant,
+        "random": None if math.isnan(at_random) else at_random,
+    }
+
+
+def _code(answer: Answer) -> float:
+    if answer.shares is None:
+        return math.nan
+    return float(np.dot(answer.shares, CODES))
+
+
+def _rows(values: Floats) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(None if math.isnan(one) else float(one) for one in row) for row in values)
