@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from culturepark import __version__, cli_finetune
+from culturepark import __version__
+from culturepark.cli_evaluate import evaluate
 from culturepark.errors import ConfigError, CultureParkError
 
 if TYPE_CHECKING:
@@ -384,6 +386,7 @@ def check(directory: RunDir) -> None:
 
 
 cli_finetune.add_to(app)
+app.command()(evaluate)
 
 
 # --- seeds

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +19,8 @@ from msgspec.structs import replace
 from culturepark.agent import sampling_with
 from culturepark.errors import CultureParkError
 from culturepark.models import ModelError, open_chat, open_embedder
-from culturepark.models.embedded import ChatServer, EmbeddingServer, embedded_name, require_engine
+from culturepark.models.embedded import embedded_name
+from culturepark.models.serving import served
 from culturepark.ports import Prompt, Sampling
 from culturepark.preflight import check_endpoints, models_in_use
 from culturepark.prompts.full import OPINIONS_SCHEMA, VERDICT_SCHEMA
@@ -98,7 +97,7 @@ async def _examine(settings: Settings, name: str, roles: Sequence[Role]) -> dict
     try:
         if model.engine == "openai":
             await check_endpoints(_only(settings, name))
-        async with _served(model, embedder) as ready:
+        async with served(replace(model, parallel=1), embedder) as ready:
             if embedder:
                 return {"embedder": await _tried("embedder", tidy(what), name, model, _embed(ready, limits))}
             found: dict[Role, Verdict] = {}
@@ -207,25 +206,6 @@ async def _embed(model: ModelSettings, limits: LimitSettings) -> str:
     finally:
         await embedder.close()
     return f"{vectors.shape[1]} dimensions"
-
-
-@asynccontextmanager
-async def _served(model: ModelSettings, embedder: bool) -> AsyncGenerator[ModelSettings]:
-    """The model with an address to call; an embedded one is served by this process for as long."""
-    if model.engine != "embedded":
-        yield model
-        return
-    require_engine(model, embedder)
-    if embedder:
-        vectors = EmbeddingServer(0)
-        url = await vectors.start()
-        try:
-            yield replace(model, base_urls=(url,))
-        finally:
-            await vectors.stop()
-        return
-    server = await asyncio.to_thread(ChatServer, replace(model, parallel=1), 0)
-    yield replace(model, base_urls=(server.url,))
 
 
 def _only(settings: Settings, name: str) -> Settings:

@@ -49,6 +49,9 @@ class OptionsModel:
             raise ModelError("empty_reply", "nothing was said")
         return Completion(said, Usage(calls=1), "stop", "fake", "here", 0.0, first)
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
 
 def always(wanted: Callable[[str], bool]) -> Shares:
     """All on the one option that is wanted."""

@@ -32,6 +32,8 @@ _TOP = 20
 _BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=4, top_logprobs=_TOP)
 _BY_SAMPLING = Sampling(temperature=1.0, max_tokens=16)
 _FREE = Sampling(temperature=0.0, max_tokens=24)
+_LEAST_SAMPLED = 30
+"""Sampled replies that make a distribution, rounded up to whole rounds of orders."""
 _MOST_ONE_DIGIT = 10
 """More options than digits cannot be told apart by a first token."""
 _LED_IN = r"^[^\w]*(?:(?:my|the)\s+)?(?:(?:answer|option|choice|number)\b[^\w]*(?:is\b[^\w]*)?)*"
@@ -91,15 +93,17 @@ class Asker:
         self._rng_seed = rng_seed
         self._told = told or (lambda: None)
 
-    async def ask_all(self, questions: Sequence[Question], draws: int) -> list[Answer]:
+    async def ask_all(self, questions: Sequence[Question], draws: int | None = None) -> list[Answer]:
         """One answer a question, in order; the model's own limits say how many are asked at once."""
         return list(await asyncio.gather(*(self.ask(question, draws) for question in questions)))
 
-    async def ask(self, question: Question, draws: int) -> Answer:
-        """Ask a question `draws` times. Raises EndpointError."""
-        rng = random.Random(f"{self._rng_seed}:{question.id}")
-        orders = orders_of(len(question.options), draws, rng)
-        method = await self._method_for(question, orders[0])
+    async def ask(self, question: Question, draws: int | None = None) -> Answer:
+        """Ask a question `draws` times; None: as often as a distribution takes. Raises EndpointError."""
+        n = len(question.options)
+        method = await self._method_for(question)
+        if draws is None:
+            draws = n if method == "logprobs" else -(-_LEAST_SAMPLED // n) * n
+        orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.id}"))
         draw = self._by_logprobs if method == "logprobs" else self._by_sampling
         found = await asyncio.gather(*(draw(question, order) for order in orders))
         self._told()
@@ -114,18 +118,19 @@ class Asker:
         self._told()
         return "" if completion is None else completion.text
 
-    async def _method_for(self, question: Question, order: Sequence[int]) -> Method:
+    async def _method_for(self, question: Question) -> Method:
         if len(question.options) > _MOST_ONE_DIGIT:
             return "sampling"
         if self._method is None:
             async with self._finding_out:
                 if self._method is None:
-                    self._method = await self._found_out(question, order)
+                    self._method = await self._found_out(question)
         return self._method
 
-    async def _found_out(self, question: Question, order: Sequence[int]) -> Method:
+    async def _found_out(self, question: Question) -> Method:
+        prompt = prompt_of(question, range(len(question.options)))
         try:
-            told = await self._complete(prompt_of(question, order), _BY_LOGPROBS, question.id, strictly=True)
+            told = await self._complete(prompt, _BY_LOGPROBS, question.id, strictly=True)
         except ModelError:
             return "sampling"  # this endpoint refuses the very request
         return "logprobs" if told is not None and told.first_tokens else "sampling"

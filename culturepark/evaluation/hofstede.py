@@ -41,11 +41,21 @@ Published = Sequence[Sequence[float | None]]
 @cache
 def published_table() -> dict[str, tuple[float | None, ...]]:
     """Six figures by row name; None where the table has none (see data/SOURCES.md)."""
-    text = resources.files("culturepark.evaluation").joinpath("data/hofstede_6d.csv").read_text("utf-8")
     return {
         row["country"]: tuple(float(row[one]) if row[one] else None for one in DIMENSIONS)
-        for row in csv.DictReader(text.splitlines())
+        for row in _table_rows()
     }
+
+
+@cache
+def regions() -> frozenset[str]:
+    """Names of rows that stand for several countries."""
+    return frozenset(row["country"] for row in _table_rows() if row["kind"] == "region")
+
+
+def _table_rows() -> list[dict[str, str]]:
+    text = resources.files("culturepark.evaluation").joinpath("data/hofstede_6d.csv").read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
 def raw_indices(values: Floats) -> Floats:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.evaluation import hofstede
 from culturepark.evaluation import statistics as stats
@@ -89,14 +90,16 @@ def statistic_named(name: str, parameters: Mapping[str, Any]) -> Statistic:
 def compare(
     first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
 ) -> list[Comparison]:
-    """Second against first wherever both measured the same, by paired bootstrap over the units that
-    both have, with p-values corrected after Holm over all of them."""
+    """Second against first wherever both measured the same and one can be better, by paired bootstrap
+    over the units that both have, with p-values corrected after Holm over all of them."""
     others = {one.key: one for one in second}
     found: list[Comparison] = []
     for one in first:
         other = others.get(one.key)
-        if other is None or (one.statistic, one.parameters) != (other.statistic, other.parameters):
+        if other is None or one.better == "neither":
             continue
+        if (one.statistic, one.parameters) != (other.statistic, other.parameters):
+            continue  # by other means, so no difference would be the models'
         places = {unit: place for place, unit in enumerate(other.units)}
         shared = [(place, places[unit]) for place, unit in enumerate(one.units) if unit in places]
         mine = one.array[[a for a, _ in shared]]
@@ -110,20 +113,7 @@ def compare(
         found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
     tested = [c.difference.p for c in found if c.difference is not None]
     corrected = iter(stats.holm(tested))
-    return [
-        Comparison(
-            c.task,
-            c.subset,
-            c.metric,
-            c.better,
-            c.first,
-            c.second,
-            c.difference,
-            c.n_units,
-            next(corrected) if c.difference is not None else None,
-        )
-        for c in found
-    ]
+    return [replace(c, p_holm=next(corrected)) if c.difference is not None else c for c in found]
 
 
 def _macro_f1(values: Floats) -> float:

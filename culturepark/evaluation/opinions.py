@@ -26,7 +26,7 @@ Shares = tuple[float, ...]
 _METRICS: tuple[tuple[str, Better], ...] = (
     ("js", "lower"),
     ("emd", "lower"),
-    ("entropy_ratio", "near 1"),
+    ("entropy", "near 1"),
 )
 
 
@@ -61,7 +61,7 @@ def asked_of(seeds: Sequence[Seed], cultures: Sequence[Culture]) -> list[Asked]:
 
 
 async def evaluate(
-    asker: Asker, asked: Sequence[Asked], cultures: Mapping[str, Culture], draws: int
+    asker: Asker, asked: Sequence[Asked], cultures: Mapping[str, Culture], draws: int | None = None
 ) -> list[Measurement]:
     """Ask all of it and measure, by culture and in all. Raises EndpointError."""
     questions = [
@@ -126,7 +126,8 @@ def _floors(metric: str, asked: Sequence[Asked]) -> dict[str, float | None]:
     sizes = [len(one.people) for one in asked]
     constants = [figure([_all_on(round(at * (n - 1)), n) for n in sizes]) for at in (0.0, 0.5, 1.0)]
     known = [value for value in constants if value is not None]
-    best = min(known, key=(lambda v: abs(v - 1)) if metric == "entropy_ratio" else None) if known else None
+    ideal = 1.0 if metric == "entropy" else 0.0
+    best = min(known, key=lambda value: abs(value - ideal), default=None)
     return {
         "constant": best,
         "random": figure([(1 / n,) * n for n in sizes]),
@@ -139,7 +140,7 @@ def distance(metric: str, model: Sequence[float] | None, people: Sequence[float]
     """One metric of one question; None where the model gave no answer."""
     if model is None:
         return None
-    functions = {"js": stats.jensen_shannon, "emd": stats.earth_mover, "entropy_ratio": stats.entropy_ratio}
+    functions = {"js": stats.jensen_shannon, "emd": stats.earth_mover, "entropy": stats.entropy_ratio}
     return functions[metric](model, people)
 
 

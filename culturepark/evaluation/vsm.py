@@ -12,7 +12,6 @@ import random
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from msgspec import Struct
@@ -22,7 +21,7 @@ from culturepark.errors import ConfigError
 from culturepark.evaluation import hofstede
 from culturepark.evaluation.asking import Answer, Asker, Question
 from culturepark.evaluation.hofstede import CODES, DIMENSIONS, N_ITEMS
-from culturepark.evaluation.measure import Measurement, statistic_named
+from culturepark.evaluation.measure import Better, Measurement, statistic_named
 from culturepark.evaluation.statistics import Floats
 
 TASK = "vsm"
@@ -65,8 +64,8 @@ class Group(Struct, frozen=True):
 
     @property
     def stand_in(self) -> bool:
-        """Whether the row is another's than the culture's own country."""
-        return self.culture.hofstede_row == "Arab countries"
+        """Whether the row is a region's, in place of the culture's own country."""
+        return self.culture.hofstede_row in hofstede.regions()
 
 
 def read_items(path: Path | None = None) -> tuple[Item, ...]:
@@ -150,10 +149,14 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
     values = np.array(codes).reshape(len(groups), people, N_ITEMS).transpose(1, 0, 2).reshape(people, -1)
     published = [group.published for group in groups]
     notes = list(WARNINGS)
-    if stood_in := [g.culture.id for g in groups if g.stand_in]:
-        notes.append(f'{stood_in[0]} is compared with the row "Arab countries", a stand-in for Jordan.')
+    notes += [
+        f'{g.culture.id}: "{g.culture.hofstede_row}" stands in for {g.culture.country}.'
+        for g in groups
+        if g.stand_in
+    ]
     per_culture = [answers[at : at + people * N_ITEMS] for at in range(0, len(answers), people * N_ITEMS)]
     found: list[Measurement] = []
+    rows = _rows(values)
 
     def add(subset: str, metric: str, statistic: str, of: Sequence[Answer], **parameters: object) -> None:
         draws = sum(answer.draws for answer in of)
@@ -165,7 +168,7 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
                 better=_BETTER.get(metric, "neither"),
                 unit="person",
                 units=tuple(f"person-{number}" for number in range(people)),
-                values=cast(tuple[tuple[float | None, ...], ...], _rows(values)),
+                values=rows,
                 n=sum(answer.shares is not None for answer in of),
                 draws=draws,
                 invalid_rate=sum(answer.invalid * answer.draws for answer in of) / draws,
@@ -186,7 +189,7 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
     return found
 
 
-_BETTER = {"rmse": "lower", "rank_correlation": "higher", "euclid": "lower"}
+_BETTER: dict[str, Better] = {"rmse": "lower", "rank_correlation": "higher", "euclid": "lower"}
 
 
 def _floors(statistic: str, parameters: dict[str, object], shape: tuple[int, ...]) -> dict[str, float | None]:

@@ -47,14 +47,14 @@ def test_a_model_that_answers_as_people_do() -> None:
     for subset in ("arabic", "german", "korean", "all"):
         assert found[subset, "js"].interval().value == pytest.approx(0, abs=1e-9)
         assert found[subset, "emd"].interval().value == pytest.approx(0, abs=1e-9)
-        assert found[subset, "entropy_ratio"].interval().value == pytest.approx(1)
+        assert found[subset, "entropy"].interval().value == pytest.approx(1)
     sampled = figures(as_people(lambda one: one.people), draws=200, logprobs=False)
     value = sampled["all", "js"].interval().value
     assert value is not None
     assert value < 0.005
 
 
-@pytest.mark.parametrize("metric", ["js", "emd", "entropy_ratio"])
+@pytest.mark.parametrize("metric", ["js", "emd", "entropy"])
 def test_models_that_know_nothing_are_at_their_floors(metric: str) -> None:
     by_random = figures(evenly)["all", metric]
     assert by_random.interval().value == pytest.approx(by_random.floors["random"])

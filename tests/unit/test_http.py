@@ -147,6 +147,42 @@ async def test_a_call_sends_what_the_protocol_says_and_reads_what_it_cost(server
     assert headers["X-Session-ID"] == "d1"
 
 
+def _place(*tokens: str) -> dict[str, Any]:
+    top = [{"token": token, "logprob": -1.0 - i} for i, token in enumerate(tokens)]
+    return {"token": tokens[0], "logprob": -1.0, "top_logprobs": top}
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "content", "first"),
+    [
+        ({"content": [_place("2", "1")]}, "2", (("2", -1.0), ("1", -2.0))),
+        ({"content": [_place("\n", "2"), _place(" 1", "x")]}, "\n 1", ((" 1", -1.0), ("x", -2.0))),
+        ({"content": [_place("2")]}, "", (("2", -1.0),)),  # cut before it became a word
+        ({"content": None}, "2", ()),
+        (None, "2", ()),
+        ({"tokens": ["2"], "token_logprobs": [-1.0]}, "2", ()),
+        ("odd", "2", ()),
+    ],
+)
+async def test_the_first_words_probabilities(
+    servers: Servers, logprobs: Any, content: str, first: Any
+) -> None:
+    said = {"message": {"content": content}, "finish_reason": "length", "logprobs": logprobs}
+    model = servers.chat(await servers.start(body(choices=[said])))
+    sampling = Sampling(max_tokens=2, top_logprobs=20)
+    completion = await model.complete(Prompt().add("user", "1 or 2?"), sampling, affinity="d1")
+    assert completion.first_tokens == first
+    sent = servers.requests[0][1]
+    assert (sent["logprobs"], sent["top_logprobs"]) == (True, 20)
+
+
+async def test_nobody_pays_for_probabilities_that_were_not_asked_for(servers: Servers) -> None:
+    said = {"message": {"content": "2"}, "logprobs": {"content": [_place("2")]}}
+    completion = await ask(servers.chat(await servers.start(body(choices=[said]))))
+    assert completion.first_tokens == ()
+    assert "logprobs" not in servers.requests[0][1]
+
+
 async def test_the_key_goes_to_no_embedded_server(servers: Servers) -> None:
     url = await servers.start(body())
     model = ModelSettings(engine="embedded", base_urls=(url,))

@@ -1,0 +1,169 @@
+"""`culturepark evaluate`: a model's figures, beside those of models that know nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from culturepark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from culturepark.cultures import Culture
+    from culturepark.evaluation.opinions import Asked
+    from culturepark.evaluation.report import Measured
+    from culturepark.evaluation.suite import Suite
+    from culturepark.evaluation.targets import Target
+
+
+class Task(StrEnum):
+    """What can be evaluated."""
+
+    opinions = "opinions"
+    vsm = "vsm"
+
+
+class By(StrEnum):
+    """How answers are taken."""
+
+    logprobs = "logprobs"
+    sampling = "sampling"
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="DIR|URL|embedded", help="A run's model, an endpoint's, or this machine's."),
+    ],
+    *,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The endpoint's model.")] = "",
+    against: Annotated[
+        str | None, typer.Option(metavar="DIR|URL|embedded", help="A second model, compared with the first.")
+    ] = None,
+    against_model: Annotated[str, typer.Option(metavar="NAME", help="The second endpoint's model.")] = "",
+    api_key_env: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="The environment variable with the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    task: Annotated[list[Task] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    culture: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this culture; may be repeated.")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="builtin|FILE", help="opinions: where questions come from; may be repeated."),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="opinions: only this one; may be repeated.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="opinions: times each question is asked.")
+    ] = None,
+    people: Annotated[int, typer.Option(help="vsm: people of each culture, at least 50.")] = 50,
+    vsm_items: Annotated[
+        Path | None, typer.Option("--vsm-items", metavar="FILE.csv", help="vsm: the official questionnaire.")
+    ] = None,
+    by: Annotated[
+        By | None, typer.Option(help="How answers are taken; found out unless it is given.")
+    ] = None,
+    rng_seed: Annotated[int, typer.Option("--seed", help="Draws of people and of orders of options.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results are written.")] = Path("evaluation"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite results at --out.")] = False,
+) -> None:
+    """Measure a model: its opinions beside people's, its values beside Hofstede's.
+
+    Results go to DIR as Parquet and JSON, and to the terminal as one table.
+    """
+    import asyncio
+
+    from culturepark.cultures import load_cultures
+    from culturepark.evaluation import vsm
+    from culturepark.evaluation.measure import compare
+    from culturepark.evaluation.report import check_free, report_of, show_report, write_report
+    from culturepark.evaluation.suite import Suite
+    from culturepark.evaluation.targets import target_of
+    from culturepark.terminal import line_of
+    from culturepark.terminal import out as console_for
+
+    check_free(out, force)
+    targets = [target_of(target, model, api_key_env)]
+    if against is not None:
+        targets.append(target_of(against, against_model, api_key_env))
+    registry = load_cultures()
+    chosen = _cultures(culture, registry)
+    tasks = set(task or Task)
+    seen = frozenset[str]().union(*(one.trained_on for one in targets))
+    suite = Suite(
+        cultures=registry,
+        asked=tuple(_asked(seeds or ["builtin"], question, seen, chosen)) if Task.opinions in tasks else (),
+        groups=tuple(vsm.groups_of(chosen, people, rng_seed)) if Task.vsm in tasks else (),
+        items=vsm.read_items(vsm_items),
+        draws=draws,
+        method=by.value if by is not None else None,
+        rng_seed=rng_seed,
+    )
+    console = console_for()
+    measured = asyncio.run(_measured(console, suite, targets))
+    names = list(measured)
+    comparisons = (
+        compare(names[0], measured[names[0]], names[1], measured[names[1]]) if len(names) > 1 else []
+    )
+    report = report_of(measured, comparisons)
+    write_report(out, report, measured)
+    show_report(console, report)
+    console.print(line_of(f"Written to {out}", "dim"), soft_wrap=True)
+
+
+def _cultures(wanted: Sequence[str] | None, registry: dict[str, Culture]) -> list[Culture]:
+    """Those that are named, or all whose people were asked anything; the main contact's only by name."""
+    from culturepark.cultures import culture_named
+    from culturepark.settings import PlanSettings
+
+    if wanted:
+        return [culture_named(registry, name, "--culture") for name in dict.fromkeys(wanted)]
+    return [one for one in registry.values() if one.survey_keys and one.id != PlanSettings().contact]
+
+
+def _asked(
+    sources: Sequence[str], wanted: Sequence[str] | None, seen: frozenset[str], cultures: Sequence[Culture]
+) -> list[Asked]:
+    from culturepark.evaluation.opinions import asked_of
+    from culturepark.seeds import load_seeds
+
+    known = {seed.id: seed for seed in load_seeds(sources)}
+    for name in wanted or ():
+        if name not in known:
+            fix = "`culturepark seeds list` shows the built-in ones."
+            raise ConfigError("--question", f"there is no question {name!r}.", fix)
+        if name in seen:
+            what = f"{name} is among the questions of the run, so it is not held out."
+            raise ConfigError("--question", what, "Take one that the run did not talk about.")
+    held_out = [seed for seed in known.values() if seed.id not in seen and (not wanted or seed.id in wanted)]
+    asked = asked_of(held_out, cultures)
+    if not asked:
+        what = "no question is left that is held out and was asked in these cultures."
+        fix = "Name other questions with --seeds, or leave opinions out with --task."
+        raise ConfigError("opinions", what, fix)
+    return asked
+
+
+async def _measured(console: Console, suite: Suite, targets: Sequence[Target]) -> Measured:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from culturepark.evaluation.suite import names_apart, put_to
+    from culturepark.evaluation.targets import target_models
+    from culturepark.terminal import line_of
+
+    names = names_apart([target.name for target in targets])
+    measured: Measured = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    for name, target in zip(names, targets, strict=True):
+        async with target_models([target]) as [model]:
+            with Progress(*columns, console=console, transient=True) as progress:
+                bar = progress.add_task(line_of(name).plain, total=suite.questions)
+                measured[name] = await put_to(suite, model, name, lambda bar=bar: progress.advance(bar))
+    return measured

@@ -1,0 +1,240 @@
+"""Results: as files that other programs read, and as one table."""
+
+# pyarrow ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from msgspec import Struct
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from culturepark import __version__
+from culturepark.errors import ConfigError
+from culturepark.evaluation.measure import Better, Comparison, Measurement
+from culturepark.prompts import PROMPT_VERSION
+from culturepark.store.files import disk_errors, make_dirs, write_atomically
+from culturepark.terminal import count, heading, line_of, said, table
+
+REPORT, MEASUREMENTS = "report.json", "measurements.json"
+FIGURES, COMPARISONS = "figures.parquet", "comparisons.parquet"
+FLOORS = ("constant", "random", "majority", "others")
+_ARROWS: dict[Better, str] = {"lower": "↓", "higher": "↑", "near 1": "→1", "neither": ""}
+
+
+class Figure(Struct, frozen=True):
+    """One row of the results: a figure, its 95 % interval, and what nothing-knowing models reach."""
+
+    model: str
+    task: str
+    subset: str
+    metric: str
+    better: Better
+    value: float | None
+    low: float | None
+    high: float | None
+    floor_constant: float | None
+    floor_random: float | None
+    floor_majority: float | None
+    floor_others: float | None
+    n: int
+    unit: str
+    n_units: int
+    draws: int
+    invalid_rate: float
+
+
+class Report(Struct, frozen=True):
+    """All that one evaluation found. `notes` are cautions that go with figures."""
+
+    figures: tuple[Figure, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+    code_version: str = __version__
+    prompt_version: str = PROMPT_VERSION
+
+
+Measured = dict[str, list[Measurement]]
+"""Measurements by model, in the order of the models."""
+
+
+def report_of(measured: Measured, comparisons: Sequence[Comparison], notes: Sequence[str] = ()) -> Report:
+    """Figures with their intervals, models in turn."""
+    figures = tuple(_figure(model, one) for model, found in measured.items() for one in found)
+    own = (note for found in measured.values() for one in found for note in one.notes)
+    return Report(figures, tuple(comparisons), tuple(dict.fromkeys((*notes, *own))))
+
+
+def _figure(model: str, of: Measurement) -> Figure:
+    interval = of.interval()
+    floors = {name: _finite(of.floors.get(name)) for name in FLOORS}
+    return Figure(
+        model,
+        of.task,
+        of.subset,
+        of.metric,
+        of.better,
+        interval.value,
+        interval.low,
+        interval.high,
+        floors["constant"],
+        floors["random"],
+        floors["majority"],
+        floors["others"],
+        of.n,
+        of.unit,
+        len(of.units),
+        of.draws,
+        of.invalid_rate,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+# --- files
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Refuse to write over results, before any are made. Raises ConfigError."""
+    if (out / REPORT).exists() and not force:
+        fix = "Name another directory, or add --force to overwrite them."
+        raise ConfigError("--out", f"{out} holds results already.", fix)
+
+
+def write_report(out: Path, report: Report, measured: Measured) -> None:
+    """Write the results to a directory: as JSON and Parquet, and unit by unit. Raises RunDirError."""
+    make_dirs(out)
+    write_atomically(out / MEASUREMENTS, msgspec.json.encode(measured))
+    _write_rows(out / FIGURES, _FIGURES, [msgspec.to_builtins(one) for one in report.figures])
+    _write_rows(out / COMPARISONS, _COMPARISONS, [_flat(one) for one in report.comparisons])
+    # Last: its presence means that all of it is there.
+    write_atomically(out / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
+
+
+def read_measurements(out: Path) -> Measured:
+    """Measurements of an earlier evaluation, to be compared with others. Raises ConfigError."""
+    path = out / MEASUREMENTS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Measured)
+    except (OSError, msgspec.MsgspecError) as error:
+        fix = "Name a directory that `culturepark evaluate --out` made."
+        raise ConfigError(str(path), f"it cannot be read: {error}.", fix) from None
+
+
+_S, _F, _I = pa.string(), pa.float64(), pa.int64()
+_TYPES = {"str": _S, "Better": _S, "int": _I, "float": _F, "float | None": _F}
+_FIGURES: Any = pa.schema([(name, _TYPES[str(kind)]) for name, kind in Figure.__annotations__.items()])
+_COMPARISONS: Any = pa.schema(
+    [(name, _S) for name in ("task", "subset", "metric", "better", "first", "second")]
+    + [(name, _F) for name in ("difference", "low", "high", "p", "p_holm")]
+    + [("n_units", _I)]
+)
+
+
+def _flat(one: Comparison) -> dict[str, object]:
+    row: dict[str, object] = msgspec.to_builtins(one)
+    difference = one.difference
+    row["difference"] = difference.value if difference else None
+    for name in ("low", "high", "p"):
+        row[name] = getattr(difference, name) if difference else None
+    return row
+
+
+def _write_rows(path: Path, schema: Any, rows: list[dict[str, object]]) -> None:
+    sink: Any = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    with disk_errors(path):
+        write_atomically(path, sink.getvalue().to_pybytes())
+
+
+# --- the terminal
+
+
+def show_report(console: Console, report: Report) -> None:
+    """A table of figures a model, one of differences if two were compared, and the cautions."""
+    for model in dict.fromkeys(one.model for one in report.figures):
+        heading(console, line_of(model).plain)
+        console.print(_figures_table([one for one in report.figures if one.model == model]))
+    words = "const, random, major, others: what models that know nothing of the culture reach"
+    console.print(Text(words, "dim"))
+    if report.comparisons:
+        heading(console, f"{report.comparisons[0].second} against {report.comparisons[0].first}")
+        console.print(_comparisons_table(report.comparisons))
+        console.print(Text("p: two-sided, by paired bootstrap, corrected for their number (Holm)", "dim"))
+    if report.notes:
+        heading(console, "To be kept in mind")
+        console.print(Group(*(said(f"- {note}") for note in report.notes)))
+
+
+def _figures_table(figures: Sequence[Figure]) -> Table:
+    """Those that can be good or bad; the files hold all."""
+    made = table("figure", "value", "95 %", "const", "random", "major", "others", "n", "draws", "inval.")
+    made.columns[2].no_wrap = True
+    last = ""
+    for one in figures:
+        if one.better == "neither":
+            continue
+        if one.task != last:
+            made.add_row(line_of(one.task, "bold"))
+        last = one.task
+        made.add_row(
+            line_of(_name(one.subset, one.metric, one.better)),
+            Text(number(one.value), "bold"),
+            _range(one.low, one.high),
+            *(number(getattr(one, f"floor_{name}")) for name in FLOORS),
+            count(one.n),
+            count(one.draws),
+            f"{one.invalid_rate:.0%}",
+        )
+    return made
+
+
+def _comparisons_table(comparisons: Sequence[Comparison]) -> Table:
+    made = table("figure", "difference", "95 %", "p", "units", "")
+    made.columns[2].no_wrap = True
+    for one in comparisons:
+        found = one.difference
+        made.add_row(
+            line_of(f"{one.task} {_name(one.subset, one.metric, one.better)}"),
+            number(found.value, signed=True) if found else "-",
+            _range(found.low, found.high) if found else "-",
+            number(one.p_holm),
+            count(one.n_units),
+            _verdict(one),
+        )
+    return made
+
+
+def _verdict(one: Comparison) -> Text:
+    if one.difference is None or one.p_holm is None or one.p_holm >= 0.05 or one.better == "near 1":
+        return Text("")
+    improved = (one.difference.value < 0) == (one.better == "lower")
+    return Text("better", "green") if improved else Text("worse", "red")
+
+
+def _name(subset: str, metric: str, better: Better) -> str:
+    return f"{subset} {metric} {_ARROWS[better]}".rstrip()
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{number(low)}..{number(high)}"
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three digits that matter; `-` where there is none."""
+    if value is None:
+        return "-"
+    digits = 1 if abs(value) >= 10 else 3
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"

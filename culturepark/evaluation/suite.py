@@ -1,0 +1,48 @@
+"""All tasks of one evaluation, put to one model after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec import Struct
+
+from culturepark.cultures import Culture
+from culturepark.evaluation import opinions, vsm
+from culturepark.evaluation.asking import Asker, Method
+from culturepark.evaluation.measure import Measurement
+from culturepark.ports import ChatModel
+
+
+class Suite(Struct, frozen=True):
+    """What is asked; what is empty is left out. `draws` None means as many as each method needs."""
+
+    cultures: Mapping[str, Culture]
+    asked: tuple[opinions.Asked, ...] = ()
+    groups: tuple[vsm.Group, ...] = ()
+    items: tuple[vsm.Item, ...] = ()
+    draws: int | None = None
+    method: Method | None = None
+    rng_seed: int = 0
+
+    @property
+    def questions(self) -> int:
+        """How many questions one model is asked."""
+        return len(self.asked) + sum(len(group.people) for group in self.groups) * len(self.items)
+
+
+async def put_to(
+    suite: Suite, model: ChatModel, name: str, told: Callable[[], None] | None = None
+) -> list[Measurement]:
+    """All measurements of one model; `told` is called after each question. Raises EndpointError."""
+    asker = Asker(model, name=name, method=suite.method, rng_seed=suite.rng_seed, told=told)
+    found: list[Measurement] = []
+    if suite.asked:
+        found += await opinions.evaluate(asker, suite.asked, suite.cultures, suite.draws)
+    if suite.groups:
+        found += await vsm.evaluate(asker, suite.groups, suite.items)
+    return found
+
+
+def names_apart(names: Sequence[str]) -> list[str]:
+    """Names of models, those that are equal told apart by their place."""
+    return [name if names.count(name) == 1 else f"{name} #{place + 1}" for place, name in enumerate(names)]

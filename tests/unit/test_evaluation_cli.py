@@ -1,0 +1,108 @@
+"""`culturepark evaluate` as its user meets it: what is held out, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from culturepark.cli import run as culturepark
+from culturepark.evaluation import report, targets
+from culturepark.evaluation.measure import compare
+from tests import builders, runs
+from tests.evaluation_models import OptionsModel, Shares, evenly
+
+URL = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture(autouse=True)
+def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, Shares]:
+    """What each model answers, by its name."""
+    monkeypatch.setenv("COLUMNS", "100")
+    answers: dict[str, Shares] = {"even": evenly, "": evenly}
+    monkeypatch.setattr(targets, "open_chat", lambda model, limits: OptionsModel(answers[model.model]))
+    return answers
+
+
+def evaluate(*arguments: str) -> int:
+    return culturepark(["evaluate", *arguments])
+
+
+def test_a_runs_own_questions_are_never_asked(tmp_path: Path, capsys: Any) -> None:
+    runs.made(tmp_path / "run")
+    out = tmp_path / "out"
+    here = (str(tmp_path / "run"), "--culture", "korean", "--task", "opinions", "--out", str(out))
+    assert evaluate(*here) == 0
+    measured = report.read_measurements(out)
+    units = next(one.units for one in measured["scripted"] if one.metric == "js")
+    assert len(units) == 47
+    assert not {f"korean/{seed}" for seed in builders.THREE} & set(units)
+    assert evaluate(*here) == 2
+    assert "holds results already" in capsys.readouterr().err
+    assert evaluate(*here, "--force", "--question", "wvs7-q28") == 2
+    assert "not held out" in capsys.readouterr().err
+    assert evaluate(*here, "--force", "--question", "wvs7-q33") == 0
+    assert report.read_measurements(out)["scripted"][0].units == ("korean/wvs7-q33",)
+
+
+def test_two_models_side_by_side(tmp_path: Path, models: dict[str, Shares], capsys: Any) -> None:
+    models["first"] = lambda text, options: [1.0] + [0.0] * (len(options) - 1)
+    out = tmp_path / "out"
+    them = (URL, "--model", "even", "--against", URL, "--against-model", "first")
+    assert evaluate(*them, "--culture", "arabic", "--culture", "german", "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert "first against even" in printed
+    assert "arabic js ↓" in printed
+    assert "Arab countries" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+
+    whole = json.loads((out / "report.json").read_text("utf-8"))
+    figures: Any = pq.read_table(out / "figures.parquet").to_pylist()
+    assert [dict(row) for row in figures] == whole["figures"]
+    for row in figures:
+        if row["better"] != "neither":
+            assert row["floor_random"] is not None or row["metric"] == "rank_correlation"
+        assert row["draws"] > 0
+    js = next(r for r in figures if (r["model"], r["subset"], r["metric"]) == ("even", "all", "js"))
+    assert js["value"] == pytest.approx(js["floor_random"])
+    assert js["low"] < js["value"] < js["high"]
+    compared: Any = pq.read_table(out / "comparisons.parquet").to_pylist()
+    assert {row["task"] for row in compared} == {"opinions", "vsm"}
+    # What was written is enough to compare again.
+    measured = report.read_measurements(out)
+    again = compare("even", measured["even"], "first", measured["first"])
+    assert [one.p_holm for one in again] == [row["p_holm"] for row in compared]
+
+
+def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    them = (URL, "--model", "even", "--against", URL, "--against-model", "even", "--task", "opinions")
+    assert evaluate(*them, "--culture", "korean", "--question", "wvs7-q33", "--question", "wvs7-q34",
+                    "--out", str(out)) == 0  # fmt: skip
+    whole = json.loads((out / "report.json").read_text("utf-8"))
+    assert {one["model"] for one in whole["figures"]} == {"even #1", "even #2"}
+    assert all(one["difference"]["value"] == 0 and one["p_holm"] == 1 for one in whole["comparisons"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((URL,), 2, "no name"),
+        (("http://user:pass@host/v1", "--model", "m"), 2, "not an http"),
+        (("nowhere",), 2, "no directory"),
+        (("embedded", "--people", "20"), 2, "too few"),
+        (("embedded", "--culture", "germn"), 2, "Did you mean"),
+        (("embedded", "--question", "wvs7-q999"), 2, "no question"),
+        (("embedded", "--vsm-items", "none.csv"), 2, "cannot be read"),
+        ((".",), 4, "no run directory"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    tmp_path: Path, capsys: Any, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    assert evaluate(*arguments, "--out", str(tmp_path / "out")) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
