@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from culturepark import __version__, cli_finetune
-from culturepark import __version__
 from culturepark.cli_evaluate import evaluate
 from culturepark.errors import ConfigError, CultureParkError
 

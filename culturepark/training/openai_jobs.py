@@ -52,7 +52,7 @@ class OpenAIBackend:
         try:
             import openai
         except ImportError:
-            fix = "Run `pip install 'culturepark[openai]'`."
+            fix = "Run `pip install openai`."
             raise ConfigError("backend openai", "the package openai is not installed.", fix) from None
         self._errors: Any = openai
         self._url = base_urls_of(model)[0]
