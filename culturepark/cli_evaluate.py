@@ -46,6 +46,14 @@ def evaluate(
         str | None, typer.Option(metavar="DIR|URL|embedded", help="A second model, compared with the first.")
     ] = None,
     against_model: Annotated[str, typer.Option(metavar="NAME", help="The second endpoint's model.")] = "",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="An adapter of the run, compared with its base: a culture's, `joint`, or `own`, which asks "
+            "each culture of its own; may be repeated.",
+        ),
+    ] = None,
     api_key_env: Annotated[
         str, typer.Option(metavar="VARIABLE", help="The environment variable with the endpoint's key.")
     ] = "OPENAI_API_KEY",
@@ -82,10 +90,10 @@ def evaluate(
 
     from culturepark.cultures import load_cultures
     from culturepark.evaluation import vsm
-    from culturepark.evaluation.measure import compare
+    from culturepark.evaluation.measure import compare_all
     from culturepark.evaluation.report import check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
-    from culturepark.evaluation.targets import target_of
+    from culturepark.evaluation.targets import adapter_target, target_of
     from culturepark.terminal import line_of
     from culturepark.terminal import out as console_for
 
@@ -93,8 +101,13 @@ def evaluate(
     targets = [target_of(target, model, api_key_env)]
     if against is not None:
         targets.append(target_of(against, against_model, api_key_env))
+    if adapter and not Path(target).is_dir():
+        raise ConfigError(
+            "--adapter", f"{target} is no run, so it has no adapters.", "Name a run's directory."
+        )
+    targets += [adapter_target(Path(target), name) for name in adapter or ()]
     registry = load_cultures()
-    chosen = _cultures(culture, registry)
+    chosen = _cultures(culture, registry, targets)
     tasks = set(task or Task)
     seen = frozenset[str]().union(*(one.trained_on for one in targets))
     suite = Suite(
@@ -108,24 +121,31 @@ def evaluate(
     )
     console = console_for()
     measured = asyncio.run(_measured(console, suite, targets))
-    names = list(measured)
-    comparisons = (
-        compare(names[0], measured[names[0]], names[1], measured[names[1]]) if len(names) > 1 else []
-    )
-    report = report_of(measured, comparisons)
+    report = report_of(measured, compare_all(measured))
     write_report(out, report, measured)
     show_report(console, report)
     console.print(line_of(f"Written to {out}", "dim"), soft_wrap=True)
 
 
-def _cultures(wanted: Sequence[str] | None, registry: dict[str, Culture]) -> list[Culture]:
-    """Those that are named, or all whose people were asked anything; the main contact's only by name."""
+def _cultures(
+    wanted: Sequence[str] | None, registry: dict[str, Culture], targets: Sequence[Target]
+) -> list[Culture]:
+    """Those that are named; else all that every target can be asked about and whose people were asked
+    anything, but for the main contact's. Raises ConfigError."""
     from culturepark.cultures import culture_named
     from culturepark.settings import PlanSettings
 
-    if wanted:
-        return [culture_named(registry, name, "--culture") for name in dict.fromkeys(wanted)]
-    return [one for one in registry.values() if one.survey_keys and one.id != PlanSettings().contact]
+    limits = [target.cultures for target in targets if target.cultures is not None]
+    able = frozenset(registry).intersection(*limits)
+    if not wanted:
+        known = [one for one in registry.values() if one.survey_keys and one.id != PlanSettings().contact]
+        return [one for one in known if one.id in able]
+    named = [culture_named(registry, name, "--culture") for name in dict.fromkeys(wanted)]
+    for one in named:
+        if one.id not in able:
+            fix = f"There are adapters of {', '.join(sorted(able)) or 'none'}: see `culturepark finetune`."
+            raise ConfigError("--culture", f"the run has no adapter for {one.id}.", fix)
+    return named
 
 
 def _asked(

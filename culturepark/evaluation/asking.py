@@ -29,7 +29,7 @@ Method = Literal["logprobs", "sampling"]
 
 _TOP = 20
 """As many alternatives as OpenAI's API tells at most."""
-_BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=4, top_logprobs=_TOP)
+_BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=2, top_logprobs=_TOP)
 _BY_SAMPLING = Sampling(temperature=1.0, max_tokens=16)
 _FREE = Sampling(temperature=0.0, max_tokens=24)
 _LEAST_SAMPLED = 30

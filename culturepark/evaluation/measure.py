@@ -92,6 +92,23 @@ def compare(
 ) -> list[Comparison]:
     """Second against first wherever both measured the same and one can be better, by paired bootstrap
     over the units that both have, with p-values corrected after Holm over all of them."""
+    return _corrected(_differences(first_name, first, second_name, second))
+
+
+def compare_all(measured: Mapping[str, Sequence[Measurement]]) -> list[Comparison]:
+    """Each further model against the first, corrected over all that is compared."""
+    (name, first), *others = measured.items()
+    return _corrected([one for other, found in others for one in _differences(name, first, other, found)])
+
+
+def _corrected(found: list[Comparison]) -> list[Comparison]:
+    corrected = iter(stats.holm([c.difference.p for c in found if c.difference is not None]))
+    return [replace(c, p_holm=next(corrected)) if c.difference is not None else c for c in found]
+
+
+def _differences(
+    first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
+) -> list[Comparison]:
     others = {one.key: one for one in second}
     found: list[Comparison] = []
     for one in first:
@@ -111,9 +128,7 @@ def compare(
         statistic = statistic_named(one.statistic, one.parameters)
         difference = stats.paired_bootstrap(mine, theirs, statistic) if len(mine) else None
         found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
-    tested = [c.difference.p for c in found if c.difference is not None]
-    corrected = iter(stats.holm(tested))
-    return [replace(c, p_holm=next(corrected)) if c.difference is not None else c for c in found]
+    return found
 
 
 def _macro_f1(values: Floats) -> float:

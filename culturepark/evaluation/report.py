@@ -167,11 +167,16 @@ def show_report(console: Console, report: Report) -> None:
     for model in dict.fromkeys(one.model for one in report.figures):
         heading(console, line_of(model).plain)
         console.print(_figures_table([one for one in report.figures if one.model == model]))
-    words = "const, random, major, others: what models that know nothing of the culture reach"
-    console.print(Text(words, "dim"))
+    words = (
+        "const, rand, maj, oth: what models reach that always say the same, anything, what most people of the"
+    )
+    console.print(
+        Text(f"{words} culture say, what people elsewhere say; bad: answers that cannot be read", "dim")
+    )
+    for second in dict.fromkeys(one.second for one in report.comparisons):
+        heading(console, f"{second} against {report.comparisons[0].first}")
+        console.print(_comparisons_table([one for one in report.comparisons if one.second == second]))
     if report.comparisons:
-        heading(console, f"{report.comparisons[0].second} against {report.comparisons[0].first}")
-        console.print(_comparisons_table(report.comparisons))
         console.print(Text("p: two-sided, by paired bootstrap, corrected for their number (Holm)", "dim"))
     if report.notes:
         heading(console, "To be kept in mind")
@@ -180,8 +185,9 @@ def show_report(console: Console, report: Report) -> None:
 
 def _figures_table(figures: Sequence[Figure]) -> Table:
     """Those that can be good or bad; the files hold all."""
-    made = table("figure", "value", "95 %", "const", "random", "major", "others", "n", "draws", "inval.")
-    made.columns[2].no_wrap = True
+    made = table("figure", "value", "95 %", "const", "rand", "maj", "oth", "n", "bad")
+    for column in made.columns:
+        column.no_wrap = True
     last = ""
     for one in figures:
         if one.better == "neither":
@@ -195,7 +201,6 @@ def _figures_table(figures: Sequence[Figure]) -> Table:
             _range(one.low, one.high),
             *(number(getattr(one, f"floor_{name}")) for name in FLOORS),
             count(one.n),
-            count(one.draws),
             f"{one.invalid_rate:.0%}",
         )
     return made
@@ -229,12 +234,13 @@ def _name(subset: str, metric: str, better: Better) -> str:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{number(low)}..{number(high)}"
+    return "-" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Three digits that matter; `-` where there is none."""
+    """Three digits that matter, no zero before the point; `-` where there is none."""
     if value is None:
         return "-"
-    digits = 1 if abs(value) >= 10 else 3
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    shown = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return shown.replace("0.", ".", 1) if abs(value) < 1 and shown.lstrip("+-").startswith("0.") else shown

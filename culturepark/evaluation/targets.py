@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.models import open_chat
 from culturepark.models.embedded import WEIGHTS_NAME, embedded_name
 from culturepark.models.serving import served
-from culturepark.ports import ChatModel
+from culturepark.ports import ChatModel, Completion, Prompt, Sampling
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
-from culturepark.store.rundir import load_run
+from culturepark.store.rundir import Run, load_run
+from culturepark.training.adapters import Adapter, adapter_named, adapters_of, served_adapters
+from culturepark.training.datasets import read_dataset
+from culturepark.training.split import held_out_questions
 
 EMBEDDED = "embedded"
+OWN = "own"
+"""The adapters of a run taken as one model: each culture is asked of its own."""
 
 
 class Target(Struct, frozen=True):
-    """A model under test. `trained_on` are ids of questions it may have learned answers to."""
+    """A model under test. `trained_on` are ids of questions it may have learned answers to.
+
+    `adapters` are by the culture that is asked of them; one that is asked everything stands under "".
+    """
 
     name: str
     model: ModelSettings
     limits: LimitSettings
     trained_on: frozenset[str] = frozenset()
+    adapters: dict[str, Adapter] = {}
+
+    @property
+    def cultures(self) -> frozenset[str] | None:
+        """Those that it can be asked about; None: any."""
+        return frozenset(self.adapters) if self.adapters and "" not in self.adapters else None
 
 
 def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") -> Target:
     """The target that a command line names: `embedded`, an address, or the directory of a run.
 
-    Of a run it is the model that speaks in it, and its questions count as trained on: what is tuned on
-    the run is compared with this model on the questions that neither has seen. Raises ConfigError or
-    RunDirError.
+    Of a run it is the model that is tuned on it, and the run's questions count as trained on, but for those
+    held out: tuned and not, a model is asked what neither has seen. Raises ConfigError or RunDirError.
     """
     limits = LimitSettings()
     if words == EMBEDDED:
@@ -51,10 +66,37 @@ def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") 
             "TARGET", what, "Name a run's directory, or an address such as http://host:8000/v1."
         )
     run = load_run(Path(words))
-    speaker = run.settings.model_of("speaker")
-    name = embedded_name(speaker, False) if speaker.engine == EMBEDDED else speaker.model or speaker.engine
-    seen = frozenset(seed.id for seed in run.plan.seeds)
-    return Target(name, speaker, run.settings.limits, seen)
+    base = _tuned(run)
+    name = embedded_name(base, False) if base.engine == EMBEDDED else base.model or base.engine
+    asked = frozenset(seed.id for seed in run.plan.seeds)
+    held_out = held_out_questions(asked, run.settings.plan.seed, run.settings.training.held_out)
+    return Target(name, base, run.settings.limits, asked - held_out)
+
+
+def adapter_target(directory: Path, name: str) -> Target:
+    """An adapter of a run, by a culture's id, `joint` or the beginning of its key; or OWN.
+
+    Raises TrainingError if there is none, RunDirError.
+    """
+    run = load_run(directory)
+    base = _tuned(run)
+    if name == OWN:
+        planned = run.plan.planned()
+        adapters = {one: adapter for one, adapter in adapters_of(run.root).items() if one in planned}
+        if not adapters:
+            adapter_named(run.root, next(iter(planned)))  # says what there is instead
+    else:
+        adapters = {"": adapter_named(run.root, name)}
+    trained_on: set[str] = set()
+    for adapter in adapters.values():
+        trained_on |= {seed.id for seed in run.plan.seeds} - set(read_dataset(adapter.dataset).held_out)
+    if (only := adapters.get("")) and only.folder is None:  # a service keeps it and serves it
+        return Target(name, replace(base, model=only.model), run.settings.limits, frozenset(trained_on))
+    return Target(name, base, run.settings.limits, frozenset(trained_on), adapters)
+
+
+def _tuned(run: Run) -> ModelSettings:
+    return run.settings.models[run.settings.training.model or run.settings.roles.speaker]
 
 
 @asynccontextmanager
@@ -63,8 +105,32 @@ async def target_models(targets: Sequence[Target]) -> AsyncGenerator[list[ChatMo
     async with AsyncExitStack() as stack:
         models: list[ChatModel] = []
         for target in targets:
+            if target.adapters:
+                serving = served_adapters(tuple(target.adapters.values()), target.model, target.limits)
+                chats = await stack.enter_async_context(serving)
+                models.append(
+                    _ByCulture({culture: chats[one.name] for culture, one in target.adapters.items()})
+                )
+                continue
             ready = await stack.enter_async_context(served(target.model))
             chat = open_chat(ready, target.limits)
             stack.push_async_callback(chat.close)
             models.append(chat)
         yield models
+
+
+class _ByCulture:
+    """Asks the model of the culture that a question's id begins with. Implements ports.ChatModel."""
+
+    def __init__(self, chats: Mapping[str, ChatModel]) -> None:
+        self._chats = chats
+
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None
+    ) -> Completion:
+        """Answer `prompt`; see ports.ChatModel."""
+        chat = self._chats.get("") or self._chats[affinity.partition("/")[0]]
+        return await chat.complete(prompt, sampling, affinity=affinity, schema=schema)
+
+    async def close(self) -> None:
+        """Who serves the adapters closes them."""

@@ -21,7 +21,7 @@ from culturepark.training.ports import Base, Outcome, Recipe
 from culturepark.training.records import Records
 
 BASE = "base"
-"""Under this name `served` gives the model without any adapter."""
+"""Under this name `served_adapters` gives the model without any adapter."""
 
 
 class Adapter(Struct, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ class AdapterChat:
 
 
 @asynccontextmanager
-async def served(
+async def served_adapters(
     adapters: Sequence[Adapter], model: ModelSettings, limits: LimitSettings | None = None
 ) -> AsyncGenerator[dict[str, ChatModel]]:
     """Serve a model and adapters of it from this process for as long: by name, the plain model as BASE.

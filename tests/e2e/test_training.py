@@ -20,7 +20,7 @@ from culturepark.models.embedded import packaged_weights
 from culturepark.ports import Prompt, Sampling
 from culturepark.settings import ModelSettings
 from culturepark.store.rundir import Run
-from culturepark.training.adapters import BASE, Adapter, adapters_of, served
+from culturepark.training.adapters import BASE, Adapter, adapters_of, served_adapters
 from culturepark.training.base import trainable_folder
 from culturepark.training.child import LOCAL, ChildBackend
 from culturepark.training.launch import follow, job_of
@@ -159,7 +159,7 @@ async def test_the_engine_answers_as_the_trained_model_does_whoever_was_asked_be
     reference = dict(zip((BASE, "arabic", "korean"), json.loads(done.stdout.splitlines()[-1]), strict=True))
     sampling = Sampling(temperature=0, max_tokens=12, extra={"logprobs": True, "top_logprobs": 20})
 
-    async with served(adapters, MODEL) as models:
+    async with served_adapters(adapters, MODEL) as models:
         texts: dict[str, set[str]] = {name: set() for name in models}
         for name in (BASE, "arabic", BASE, "korean", "arabic", BASE, "arabic", "korean", "korean", BASE):
             texts[name].add((await models[name].complete(prompt, sampling, affinity="a")).text)

@@ -309,5 +309,5 @@ def test_without_the_client_it_says_what_to_install(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(ConfigError, match=r"culturepark\[openai\]"):
+    with pytest.raises(ConfigError, match=r"pip install openai"):
         backend_of(service)

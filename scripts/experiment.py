@@ -1,0 +1,142 @@
+"""From nothing to tuned models and what they are worth: generate, tune, evaluate, print.
+
+    python scripts/experiment.py --config config/loop.toml --out runs/loop      what `make loop` does
+    python scripts/experiment.py --config config/experiment.toml --out runs/experiment
+
+Every step is a `culturepark` command that can be given by hand, and is shown before it runs. What was done is
+not done again, so a run that was stopped goes on. Beside the run, a second one of the same plan asks the model
+directly for opinions instead of holding dialogues (`--no-direct` leaves it out): the baseline that dialogues
+have to beat. The results are in OUT/results.md and, whole, in OUT/*/report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Experiment:
+    """The steps, in a directory."""
+
+    def __init__(self, config: Path, out: Path, tasks: list[str], sets: list[str]) -> None:
+        self._config, self._out, self._tasks, self._sets = config, out, tasks, sets
+        self._times = out / "times.json"
+
+    def generate(self, name: str, *sets: str) -> Path:
+        """A run of the plan."""
+        run = self._out / name
+        options = [word for one in (*self._sets, *sets) for word in ("--set", one)]
+        self._step(f"generate {name}", "generate", str(self._config), "--out", str(run), *options)
+        return run
+
+    def tune(self, run: Path) -> None:
+        """An adapter for each culture, and the joint one."""
+        self._step(f"tune {run.name}", "finetune", str(run))
+
+    def evaluate(self, run: Path) -> None:
+        """The base beside each culture's own adapter and the joint one, task by task."""
+        for task in self._tasks:
+            out = self._out / f"{run.name}-{task}"
+            if (out / "report.json").exists():
+                continue
+            adapters = ("--adapter", "own", "--adapter", "joint")
+            where = ("--task", task, "--out", str(out))
+            self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *adapters, *where)
+
+    def _step(self, name: str, *command: str) -> None:
+        print(f"\n$ culturepark {shlex.join(command)}", flush=True)
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "culturepark", *command], check=False, cwd=ROOT)
+        if done.returncode:
+            print(f"\n{name} ended with code {done.returncode}. Give the same command again to go on.")
+            raise SystemExit(done.returncode)
+        times = self.times()
+        times[name] = times.get(name, 0.0) + round(time.monotonic() - began, 1)
+        self._times.write_text(json.dumps(times, indent=1), "utf-8")
+
+    def times(self) -> dict[str, float]:
+        """Seconds of each step, over all sittings."""
+        return json.loads(self._times.read_text("utf-8")) if self._times.exists() else {}
+
+    def results(self) -> str:
+        """All tables, as Markdown."""
+        parts = [f"# Results of {self._config.name}", ""]
+        for report in sorted(self._out.glob("*/report.json")):
+            parts += [f"## {report.parent.name}", "", *_tables(json.loads(report.read_text("utf-8"))), ""]
+        parts += ["## Time", "", "| step | minutes |", "|---|---:|"]
+        parts += [f"| {name} | {seconds / 60:.1f} |" for name, seconds in self.times().items()]
+        return "\n".join(parts) + "\n"
+
+
+def _tables(report: dict[str, Any]) -> list[str]:
+    lines = ["| model | figure | value | 95 % | constant | random | majority | others | n | unreadable |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for one in report["figures"]:
+        if one["better"] == "neither":
+            continue
+        floors = " | ".join(
+            _number(one[f"floor_{name}"]) for name in ("constant", "random", "majority", "others")
+        )
+        lines.append(
+            f"| {one['model']} | {one['subset']} {one['metric']} ({one['better']}) | {_number(one['value'])} "
+            f"| {_range(one)} | {floors} | {one['n']} | {one['invalid_rate']:.0%} |"
+        )
+    if report["comparisons"]:
+        lines += [
+            "",
+            "| comparison | figure | difference | 95 % | p (Holm) | units |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+    for one in report["comparisons"]:
+        found = one["difference"] or {}
+        lines.append(
+            f"| {one['second']} against {one['first']} | {one['subset']} {one['metric']} ({one['better']}) "
+            f"| {_number(found.get('value'))} | {_range(found)} | {_number(one['p_holm'])} | {one['n_units']} |"
+        )
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _range(found: dict[str, Any]) -> str:
+    low, high = found.get("low"), found.get("high")
+    return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def main() -> None:
+    """Run what is left to do."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=ROOT / "config" / "experiment.toml")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiment"))
+    parser.add_argument("--task", action="append", choices=["opinions", "vsm"], help="only this; repeatable")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    parser.add_argument("--no-direct", action="store_true", help="without the baseline of direct generation")
+    given = parser.parse_args()
+    out: Path = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    experiment = Experiment(given.config.resolve(), out, given.task or ["opinions", "vsm"], given.set)
+    runs = [experiment.generate("dialogues")]
+    if not given.no_direct:
+        runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))
+    for run in runs:
+        experiment.tune(run)
+        experiment.evaluate(run)
+    results = experiment.results()
+    (out / "results.md").write_text(results, "utf-8")
+    print(f"\n{results}\nWritten to {out / 'results.md'}")
+
+
+if __name__ == "__main__":
+    main()
