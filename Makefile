@@ -1,6 +1,7 @@
 # Everything from a bare machine with Python 3.11+, its venv module and make.
 #
 #   make demo     set up, run the main job on the embedded model, show what came of it
+#   make loop     generate, tune two cultures, evaluate, small, on the embedded model (docs/results.md)
 #   make test     set up, run all tests
 #   make check    lint and types
 #   make bench    measure: against bare aiohttp, in volume, in flight (docs/performance.md)
@@ -16,10 +17,18 @@ RUN ?= runs/demo
 KILLS ?= 500
 SEED ?= 1
 
-.PHONY: demo test bench torture check format clean
+.PHONY: demo loop test bench torture check format clean
 
 demo: $(READY)
 	$(BIN)/culturepark generate config/quickstart.toml --out $(RUN)
+
+# Training needs torch and what goes with it: the extra `train`, a few hundred megabytes.
+$(VENV)/.trains: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
+	@touch $@
+
+loop: $(VENV)/.trains
+	$(BIN)/python scripts/experiment.py --config config/loop.toml --out runs/loop --no-direct --no-joint
 
 test: $(READY)
 	$(BIN)/python -m pytest

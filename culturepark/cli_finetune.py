@@ -71,6 +71,7 @@ def finetune(
     from culturepark.settings import with_overrides
     from culturepark.store.rundir import load_run
     from culturepark.terminal import count, line_of, out, print_error
+    from culturepark.training.backends import open_backend
     from culturepark.training.base import base_of
     from culturepark.training.datasets import seal
     from culturepark.training.launch import job_of, names_of
@@ -95,7 +96,7 @@ def finetune(
         if datasets_only:
             return
         base = base_of(settings)
-        through = _backend(settings)
+        through = open_backend(settings)
         records = Records(run.root)
         failed: list[CultureParkError] = []
         for name in names:
@@ -107,21 +108,6 @@ def finetune(
     _say_what_is_there(console, run)
     if failed:
         raise typer.Exit(failed[0].exit_code)
-
-
-def _backend(settings: Settings) -> Backend:
-    """By name for Ray, as `generate` does: imports point from actors to culturepark."""
-    import importlib
-
-    from culturepark.training.backends import open_backend
-
-    if settings.training.backend != "ray-train":
-        return open_backend(settings)
-    try:
-        actors = importlib.import_module("actors.training")
-    except ImportError:
-        return open_backend(settings)
-    return open_backend(settings, {"ray-train": actors.RayTrainBackend(settings)})
 
 
 def _check_leakage(console: Console, run: Run, folder: Path, against: list[Path]) -> None:

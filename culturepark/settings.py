@@ -310,6 +310,8 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Longer rows are cut."""
     checkpoint_steps: Positive = 20
     """Steps between checkpoints; a training that was killed goes on from the last one."""
+    workers: Positive = 1
+    """ray-train: processes that share a training; each has a GPU if the cluster has one for each."""
     poll_s: Seconds = 5.0
     """How often a running training is looked at."""
 

@@ -3,10 +3,10 @@
     python scripts/experiment.py --config config/loop.toml --out runs/loop      what `make loop` does
     python scripts/experiment.py --config config/experiment.toml --out runs/experiment
 
-Every step is a `culturepark` command that can be given by hand, and is shown before it runs. What was done is
-not done again, so a run that was stopped goes on. Beside the run, a second one of the same plan asks the model
-directly for opinions instead of holding dialogues (`--no-direct` leaves it out): the baseline that dialogues
-have to beat. The results are in OUT/results.md and, whole, in OUT/*/report.json.
+Every step is a `culturepark` command that can be given by hand, and is shown before it runs. What was done
+is not done again, so a run that was stopped goes on. Beside the run, a second one of the same plan asks the
+model directly for opinions instead of holding dialogues (`--no-direct` leaves it out): the baseline that
+dialogues have to beat. The results are in OUT/results.md and, whole, in OUT/*/report.json.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("constant", "random", "majority", "others")
 
 
 class Experiment:
     """The steps, in a directory."""
 
-    def __init__(self, config: Path, out: Path, tasks: list[str], sets: list[str]) -> None:
+    def __init__(self, config: Path, out: Path, tasks: list[str], sets: list[str], joint: bool) -> None:
         self._config, self._out, self._tasks, self._sets = config, out, tasks, sets
+        self._joint = joint
         self._times = out / "times.json"
 
     def generate(self, name: str, *sets: str) -> Path:
@@ -39,7 +42,11 @@ class Experiment:
 
     def tune(self, run: Path) -> None:
         """An adapter for each culture, and the joint one."""
-        self._step(f"tune {run.name}", "finetune", str(run))
+        only = [] if self._joint else [w for one in self._cultures() for w in ("--culture", one)]
+        self._step(f"tune {run.name}", "finetune", str(run), *only)
+
+    def _cultures(self) -> list[str]:
+        return tomllib.loads(self._config.read_text("utf-8"))["plan"]["cultures"]
 
     def evaluate(self, run: Path) -> None:
         """The base beside each culture's own adapter and the joint one, task by task."""
@@ -47,7 +54,7 @@ class Experiment:
             out = self._out / f"{run.name}-{task}"
             if (out / "report.json").exists():
                 continue
-            adapters = ("--adapter", "own", "--adapter", "joint")
+            adapters = ("--adapter", "own", *(("--adapter", "joint") if self._joint else ()))
             where = ("--task", task, "--out", str(out))
             self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *adapters, *where)
 
@@ -99,7 +106,8 @@ def _tables(report: dict[str, Any]) -> list[str]:
         found = one["difference"] or {}
         lines.append(
             f"| {one['second']} against {one['first']} | {one['subset']} {one['metric']} ({one['better']}) "
-            f"| {_number(found.get('value'))} | {_range(found)} | {_number(one['p_holm'])} | {one['n_units']} |"
+            f"| {_number(found.get('value'))} | {_range(found)} | {_number(one['p_holm'])} "
+            f"| {one['n_units']} |"
         )
     return lines
 
@@ -123,10 +131,14 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=["opinions", "vsm"], help="only this; repeatable")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--no-direct", action="store_true", help="without the baseline of direct generation")
+    parser.add_argument(
+        "--no-joint", action="store_true", help="without the adapter of all cultures together"
+    )
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(given.config.resolve(), out, given.task or ["opinions", "vsm"], given.set)
+    tasks = given.task or ["opinions", "vsm"]
+    experiment = Experiment(given.config.resolve(), out, tasks, given.set, not given.no_joint)
     runs = [experiment.generate("dialogues")]
     if not given.no_direct:
         runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))

@@ -1,4 +1,4 @@
-"""Trainings in a process of their own on this machine: ours (`local`) and any of the user's (`command`).
+"""Trainings in a process of their own: ours (`local`), ours over Ray (`ray-train`), the user's (`command`).
 
 A process of its own can run out of memory or be killed without taking anybody along, and what became of it is
 seen. While it lives it holds a lock on its output folder, which it is born with: so whoever comes later, even
@@ -47,7 +47,7 @@ class ChildBackend:
     def prepare(self, job: Job) -> None:
         """See ports.Backend."""
         verify(Path(job.dataset))
-        if self._module == LOCAL:
+        if self._module != COMMAND:
             missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
             if missing:
                 what = f"not installed: {', '.join(missing)}."
@@ -143,6 +143,8 @@ class ChildBackend:
 
 
 LOCAL, COMMAND = "culturepark.training.run_local", "culturepark.training.run_command"
+RAY_TRAIN = "actors.ray_train"
+"""By name alone: nothing here imports Ray."""
 
 
 def save(job: Job, outcome: Outcome) -> None:

@@ -101,6 +101,7 @@ def job_of(run: Run, name: str, settings: Settings, base: Base | None = None) ->
         recipe=recipe,
         command=training.command if training.backend == "command" else (),
         checkpoint_steps=training.checkpoint_steps,
+        workers=training.workers if training.backend == "ray-train" else 1,
     )
     output = run.root.resolve() / "training" / "jobs" / f"{safe_name(name)}-{job.key[:12]}"
     return msgspec.structs.replace(job, output=str(output))

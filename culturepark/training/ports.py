@@ -48,7 +48,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Job(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training. `dataset` is the folder of a sealed dataset, `output` the folder for what comes of it.
 
-    `name` is a culture's id or `joint`. `rows` is the number of training rows.
+    `name` is a culture's id or `joint`. `rows` is the number of training rows, `workers` that of the
+    processes that share the work, where the backend can do so.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recipe: Recipe
     command: tuple[str, ...] = ()
     checkpoint_steps: int = 20
+    workers: int = 1
 
     @property
     def key(self) -> str:

@@ -22,7 +22,7 @@ from culturepark.settings import ModelSettings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import BASE, Adapter, adapters_of, served_adapters
 from culturepark.training.base import trainable_folder
-from culturepark.training.child import LOCAL, ChildBackend
+from culturepark.training.child import LOCAL, RAY_TRAIN, ChildBackend
 from culturepark.training.launch import follow, job_of
 from culturepark.training.ports import Job, Outcome
 from culturepark.training.records import Records
@@ -194,6 +194,26 @@ def apart(one: dict[str, float], other: dict[str, float]) -> float:
     both = one.keys() & other.keys()
     assert both
     return sum(abs(one[token] - other[token]) for token in both) / len(both)
+
+
+def test_two_workers_of_ray_train_share_the_work(run: Run) -> None:
+    recipe = {"backend": "ray-train", "workers": 2, "max_steps": 2}
+    training = msgspec.structs.replace(run.settings.training, **recipe)
+    job = job_of(run, "korean", msgspec.structs.replace(run.settings, training=training))
+    outcome = follow(Records(run.root), ChildBackend(RAY_TRAIN), job, poll_s=0.2)
+    assert outcome.state == "finished", (outcome, (Path(job.output) / "log.txt").read_text()[-3000:])
+    assert outcome.steps == 2
+    assert (Path(job.output) / "adapter" / "adapter.gguf").is_file()
+
+
+def test_what_went_wrong_in_a_worker_is_told(run: Run) -> None:
+    training = msgspec.structs.replace(run.settings.training, backend="ray-train", workers=2, max_steps=3)
+    job = job_of(run, "korean", msgspec.structs.replace(run.settings, training=training))
+    gone = msgspec.structs.replace(job.base, path=job.base.path + ".gone", digest="0" * 64)
+    job = msgspec.structs.replace(job, base=gone, output=job.output + "-gone")
+    outcome = follow(Records(run.root), ChildBackend(RAY_TRAIN), job, poll_s=0.2)
+    assert (outcome.state, outcome.failure) == ("failed", "base_missing")
+    assert "is not there" in outcome.what
 
 
 TOGETHER = """
