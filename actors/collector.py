@@ -17,6 +17,7 @@ from culturepark.messages import Outcome, Spent, encode, encode_begun, unpack_ra
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
+from culturepark.training.launch import due
 
 _PREDECESSOR_S = 20.0
 """How long a predecessor that is just ending may take to let go of the run directory."""
@@ -29,8 +30,10 @@ class Collector(Station):
     of them share an fsync.
     """
 
-    def __init__(self, inputs: Handed, post: tuple[str, str]) -> None:
+    def __init__(self, inputs: Handed, post: tuple[str, str], trainer: Any = None) -> None:
         super().__init__(post)
+        self._trainer = trainer
+        self._trained: set[str] = set()
         # Nothing here can fail: an error in a constructor would reach nobody in words.
         self._given = Inputs.taken(inputs)
         self._run = self._given.run
@@ -121,6 +124,8 @@ class Collector(Station):
             if self._unwritable:
                 raise self._unwritable
             outcomes = await asyncio.to_thread(self._append_and_sync, [raws for raws, _ in waiting])
+            if self._trainer is not None and outcomes:
+                await asyncio.to_thread(self._launch_due)
         except Exception as error:  # whatever it is, the driver has to learn of it
             self._unwritable = failure = _in_words(error, self._given.root)
             for _, taken in waiting:
@@ -140,6 +145,14 @@ class Collector(Station):
                 )
             else:
                 self._log.info("dialogue_finished", dialogue=brief.id, turns=len(outcome.turns))
+
+    def _launch_due(self) -> None:
+        """Seal what cultures whose dialogues are over have, and have them trained."""
+        names = [n for n in due(self._ledger.funnels, self._run.plan.planned()) if n not in self._trained]
+        if names:
+            self._ledger.seal()
+            self._trained.update(names)
+            self._trainer.train.remote(names)
 
     def _append_and_sync(self, batches: list[list[msgspec.Raw]]) -> list[Outcome]:
         self._open()

@@ -21,6 +21,8 @@ from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.status import EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
+from culturepark.training.datasets import JOINT
+from culturepark.training.launch import due
 from culturepark.watching import Endpoint, Snapshot, Watch, total_of
 
 _POLL_S = 0.5
@@ -102,7 +104,39 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
     report.take(snapshot, last=True)
     show(snapshot)
     _raise_if_stopped(run, snapshot.progress)
+    if crew.trainer is not None:
+        _see_trained(run, crew.trainer, snapshot, show, stop, began)
     return snapshot
+
+
+def _see_trained(
+    run: Run,
+    trainer: Any,
+    snapshot: Snapshot,
+    show: Callable[[Snapshot], None],
+    stop: _Signals | None,
+    began: float,
+) -> None:
+    """Wait for all trainings of a run that is over. Tells of all again, as the trainer may have died."""
+    names = due(snapshot.funnels, run.plan.planned())
+    if len(names) > 1:
+        names.append(JOINT)
+    while True:
+        _ask(trainer.train, names)
+        states = _ask(trainer.status)
+        if states is not _DOWN:
+            snapshot.trainings, snapshot.elapsed_s = states, time.monotonic() - began
+            show(snapshot)
+            if names == [name for name in names if states.get(name) not in (None, "waiting", "running")]:
+                break
+        if stop and stop.asked.is_set():
+            what = "stopped on request while models were tuned; the data is complete."
+            raise Interrupted(str(run.root), what, "Run the same command again to go on.")
+        time.sleep(_POLL_S)
+    failed: dict[str, CultureParkError] = _ask(trainer.errors)
+    for name in names:
+        if failed is not _DOWN and name in failed:
+            raise failed[name]
 
 
 def _raise_if_stopped(run: Run, progress: Progress) -> None:

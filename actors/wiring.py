@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import ray
 from msgspec.structs import replace
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import METRICS_INTERVAL, METRICS_SELDOM
@@ -32,6 +32,7 @@ from actors.moderator import Moderator
 from actors.placement import Node, engine_host, engine_nodes, engine_threads, staff
 from actors.raylet import Raylet
 from actors.refiner import RefinerActor
+from actors.trainer import Trainer
 from culturepark.conductor import REFINERS
 from culturepark.errors import ConfigError
 from culturepark.models.embedded import embedded_name
@@ -52,6 +53,7 @@ _METRICS_OFTEN_MS = "5000"
 
 _ENGINE_START_S = 120.0
 _ROOM_S = 30.0
+_TRAINER_STOP_S = 30.0
 
 
 @contextmanager
@@ -167,7 +169,8 @@ class Crew:
         replicas = {**dict.fromkeys(cultures, agents), REFINERS: refiners}
         # The run directory is on this node, so its only writer is, too. Ray starts few processes at a time,
         # in this order: dialogues begin with the first agents, while others are still starting.
-        self.collector = self._actor(Collector, "collector", inputs, post, here=True)
+        self.trainer = self._trainer(settings) if settings.training.launch else None
+        self.collector = self._actor(Collector, "collector", inputs, post, self.trainer, here=True)
         self.moderator = self._actor(Moderator, "moderator", inputs, post, replicas, here=True)
         for culture, count in replicas.items():
             for i in range(count):
@@ -179,6 +182,9 @@ class Crew:
 
     def close(self) -> None:
         """End all actors."""
+        if self.trainer is not None:
+            with contextlib.suppress(RayError):  # it may have died; its training is found on resume
+                ray.get(self.trainer.stop.remote(), timeout=_TRAINER_STOP_S)
         for actor in (*self._actors, *self._engines):
             ray.kill(actor, no_restart=True)
         self.raylet.close()
@@ -197,6 +203,18 @@ class Crew:
         actor = ray.remote(cls).options(**options).remote(*args)
         self._actors.append(actor)
         return actor
+
+    def _trainer(self, settings: Settings) -> Any:
+        """With CPUs of its own on the driver's node, where the run directory is."""
+        options: dict[str, Any] = {
+            "num_cpus": min(settings.training.cpus, max(_CPU, self._nodes[0].cpus - 1)),
+            "scheduling_strategy": self._here,
+            "max_restarts": -1,
+            "max_concurrency": 8,
+        }
+        trainer = ray.remote(Trainer).options(**options).remote(self._inputs)
+        self._actors.append(trainer)
+        return trainer
 
     def _served(self, settings: Settings) -> Settings:
         """Start a server for each embedded model in use, and say where it listens."""

@@ -354,9 +354,21 @@ def status(
             if watch and console.is_terminal:
                 console.clear()
             console.print(shown(directory, report, refine))
+            _say_trainings(console, directory)
         if not watch or report.state != "running":
             return
         time.sleep(EVERY_S)
+
+
+def _say_trainings(console: Console, directory: Path) -> None:
+    """How each training on record stands."""
+    from culturepark.terminal import line_of
+    from culturepark.training.records import Records
+
+    latest = {record.job.name: record for record in Records(directory).all()}
+    for name, record in sorted(latest.items()):
+        words = {"intended": "about to start", "launched": "launched"}.get(record.event, record.event)
+        console.print(line_of(f"tuning of {name}: {words}"))
 
 
 @app.command()

@@ -104,6 +104,8 @@ class Display:
             facts.add_row("opinions", opinions)
         facts.add_row("tokens", f"{tokens_words(figures.tokens)}; cost {cost_words(figures.cost)}")
         facts.add_row("speed", _speed(figures))
+        if snapshot.trainings:
+            facts.add_row("tuning", line_of(_trainings(snapshot).removeprefix("tuning: ")))
         if snapshot.endpoints:
             facts.add_row("endpoints", _endpoints(snapshot))
 
@@ -152,9 +154,15 @@ class Display:
         parts += [tokens_words(figures.tokens), f"cost {cost_words(figures.cost)}"]
         if figures.now.turns_s is not None:
             parts.append(_speed(figures))
+        if snapshot.trainings:
+            parts.append(_trainings(snapshot))
         if snapshot.draining or progress.stopped:
             parts.append(f"stopping: {line_of(progress.stopped or 'on request')}")
         return "; ".join(parts)
+
+
+def _trainings(snapshot: Snapshot) -> str:
+    return "tuning: " + ", ".join(f"{name} {state}" for name, state in snapshot.trainings.items())
 
 
 def _speed(figures: Figures) -> str:

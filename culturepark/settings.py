@@ -310,6 +310,11 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Longer rows are cut."""
     checkpoint_steps: Positive = 20
     """Steps between checkpoints; a training that was killed goes on from the last one."""
+    launch: bool = False
+    """Tune by itself while the run goes on: each culture as soon as the last of its dialogues has ended, and
+    all together, if there are several, at the end. Else `culturepark finetune` does so afterwards."""
+    cpus: Annotated[float, Meta(gt=0, le=4096)] = 1.0
+    """CPUs that trainings launched by the run claim of the driver's node."""
     workers: Positive = 1
     """ray-train: processes that share a training; each has a GPU if the cluster has one for each."""
     poll_s: Seconds = 5.0

@@ -59,6 +59,8 @@ class Snapshot(Struct):
     endpoints: tuple[Endpoint, ...] = ()
     underway: dict[str, int] = {}
     """What dialogues under way have used, with a funnel's keys."""
+    trainings: dict[str, str] = {}
+    """How trainings that the run launched stand, by name."""
 
 
 class Speed(Struct, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,17 @@ def next_step(last: Record | None, found: str | None, still_there: bool, retry: 
         case "launched":
             assert last is not None
             return Todo("look", found or last.job_id)
+
+
+def due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) -> list[str]:
+    """The cultures whose planned dialogues have all ended, and that kept anything to train on."""
+    found: list[str] = []
+    for culture, count in sorted(planned.items()):
+        funnel = funnels.get(culture, {})
+        ended = funnel.get("finished", 0) + funnel.get("failed", 0)
+        if ended >= count and funnel.get("kept", 0):
+            found.append(culture)
+    return found
 
 
 def names_of(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:

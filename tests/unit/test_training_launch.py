@@ -23,7 +23,7 @@ from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapter_named, adapters_of
 from culturepark.training.base import base_of
 from culturepark.training.child import COMMAND, LOCAL, NEEDED, ChildBackend
-from culturepark.training.launch import cancel, follow, job_of, names_of, next_step
+from culturepark.training.launch import cancel, due, follow, job_of, names_of, next_step
 from culturepark.training.lora import last_checkpoint
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
@@ -461,3 +461,20 @@ def test_training_modules_load_without_heavy_libraries() -> None:
     code = f"import sys; from culturepark.training import {modules}; print({heavy} & set(sys.modules))"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("funnel", "is_due"),
+    [
+        ({"finished": 4, "kept": 2}, True),
+        ({"finished": 3, "failed": 1, "kept": 1}, True),
+        ({"finished": 3, "kept": 9}, False),
+        ({"finished": 4}, False),
+        ({}, False),
+    ],
+)
+def test_a_culture_is_due_once_all_its_dialogues_ended_and_something_was_kept(
+    funnel: dict[str, int], is_due: bool
+) -> None:
+    other = {"finished": 1, "kept": 1}
+    assert due({"arabic": funnel, "korean": other}, {"arabic": 4, "korean": 2}) == ["arabic"] * is_due

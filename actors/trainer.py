@@ -1,0 +1,100 @@
+"""The actor that tunes models while the run goes on, one at a time. What it did is in the run directory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import structlog
+
+from actors.inputs import Handed, Inputs
+from culturepark.errors import CultureParkError
+from culturepark.store.rundir import load_run
+from culturepark.training.backends import open_backend
+from culturepark.training.launch import follow, job_of
+from culturepark.training.ports import Job
+from culturepark.training.records import Records, training_lock
+
+
+class Trainer:
+    """Follows the trainings it is told of, each to its end. Telling it twice is harmless: what was
+    launched, and how it ended, is on record, and a training that failed is not tried again by itself."""
+
+    def __init__(self, inputs: Handed) -> None:
+        given = Inputs.taken(inputs)
+        self._root = Path(given.root)
+        self._log: structlog.stdlib.BoundLogger = given.logger("trainer")
+        self._states: dict[str, str] = {}
+        self._errors: dict[str, CultureParkError] = {}
+        self._waiting: list[str] = []
+        self._working: asyncio.Task[None] | None = None
+        self._stopping = threading.Event()
+
+    async def train(self, names: list[str]) -> None:
+        """Train these, cultures by their ids or the joint one, as far as they are not known yet."""
+        for name in names:
+            if name not in self._states:
+                self._states[name] = "waiting"
+                self._waiting.append(name)
+        if self._working is None and self._waiting:
+            self._working = asyncio.create_task(self._work())
+
+    async def status(self) -> dict[str, str]:
+        """How each stands: waiting, running, finished, failed."""
+        return dict(self._states)
+
+    async def errors(self) -> dict[str, CultureParkError]:
+        """What is to be said of those that failed."""
+        return dict(self._errors)
+
+    async def stop(self) -> None:
+        """Stop the one that runs; it goes on from its last checkpoint when the run is resumed."""
+        self._stopping.set()
+        self._waiting.clear()
+        if self._working is not None:
+            await self._working
+
+    async def _work(self) -> None:
+        while self._waiting:
+            name = self._waiting.pop(0)
+            self._states[name] = "running"
+            self._states[name] = await asyncio.to_thread(self._follow, name)
+        self._working = None
+
+    def _follow(self, name: str) -> str:
+        try:
+            run = load_run(self._root)
+            with training_lock(run.root):
+                job = job_of(run, name, run.settings)
+                outcome = follow(
+                    Records(run.root),
+                    open_backend(run.settings),
+                    job,
+                    poll_s=min(1.0, run.settings.training.poll_s),
+                    retry=False,
+                    say=self._say,
+                    sleep=self._sleep,
+                )
+            if outcome.state != "finished":
+                self._errors[name] = outcome.error(job)
+            return outcome.state
+        except KeyboardInterrupt:
+            return "stopped"
+        except CultureParkError as error:
+            self._errors[name] = error
+            self._log.error("training_failed", name=name, where=error.where, what=error.what)
+            return "failed"
+        except Exception as error:  # our own fault must not end the run, whose data is what counts
+            self._log.exception("trainer_error", name=name)
+            what = f"{type(error).__name__}: {error}"
+            self._errors[name] = CultureParkError(f"training of {name}", what, "See logs/trainer.jsonl.")
+            return "failed"
+
+    def _say(self, what: str, job: Job, job_id: str) -> None:
+        if what != "running":
+            self._log.info("training", name=job.name, what=what, job=job_id)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise KeyboardInterrupt
