@@ -1,0 +1,493 @@
+"""The speed of whole runs on the embedded model, against what its engine can do by itself.
+
+    python scripts/bench_embedded.py --json results.json
+    python scripts/bench_embedded.py --prefix-cache --json prefix.json
+
+The first compares, in turn and several times, (a) a bare client that holds the same dialogues on the
+packaged model, with no actors, no refinement but the same rewriting requests, and nothing kept, at the
+best concurrency that was found, and (b) `culturepark generate`, refinement and embedder beside it. The
+second measures what it saves that prompts only grow and stay with one replica.
+
+CPU time that other programs took meanwhile is given beside each figure ("others"): the engine's
+threads wait for each other, so a neighbour costs more than its share. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import aiohttp
+import msgspec
+import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
+from measuring import ROOT, cpu_s_of, tree_of
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from culturepark.agent import CulturalSpeaker
+from culturepark.cultures import load_cultures
+from culturepark.messages import Ask, Spoke
+from culturepark.models.embedded import WEIGHTS_NAME, ChatServer
+from culturepark.plan import Plan
+from culturepark.ports import Completion, Prompt, Sampling, Usage
+from culturepark.prompts.profile import profile_named
+from culturepark.prompts.text import first_person, unquoted, without_lead_in
+from culturepark.seeds import load_seeds
+from culturepark.settings import ModelSettings, Settings, load_settings
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_POLL_S = 0.2
+_PROFILE = profile_named("small")
+
+Asked = tuple[Prompt, Sampling]
+"""A prompt and how its reply is sampled."""
+
+
+class Figures(Struct, frozen=True):
+    """One measurement. Cores are mean numbers of CPUs kept busy; `cached_share` is of prompt tokens."""
+
+    name: str
+    completion_tokens: int
+    evaluated_tokens: int
+    cached_share: float
+    wall_s: float
+    engine_cores: float
+    others_cores: float
+
+    @property
+    def completions_per_s(self) -> float:
+        """Completion tokens a second."""
+        return self.completion_tokens / self.wall_s
+
+    @property
+    def processed_per_s(self) -> float:
+        """Tokens a second that the engine had to work on: completions, and prompts not in its cache."""
+        return (self.completion_tokens + self.evaluated_tokens) / self.wall_s
+
+
+class Whole(Struct, frozen=True):
+    """A whole run: while the engine was asked, and what surrounds that. CPU is in seconds."""
+
+    asked: Figures
+    command_s: float
+    engine_cpu_s: float
+    embedder_cpu_s: float
+    rest_cpu_s: float
+
+
+# --- the engine by itself
+
+
+@contextmanager
+def engine(model: ModelSettings) -> Iterator[tuple[str, int]]:
+    """The package's chat server in a process of its own, new and with nothing cached: URL and process id."""
+    command = [sys.executable, __file__, "--serve", msgspec.json.encode(model).decode()]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().strip()
+        if not url:
+            raise SystemExit("The engine did not start; try `culturepark doctor`.")
+        yield url, process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve(model: str) -> None:
+    """Be that process, until it is ended."""
+    server = ChatServer(msgspec.json.decode(model, type=ModelSettings), 0)
+    print(server.url, flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+class BareModel:
+    """A chat model with nothing around its request. Implements ports.ChatModel; counts tokens."""
+
+    def __init__(self, choose: Callable[[str], str], reuse: bool) -> None:
+        self._choose = choose
+        self._reuse = reuse
+        self.session: aiohttp.ClientSession
+        self.usage = Usage()
+
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None
+    ) -> Completion:
+        """Answer `prompt`. Raises RuntimeError if the engine does not."""
+        fields: dict[str, Any] = {
+            "messages": prompt.messages(),
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "stop": sampling.stop,
+            "cache_prompt": self._reuse,
+            **sampling.extra,
+        }
+        url = f"{self._choose(affinity)}/chat/completions"
+        headers = {"Content-Type": "application/json"}
+        async with self.session.post(url, data=msgspec.json.encode(fields), headers=headers) as response:
+            reply: Any = msgspec.json.decode(await response.read())
+        if response.status != 200:
+            raise RuntimeError(f"the engine answered {response.status}: {reply}")
+        told, choice = reply["usage"], reply["choices"][0]
+        cached = told["prompt_tokens_details"]["cached_tokens"]
+        usage = Usage(1, told["prompt_tokens"], cached, told["completion_tokens"])
+        self.usage += usage
+        return Completion(choice["message"]["content"], usage, choice["finish_reason"], "", url, 0.0)
+
+
+async def _talk(
+    model: BareModel, settings: Settings, plan: Plan, rewrites: Mapping[int, Sequence[Asked]], in_flight: int
+) -> None:
+    """Hold the plan's dialogues, `in_flight` at once."""
+    speaker = CulturalSpeaker(plan, settings, model, _PROFILE)
+    numbers = iter(range(len(plan)))
+
+    async def hold() -> None:
+        for number in numbers:
+            heard = ""
+            for turn in range(1, plan.utterances_of(number) + 1):
+                answer = await speaker.speak(Ask(number, 0, turn, heard))
+                if not isinstance(answer, Spoke):
+                    break  # the model had nothing to say twice over; a run would count it as failed
+                heard = answer.turn.text
+            for prompt, sampling in rewrites.get(number, ()):
+                await model.complete(prompt, sampling, affinity=plan.brief(number).id)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as model.session:
+        await asyncio.gather(*(hold() for _ in range(in_flight)))
+
+
+def bare(
+    name: str,
+    settings: Settings,
+    rewrites: Mapping[int, Sequence[Asked]],
+    in_flight: int,
+    engines: Sequence[tuple[str, int]],
+    *,
+    sticky: bool = True,
+    reuse: bool = True,
+) -> Figures:
+    """Measure the bare client. A dialogue stays with one engine if `sticky`; else each call draws one."""
+    rng = random.Random(1)
+    urls = [url for url, _ in engines]
+    homes: dict[str, str] = {}
+
+    def choose(affinity: str) -> str:
+        # Round robin, so that each engine gets its share of these few dialogues.
+        return homes.setdefault(affinity, urls[len(homes) % len(urls)]) if sticky else rng.choice(urls)
+
+    model, plan = BareModel(choose, reuse), plan_of(settings)
+    pids = [os.getpid(), *(pid for _, pid in engines)]
+    busy, own, engine_s = _busy_s(), sum(map(cpu_s_of, pids)), sum(map(cpu_s_of, pids[1:]))
+    began = time.monotonic()
+    asyncio.run(_talk(model, settings, plan, rewrites, in_flight))
+    wall_s = time.monotonic() - began
+    engine_s = sum(map(cpu_s_of, pids[1:])) - engine_s
+    others_s = _busy_s() - busy - (sum(map(cpu_s_of, pids)) - own)
+    return _figures(name, model.usage, wall_s, engine_s, others_s)
+
+
+def _figures(name: str, usage: Usage, wall_s: float, engine_s: float, others_s: float) -> Figures:
+    evaluated = usage.prompt_tokens - usage.cached_tokens
+    cached = usage.cached_tokens / max(1, usage.prompt_tokens)
+    cores = round(engine_s / wall_s, 2), round(max(0.0, others_s) / wall_s, 2)
+    return Figures(name, usage.completion_tokens, evaluated, round(cached, 3), round(wall_s, 2), *cores)
+
+
+def _busy_s() -> float:
+    """CPU seconds that this machine has worked, but for what was stolen from it."""
+    fields = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return (sum(fields[:8]) - fields[3] - fields[4] - fields[7]) * _TICK_S
+
+
+# --- a whole run
+
+
+def whole(overrides: Sequence[str]) -> tuple[Whole, dict[int, list[Asked]]]:
+    """Run `culturepark generate` on the quickstart; with the rewriting requests that it made."""
+    with tempfile.TemporaryDirectory(prefix="culturepark-bench-") as folder:
+        out = Path(folder, "run")
+        command = [sys.executable, "-m", "culturepark", "generate", "--out", str(out)]
+        for override in overrides:
+            command += ["--set", override]
+        began, busy = time.monotonic(), _busy_s()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        meter = _Meter()
+        while process.poll() is None:
+            meter.read(process.pid)
+            time.sleep(_POLL_S)
+        command_s, busy = time.monotonic() - began, _busy_s() - busy
+        assert process.stdout is not None
+        if process.returncode:
+            raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}\n{process.stdout.read()}")
+        dialogues = _rows(out, "dialogues")
+        rewritten = [row for kind in ("samples", "rejected") for row in _rows(out, kind) if row["rewritten"]]
+    usage = Usage()
+    for role in (role for row in dialogues for role in row["usage"] if role["role"] != "embedder"):
+        usage += Usage(role["calls"], role["prompt_tokens"], role["cached_tokens"], role["completion_tokens"])
+    first, last = min(row["started_s"] for row in dialogues), max(row["ended_s"] for row in dialogues)
+    engine_s, own_s = meter.between(first, last)
+    by_kind = meter.by_kind()
+    asked = _figures("culturepark", usage, last - first, engine_s, meter.busy_between(first, last) - own_s)
+    rest_s = sum(by_kind.values()) - by_kind["chat"] - by_kind["embedder"]
+    made = Whole(
+        asked,
+        round(command_s, 2),
+        round(by_kind["chat"], 2),
+        round(by_kind["embedder"], 2),
+        round(rest_s, 2),
+    )
+    return made, _rewriting(plan_of(load_settings(None, overrides)), rewritten)
+
+
+class _Meter:
+    """CPU of a process tree over time, by kind of process."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[int, str] = {}
+        self._known: dict[int, float] = {}
+        self._samples: list[tuple[float, float, float, float]] = []
+
+    def read(self, pid: int) -> None:
+        """Take a sample of the tree below `pid`."""
+        for one in tree_of(pid):
+            # A process names itself only some time after it was made.
+            if self._kinds.get(one, "other") == "other":
+                self._kinds[one] = _kind_of(one)
+            self._known[one] = max(self._known.get(one, 0.0), cpu_s_of(one))
+        kinds = self.by_kind()
+        self._samples.append((time.time(), kinds["chat"], sum(kinds.values()), _busy_s()))
+
+    def by_kind(self) -> dict[str, float]:
+        """CPU seconds so far."""
+        kinds = {"chat": 0.0, "embedder": 0.0, "other": 0.0}
+        for one, cpu_s in self._known.items():
+            kinds[self._kinds[one]] += cpu_s
+        return kinds
+
+    def between(self, first: float, last: float) -> tuple[float, float]:
+        """CPU seconds of the chat engine and of the whole tree between two times."""
+        a, b = self._at(first), self._at(last)
+        return b[1] - a[1], b[2] - a[2]
+
+    def busy_between(self, first: float, last: float) -> float:
+        """CPU seconds of the whole machine between two times."""
+        return self._at(last)[3] - self._at(first)[3]
+
+    def _at(self, time_s: float) -> tuple[float, float, float, float]:
+        return min(self._samples, key=lambda sample: abs(sample[0] - time_s))
+
+
+def _kind_of(pid: int) -> str:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return "other"
+    return "chat" if b"ChatEngine" in command else "embedder" if b"EmbeddingEngine" in command else "other"
+
+
+def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
+    files = sorted((out / kind).glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]  # pyright: ignore
+
+
+def _rewriting(plan: Plan, rewritten: Sequence[dict[str, Any]]) -> dict[int, list[Asked]]:
+    """The requests behind rewritten opinions, by the number of their dialogue."""
+    numbers = {plan.brief(number).id: number for number in range(len(plan))}
+    found: dict[int, list[Asked]] = {}
+    for row in rewritten:
+        brief = plan.brief(number := numbers[row["dialogue_id"]])
+        speaker = (row["turn"] - 1) % len(brief.speakers)
+        said = without_lead_in(unquoted(row["extracted"]))
+        prompt, cue = _PROFILE.rewriting(brief, speaker, first_person(said, brief.speakers[speaker].name))
+        prompt.add("assistant", cue.prefill)
+        found.setdefault(number, []).append((prompt, _PROFILE.sampling("rewriter")))
+    return found
+
+
+# --- what is compared
+
+
+def plan_of(settings: Settings) -> Plan:
+    """The plan of these settings."""
+    return Plan(settings, load_seeds(settings.plan.seeds), load_cultures())
+
+
+def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Whole runs against the bare client at its best."""
+    settings = load_settings(None, overrides)
+    model = settings.model_of("speaker")
+    short = replace(settings, plan=replace(settings.plan, utterances=4))
+    tried: list[Figures] = []
+    for slots in sweep if len(sweep) > 1 else ():
+        with engine(replace(model, parallel=slots)) as one:
+            tried.append(_told(bare(f"bare, {slots} at once", short, {}, slots, [one])))
+    # By all that the engine worked on: how long replies are is a matter of chance.
+    best = sweep[max(range(len(tried)), key=lambda i: tried[i].processed_per_s) if tried else 0]
+    bares: list[Figures] = []
+    wholes: list[Whole] = []
+    for _ in range(repeats):
+        made, rewrites = whole(overrides)
+        wholes.append(made)
+        _told(made.asked)
+        with engine(replace(model, parallel=best)) as one:
+            bares.append(_told(bare(f"bare, {best} at once", settings, rewrites, best, [one])))
+    pairs = list(zip(wholes, bares, strict=True))
+    return {
+        "dialogues": len(plan_of(settings)),
+        "utterances": settings.plan.utterances,
+        "in_flight": settings.limits.dialogues_in_flight,
+        "best_at_once": best,
+        "tried": _plain(tried),
+        "bare": _plain(bares),
+        "whole": msgspec.to_builtins(wholes),
+        "ratio": {
+            "completions_while_asked": _spread(
+                w.asked.completions_per_s / b.completions_per_s for w, b in pairs
+            ),
+            "processed_while_asked": _spread(w.asked.processed_per_s / b.processed_per_s for w, b in pairs),
+            "completions_whole_command": _spread(
+                w.asked.completion_tokens / w.command_s / b.completions_per_s for w, b in pairs
+            ),
+        },
+        "completions_per_s": {
+            "bare": _spread(b.completions_per_s for b in bares),
+            "while_asked": _spread(w.asked.completions_per_s for w in wholes),
+            "whole_command": _spread(w.asked.completion_tokens / w.command_s for w in wholes),
+        },
+        "evaluated_per_s": {
+            "bare": _spread(b.evaluated_tokens / b.wall_s for b in bares),
+            "while_asked": _spread(w.asked.evaluated_tokens / w.asked.wall_s for w in wholes),
+        },
+    }
+
+
+def prefix_cache(overrides: Sequence[str], repeats: int) -> dict[str, Any]:
+    """The same dialogues with prefixes used again or not, and with or without a replica of their own."""
+    settings = load_settings(None, overrides)
+    model, cores = settings.model_of("speaker"), os.cpu_count() or 2
+    half = replace(model, parallel=max(1, model.parallel // 2), threads=max(1, cores // 2))
+    cases: dict[str, tuple[int, bool, bool]] = {
+        "one engine, prefixes used again": (1, True, True),
+        "one engine, each prompt evaluated whole": (1, True, False),
+        "two engines, a dialogue stays with one": (2, True, True),
+        "two engines, each call goes to either": (2, False, True),
+    }
+    made: dict[str, list[Figures]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, (engines, sticky, reuse) in cases.items():
+            with engine(half if engines == 2 else model) as one, engine(half) as other:
+                given = [one, other][:engines]
+                figures = bare(name, settings, {}, model.parallel, given, sticky=sticky, reuse=reuse)
+                made[name].append(_told(figures))
+    return {
+        "dialogues": len(plan_of(settings)),
+        "utterances": settings.plan.utterances,
+        "cases": {
+            name: {
+                "evaluated_tokens": _spread(f.evaluated_tokens for f in some),
+                "cached_share": _spread(f.cached_share for f in some),
+                "wall_s": _spread(f.wall_s for f in some),
+                "completion_tokens": _spread(f.completion_tokens for f in some),
+                "measured": _plain(some),
+            }
+            for name, some in made.items()
+        },
+    }
+
+
+def _plain(some: Sequence[Figures]) -> list[dict[str, Any]]:
+    return [
+        asdict(f)
+        | {"completions_per_s": round(f.completions_per_s, 1), "processed_per_s": round(f.processed_per_s, 1)}
+        for f in some
+    ]
+
+
+def _spread(values: Any) -> dict[str, float]:
+    some = [float(value) for value in values]
+    return {
+        "median": round(statistics.median(some), 3),
+        "min": round(min(some), 3),
+        "max": round(max(some), 3),
+    }
+
+
+# --- what is printed
+
+_HEAD = ("", "completions/s", "evaluated/s", "cached", "wall s", "engine cores", "others")
+
+
+def _told(figures: Figures) -> Figures:
+    f = figures
+    cells = (f.completions_per_s, f.evaluated_tokens / f.wall_s, f.cached_share, f.wall_s, f.engine_cores)
+    print(f"{f.name:42}" + "".join(f"{cell:14.2f}" for cell in (*cells, f.others_cores)), flush=True)
+    return figures
+
+
+def _machine() -> dict[str, Any]:
+    return {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def main() -> None:
+    """Measure and print; `--json` keeps all figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--prefix-cache", action="store_true", help="measure the prefix cache instead")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--per-question", type=int, default=4, help="dialogues of each of the eight cultures")
+    parser.add_argument("--utterances", type=int, default=6, help="turns of a dialogue")
+    parser.add_argument(
+        "--at-once", default="4,8,16,32", help="requests at once (and slots) that the bare client tries"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `generate`")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve)
+    overrides = [
+        f"plan.dialogues_per_question={given.per_question}",
+        f"plan.utterances={given.utterances}",
+        *given.set,
+    ]
+    print(f"{_HEAD[0]:42}" + "".join(f"{word:>14}" for word in _HEAD[1:]))
+    if given.prefix_cache:
+        results = prefix_cache(overrides, given.repeats)
+        print()
+        for name, case in results["cases"].items():
+            tokens, wall = case["evaluated_tokens"], case["wall_s"]
+            print(
+                f"{name:42}{tokens['median']:10.0f} prompt tokens evaluated, {wall['median']:6.1f} s "
+                f"({wall['min']:.1f} to {wall['max']:.1f})"
+            )
+    else:
+        results = compare(overrides, [int(n) for n in given.at_once.split(",")], given.repeats)
+        print()
+        for name, ratio in results["ratio"].items():
+            print(f"{name:42}{ratio['median']:10.1%} of bare ({ratio['min']:.1%} to {ratio['max']:.1%})")
+    if given.json:
+        whole_of = {"machine": _machine(), "model": WEIGHTS_NAME} | results
+        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole_of), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
