@@ -317,20 +317,21 @@ _DISTINCT = 0.5
 
 
 def _again(earlier: Sequence[Turn], text: str) -> list[Symptom]:
-    own = _sentences(text)
+    own, keys = _features(text)
     if len(own) >= _TIMES and len(set(own)) <= len(own) - (_TIMES - 1) and _goes_round(own):
         return ["looping"]
     if len(text) > _RUN_ON_CHARS and max(map(len, own)) > _RUN_ON_CHARS and _circles(max(own, key=len)):
         return ["looping"]
-    keys = _keys(text)
     alike, said = 0, dict[str, int]()
     for turn in earlier:
-        known = _keys(turn.text)
+        known = _features(turn.text)[1]
         if keys.isdisjoint(known):
             continue
-        for sentence in keys & known:
+        common = keys & known
+        for sentence in common:
             said[sentence] = said.get(sentence, 0) + 1
-        alike += len(text) >= _SENTENCE_CHARS and _resemblance(text, turn.text) >= _ALIKE
+        if _may_resemble(text, common):
+            alike += _resemblance(text, turn.text) >= _ALIKE
     if not said:
         return []
     sentences = {sentence for sentence in own if len(sentence) >= _SENTENCE_CHARS}
@@ -357,10 +358,24 @@ def _sentences(text: str) -> list[str]:
     return [sentence.strip(" .!?") for sentence in low.split(". ")]
 
 
-@lru_cache(maxsize=4096)
-def _keys(text: str) -> frozenset[str]:
-    """What two turns that are nearly the same have in common: a sentence, the beginning or the end."""
-    return frozenset((*_sentences(text), text[:_END].lower(), text[-_END:].lower()))
+@lru_cache(maxsize=16_384)
+def _features(text: str) -> tuple[list[str], frozenset[str]]:
+    """Its sentences; and what two turns that are nearly the same have in common: a sentence, the beginning or
+    the end."""
+    own = _sentences(text)
+    return own, frozenset((*own, *_ends(text)))
+
+
+def _ends(text: str) -> tuple[str, str]:
+    return text[:_END].lower(), text[-_END:].lower()
+
+
+def _may_resemble(text: str, common: frozenset[str]) -> bool:
+    """Whether it is worth comparing word by word. In a text of several sentences one in common is not yet a
+    sign of it; where sentences cannot be told apart for certain it is."""
+    if len(text) < _SENTENCE_CHARS:
+        return False
+    return not text.isascii() or not common.isdisjoint(_ends(text)) or 2 * sum(map(len, common)) >= len(text)
 
 
 def _resemblance(a: str, b: str) -> float:
@@ -369,9 +384,8 @@ def _resemblance(a: str, b: str) -> float:
     return len(pairs_a & pairs_b) / max(1, len(pairs_a | pairs_b))
 
 
-def _pairs(text: str) -> set[str]:
-    parts = _parts(text)
-    return {f"{one} {two}" for one, two in pairwise(parts)}
+def _pairs(text: str) -> set[tuple[str, str]]:
+    return set(pairwise(_parts(text)))
 
 
 def _parts(text: str) -> list[str]:
