@@ -23,11 +23,12 @@ import msgspec
 import ray
 
 from actors.wiring import ray_session
+from culturepark.store.files import write_atomically
 from culturepark.training.child import LOG_FILE, hold, save
 from culturepark.training.ports import Job, Outcome
 
 _WORKER_FILE = "worker.json"
-"""How a worker failed, since the group's own error holds only its words."""
+"""How it went for the first worker, or for one that failed: Ray Train hands on metrics and words alone."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,15 +39,15 @@ def main(arguments: Sequence[str]) -> int:
         _told(job).unlink()
     try:
         with ray_session():
-            outcome = _fit(job)
+            _fit(job)
     except Exception:
         traceback.print_exc()
-        outcome = _failure_of(job)
+    outcome = _outcome_of(job)
     save(job, outcome)
     return int(outcome.state != "finished")
 
 
-def _fit(job: Job) -> Outcome:
+def _fit(job: Job) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -63,8 +64,7 @@ def _fit(job: Job) -> Outcome:
         ),
         run_config=RunConfig(name=job.key, storage_path=str(Path(job.output).resolve() / "ray-train")),
     )
-    metrics: dict[str, Any] = trainer.fit().metrics or {}
-    return msgspec.json.decode(metrics["outcome"], type=Outcome)
+    trainer.fit()
 
 
 def _work(config: dict[str, str]) -> None:
@@ -75,18 +75,18 @@ def _work(config: dict[str, str]) -> None:
 
     job = msgspec.json.decode(config["job"], type=Job)
     outcome = train(job)
-    told = msgspec.json.encode(outcome)
-    if outcome.state != "finished":
-        _told(job).write_bytes(told)
+    failed = outcome.state != "finished"
+    if failed or ray_train.get_context().get_world_rank() == 0:
+        write_atomically(_told(job), msgspec.json.encode(outcome))
+    if failed:
         raise RuntimeError(outcome.what)  # so that the others do not wait for this one
-    ray_train.report({"outcome": told.decode()})
 
 
 def _told(job: Job) -> Path:
     return Path(job.output) / _WORKER_FILE
 
 
-def _failure_of(job: Job) -> Outcome:
+def _outcome_of(job: Job) -> Outcome:
     with suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(_told(job).read_bytes(), type=Outcome)
     fix = f"See {LOG_FILE} in {job.output}."

@@ -46,8 +46,8 @@ SUBJECTS = ("bare", "dialogues", "refinement", "sdk")
 UTTERANCES = 14
 QUESTIONS_BY_EIGHT = 380
 """Dialogues of one round of the built-in questions for the eight cultures: never-asked items give none."""
-VOLUME_ROUNDS = 48
-"""Twice the preset's: the mock's sentences are few, so more of its opinions are near-duplicates."""
+VOLUME_ROUNDS = 24
+"""The preset's own."""
 EIGHT = ("arabic", "bengali", "chinese", "german", "korean", "portuguese", "spanish", "turkish")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)

@@ -29,8 +29,12 @@ import numpy as np
 from msgspec import Struct
 
 _SENTENCES = tuple(
-    f"{who} {does} {what}, {why}."
-    for who in ("My mother", "My father", "Our neighbour", "My teacher", "Our town", "My grandfather")
+    f"{when}, {who} {does} {what}, {why}."
+    for when in (
+        "In my childhood", "On feast days", "After the harvest", "At every wedding", "When times were hard",
+        "Before exams", "In the city", "In the village", "During the war", "Among friends", "At work", "Today",
+    )
+    for who in ("my mother", "my father", "our neighbour", "my teacher", "our town", "my grandfather")
     for does in ("always said that", "showed me that", "believes that", "would never doubt that")
     for what in (
         "elders are to be heard first",
@@ -42,7 +46,8 @@ _SENTENCES = tuple(
         "a quiet life is a good life",
     )
     for why in ("since it keeps the peace", "as it was in old times", "because life is short")
-)
+)  # fmt: skip
+"""Six thousand, so that opinions repeat each other as seldom as people's do."""
 _VERDICTS = ("entails", "entails", "entails", "novel", "contradicts")
 
 
