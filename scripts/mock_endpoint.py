@@ -32,7 +32,7 @@ _SENTENCES = tuple(
     f"{when}, {who} {does} {what}, {why}."
     for when in (
         "In my childhood", "On feast days", "After the harvest", "At every wedding", "When times were hard",
-        "Before exams", "In the city", "In the village", "During the war", "Among friends", "At work", "Today",
+        "Before exams", "In the city", "In the village", "In the war", "Among friends", "At work", "Today",
     )
     for who in ("my mother", "my father", "our neighbour", "my teacher", "our town", "my grandfather")
     for does in ("always said that", "showed me that", "believes that", "would never doubt that")

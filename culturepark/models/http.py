@@ -175,7 +175,6 @@ class HttpEndpoint:
         self.urls = base_urls_of(model)
         self._model = model.model or "embedded"
         self._limits = limits
-        self._deadline_s = limits.deadline_s
         self._key = api_key_of(model) if model.engine == "openai" else ""
         self._headers = dict(model.headers)
         if self._key:
@@ -397,8 +396,7 @@ class HttpEndpoint:
     async def _once(self, to: Address, body: bytes, affinity: str) -> bytes:
         extra = f"{SESSION_HEADER}: {affinity}\r\n".encode("ascii") if affinity else b""
         try:
-            async with asyncio.timeout(self._deadline_s):
-                answer = await self._wire.post(to, body, extra)
+            answer = await self._wire.post(to, body, extra)
         except TimeoutError:
             raise ModelError("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
         except TooLargeError:

@@ -29,6 +29,7 @@ _WORDS_BYTES = 65_536
 """No more of the body of a refusal than this is looked at."""
 _WORDS_S = 5.0
 """The body of a refusal is not waited for longer than this: the status says what matters."""
+_LOOK_S = 1.0
 _GZIP_OR_ZLIB = 47
 _GIVEN = b"Content-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
 
@@ -78,13 +79,18 @@ class Address(Struct, frozen=True):
 class Wire:
     """Connections to any number of addresses. To be used within one event loop.
 
-    `most_bytes` caps a body once it is decompressed; `deadline_s` is the caller's own, half of which is at
-    most waited for the words of a refusal.
+    `most_bytes` caps a body once it is decompressed; `deadline_s` is for a whole call, from connecting to
+    the last byte. A timer for each call would cost as much as a third of it, so one look now and then, a
+    twentieth of the deadline apart, is for all of them.
     """
 
     def __init__(self, most_bytes: int, deadline_s: float) -> None:
         self.most_bytes = most_bytes
         self.words_s = min(_WORDS_S, 0.5 * deadline_s)
+        self._deadline_s = deadline_s
+        self._look_s = min(_LOOK_S, deadline_s / 20)
+        self._asked: set[_Connection] = set()
+        self._looking: asyncio.TimerHandle | None = None
         self._idle: dict[Address, deque[_Connection]] = {}
         self._all: set[_Connection] = set()
         self._tls: ssl.SSLContext | None = None
@@ -92,11 +98,34 @@ class Wire:
     async def post(self, to: Address, body: bytes, extra: bytes = b"") -> Answer:
         """The answer to a body. `extra` holds further lines of the head, each with its line break.
 
-        Raises OSError, also for an answer that broke off, NotHttpError, TooLargeError. To be cancelled when
-        it has taken too long, which closes the connection.
+        Raises OSError, also for an answer that broke off, TimeoutError (an OSError, too) past the deadline,
+        NotHttpError, TooLargeError. A call that is cancelled closes its connection.
         """
-        connection = self._kept(to) or await self._connect(to)
-        return await connection.ask(b"%b%d\r\n%b\r\n%b" % (to.head, len(body), extra, body))
+        due_s = time.monotonic() + self._deadline_s
+        connection = self._kept(to)
+        if connection is None:
+            async with asyncio.timeout(self._deadline_s):
+                connection = await self._connect(to)
+        return await connection.ask(b"%b%d\r\n%b\r\n%b" % (to.head, len(body), extra, body), due_s)
+
+    def asked(self, connection: _Connection) -> None:
+        """It is to answer by its `due_s`."""
+        self._asked.add(connection)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(self._look_s, self._look)
+
+    def answered(self, connection: _Connection) -> None:
+        """It owes no answer any more."""
+        self._asked.discard(connection)
+
+    def _look(self) -> None:
+        """End what is past its deadline."""
+        now_s = time.monotonic()
+        for connection in [one for one in self._asked if one.due_s <= now_s]:
+            connection.expire()
+        self._looking = None
+        if self._asked:
+            self._looking = asyncio.get_running_loop().call_later(self._look_s, self._look)
 
     def _kept(self, to: Address) -> _Connection | None:
         idle = self._idle.get(to)
@@ -132,6 +161,9 @@ class Wire:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         self._idle.clear()
         for connection in tuple(self._all):
             connection.close()
@@ -143,21 +175,23 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, wire: Wire, to: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.to = to
-        self.idle_s = 0.0
+        self.idle_s = self.due_s = 0.0
         self._wire = wire
         self._loop = loop
         self._transport: asyncio.Transport
         self._answer: asyncio.Future[Answer] | None = None
         self._gone = False
+        self._parser = httptools.HttpResponseParser(
+            self
+        )  # of one reply after another, as long as all is well
 
     # --- asking
 
-    async def ask(self, request: bytes) -> Answer:
-        """The answer to a request; as `Wire.post`."""
+    async def ask(self, request: bytes, due_s: float) -> Answer:
+        """The answer to a request, by then; as `Wire.post`."""
         if self._gone:
             raise ConnectionResetError("the server closed the connection")
         self._answer = answer = self._loop.create_future()
-        self._parser = httptools.HttpResponseParser(self)
         self._wired = self._status = self._size = 0
         self._retry_after: str | None = None
         self._encoding, self._length = b"", -1
@@ -165,6 +199,8 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._inflate = None
         self._waiting: asyncio.TimerHandle | None = None
+        self.due_s = due_s
+        self._wire.asked(self)
         self._transport.write(request)
         try:
             return await answer
@@ -173,6 +209,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             raise
         finally:
+            self._wire.answered(self)
             if self._waiting is not None:
                 self._waiting.cancel()
 
@@ -196,6 +233,13 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
         if answer is not None and not answer.done():
             answer.set_exception(error)
+
+    def expire(self) -> None:
+        """The answer has not come in time."""
+        answer, self._answer = self._answer, None
+        self._transport.abort()
+        if answer is not None and not answer.done():
+            answer.set_exception(TimeoutError())
 
     def close(self) -> None:
         """End the connection."""

@@ -118,6 +118,19 @@ async def test_an_encoding_that_nobody_asked_for() -> None:
         await wire.close()
 
 
+async def test_a_call_past_its_deadline_ends_and_the_others_go_on() -> None:
+    slow = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi"
+    async with serving(lambda n: slow) as (url, _), serving(lambda n: OK % b"") as (quick, _):
+        wire = Wire(1000, 0.2)
+        late = asyncio.create_task(wire.post(Address.of(url, {}), b"{}"))
+        while not late.done():
+            assert (await wire.post(Address.of(quick, {}), b"{}")).body == b"hi"
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await late
+        await wire.close()
+
+
 async def test_a_call_that_is_cancelled_takes_its_connection_along() -> None:
     async with serving(lambda n: b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi") as (url, seen):
         wire, to = Wire(1000, 5.0), Address.of(url, {})
