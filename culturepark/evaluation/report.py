@@ -186,8 +186,9 @@ def show_report(console: Console, report: Report) -> None:
 def _figures_table(figures: Sequence[Figure]) -> Table:
     """Those that can be good or bad; the files hold all."""
     made = table("figure", "value", "95 %", "const", "rand", "maj", "oth", "n", "bad")
-    for column in made.columns:
-        column.no_wrap = True
+    made.columns[0].no_wrap = False
+    for column in made.columns[1:]:
+        column.no_wrap, column.min_width = True, 3
     last = ""
     for one in figures:
         if one.better == "neither":
