@@ -13,12 +13,13 @@ from tests.ray.test_generate import assert_whole, content
 from tests.torture import models_at
 
 REFINERS = 3
+IN_FLIGHT = 8
 PLAN = (
     'plan.questions=["wvs7-q28", "wvs7-q36"]',
     'plan.cultures=["arabic", "korean", "turkish"]',
     "plan.dialogues_per_question=24",
     "plan.utterances=4",
-    "limits.dialogues_in_flight=8",
+    f"limits.dialogues_in_flight={IN_FLIGHT}",
     "limits.adaptive=false",
     f"actors.refiners={REFINERS}",
 )
@@ -70,7 +71,8 @@ class Calm(NamedTuple):
         for kind in ("dialogues", "samples", "rejected"):
             assert content(out, kind) == content(self.out, kind)
         assert not self.paid - self.endpoint.paid
-        assert (self.endpoint.paid - self.paid).total() <= repeated
+        again = (self.endpoint.paid - self.paid).total()
+        assert again <= repeated, f"{again} calls paid for again, and {repeated} may be"
 
 
 def alive(pid: int) -> bool:
