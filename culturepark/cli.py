@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from culturepark import __version__, cli_finetune
+from culturepark import __version__
 from culturepark.cli_evaluate import evaluate
+from culturepark.cli_finetune import finetune
 from culturepark.errors import ConfigError, CultureParkError
 
 if TYPE_CHECKING:
@@ -396,7 +397,7 @@ def check(directory: RunDir) -> None:
     console.print(said(f"All is as it should be. The run is {state}.", "bold green"))
 
 
-cli_finetune.add_to(app)
+app.command()(finetune)
 app.command()(evaluate)
 
 

@@ -35,11 +35,6 @@ class BackendName(StrEnum):
     command = "command"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(finetune)
-
-
 def finetune(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
     *,
@@ -137,30 +132,26 @@ def _check_leakage(console: Console, run: Run, folder: Path, against: list[Path]
 async def local_embedder(settings: Settings) -> AsyncGenerator[Embedder | None]:
     """The run's embedder where it costs nothing: on this machine. None where it is a remote one, or is not
     installed here."""
-    from msgspec.structs import replace
-
     from culturepark.models import open_embedder
-    from culturepark.models.embedded import EmbeddingServer, require_engine
-    from culturepark.models.embeddings import HttpEmbedder
+    from culturepark.models.embedded import require_engine
+    from culturepark.models.serving import served
 
     model = settings.models.get(settings.roles.embedder)
     if model is None or model.engine == "openai":
         yield None
-    elif model.engine == "scripted":
-        yield open_embedder(model, settings.limits)
-    else:
+        return
+    if model.engine == "embedded":
         try:
             require_engine(model, embedder=True)
         except ConfigError:
             yield None
             return
-        server = EmbeddingServer(0)
-        embedder = HttpEmbedder(replace(model, base_urls=(await server.start(),)), settings.limits)
+    async with served(model, embedder=True) as ready:
+        embedder = open_embedder(ready, settings.limits)
         try:
             yield embedder
         finally:
             await embedder.close()
-            await server.stop()
 
 
 def _show_leakage(console: Console, report: Report) -> None:

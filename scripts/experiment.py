@@ -21,8 +21,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from culturepark.evaluation.report import FLOORS
+
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("constant", "random", "majority", "others")
 
 
 class Experiment:
@@ -89,9 +90,7 @@ def _tables(report: dict[str, Any]) -> list[str]:
     for one in report["figures"]:
         if one["better"] == "neither":
             continue
-        floors = " | ".join(
-            _number(one[f"floor_{name}"]) for name in ("constant", "random", "majority", "others")
-        )
+        floors = " | ".join(_number(one[f"floor_{name}"]) for name in FLOORS)
         lines.append(
             f"| {one['model']} | {one['subset']} {one['metric']} ({one['better']}) | {_number(one['value'])} "
             f"| {_range(one)} | {floors} | {one['n']} | {one['invalid_rate']:.0%} |"

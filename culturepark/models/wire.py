@@ -129,7 +129,14 @@ class Wire:
 
     def _kept(self, to: Address) -> _Connection | None:
         idle = self._idle.get(to)
-        return idle.pop() if idle else None
+        least_s = time.monotonic() - _KEPT_S
+        while idle:
+            connection = idle.pop()
+            if connection.idle_s < least_s:
+                connection.close()
+            elif not connection.gone:
+                return connection
+        return None
 
     async def _connect(self, to: Address) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -154,10 +161,7 @@ class Wire:
 
     def lost(self, connection: _Connection) -> None:
         """It is no more."""
-        self._all.discard(connection)
-        idle = self._idle.get(connection.to)
-        if idle and connection in idle:
-            idle.remove(connection)
+        self._all.discard(connection)  # if it is kept, `_kept` passes over it
 
     async def close(self) -> None:
         """Close all connections."""
@@ -180,7 +184,7 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport
         self._answer: asyncio.Future[Answer] | None = None
-        self._gone = False
+        self.gone = False
         self._parser = httptools.HttpResponseParser(
             self
         )  # of one reply after another, as long as all is well
@@ -189,7 +193,7 @@ class _Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes, due_s: float) -> Answer:
         """The answer to a request, by then; as `Wire.post`."""
-        if self._gone:
+        if self.gone:
             raise ConnectionResetError("the server closed the connection")
         self._answer = answer = self._loop.create_future()
         self._wired = self._status = self._size = 0
@@ -216,7 +220,7 @@ class _Connection(asyncio.Protocol):
     def _settle(self, keep: bool) -> None:
         """Hand over what there is."""
         answer, self._answer = self._answer, None
-        if keep and not self._gone:
+        if keep and not self.gone:
             self.idle_s = time.monotonic()
             self._wire.keep(self)
         else:
@@ -252,7 +256,7 @@ class _Connection(asyncio.Protocol):
         self._wire.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone = True
+        self.gone = True
         self._wire.lost(self)
         if self._answer is None:
             return
@@ -375,4 +379,4 @@ class _Connection(asyncio.Protocol):
         """The reply, or a head before it, is over."""
         if self._status and not self._over:
             self._over = True
-            self._lasting = not self._gone and bool(self._parser.should_keep_alive())
+            self._lasting = not self.gone and bool(self._parser.should_keep_alive())

@@ -47,18 +47,6 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run that nobody may change."""
-    return runs.made(tmp_path_factory.mktemp("finished") / "run")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """A finished run of one's own."""
-    return runs.made(tmp_path / "run")
-
-
 def flat(text: str) -> str:
     """Printed words without the breaks of lines."""
     return " ".join(text.split())

@@ -28,24 +28,11 @@ from culturepark.training.lora import last_checkpoint
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
 from culturepark.training.run_command import arguments_of
-from tests import runs
 
 PYTHON = sys.executable
 RECIPE = Recipe(
     rank=4, alpha=8, dropout=0, learning_rate=1e-3, epochs=1, max_steps=2, batch=2, row_tokens=64, seed=1
 )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run that nobody may change."""
-    return runs.made(tmp_path_factory.mktemp("finished") / "run")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """A finished run of one's own."""
-    return runs.made(tmp_path / "run")
 
 
 def job_for(run: Run, command: list[str], name: str = "arabic") -> Job:
