@@ -322,7 +322,7 @@ def _again(earlier: Sequence[Turn], text: str) -> list[Symptom]:
         return ["looping"]
     if len(text) > _RUN_ON_CHARS and max(map(len, own)) > _RUN_ON_CHARS and _circles(max(own, key=len)):
         return ["looping"]
-    alike, said = 0, dict[str, int]()
+    alike, said, pairs = 0, dict[str, int](), None
     for turn in earlier:
         known = _features(turn.text)[1]
         if keys.isdisjoint(known):
@@ -331,7 +331,8 @@ def _again(earlier: Sequence[Turn], text: str) -> list[Symptom]:
         for sentence in common:
             said[sentence] = said.get(sentence, 0) + 1
         if _may_resemble(text, common):
-            alike += _resemblance(text, turn.text) >= _ALIKE
+            pairs = pairs or _pairs(text)
+            alike += _resemblance(pairs, _pairs(turn.text)) >= _ALIKE
     if not said:
         return []
     sentences = {sentence for sentence in own if len(sentence) >= _SENTENCE_CHARS}
@@ -378,26 +379,27 @@ def _may_resemble(text: str, common: frozenset[str]) -> bool:
     return not text.isascii() or not common.isdisjoint(_ends(text)) or 2 * sum(map(len, common)) >= len(text)
 
 
-def _resemblance(a: str, b: str) -> float:
-    """The share of their pairs of words, or of three letters in scripts without spaces, that both have."""
-    pairs_a, pairs_b = _pairs(a), _pairs(b)
-    return len(pairs_a & pairs_b) / max(1, len(pairs_a | pairs_b))
+def _resemblance(a: set[tuple[str, str]], b: set[tuple[str, str]]) -> float:
+    """The share of all pairs that both have."""
+    both = len(a & b)
+    return both / max(1, len(a) + len(b) - both)
 
 
 def _pairs(text: str) -> set[tuple[str, str]]:
+    """Pairs of words that follow each other, or of three letters in scripts without spaces."""
     return set(pairwise(_parts(text)))
 
 
 def _parts(text: str) -> list[str]:
     """Words; where words are not apart, each letter and the next one."""
-    parts = [part.strip(_MARKS) for part in text.lower().split()]
+    parts = text.lower().translate(_MARKS).split()
     if len(text) > _LONG_WORD * len(parts):
         letters = "".join(parts)
         return [letters[i : i + 2] for i in range(len(letters) - 1)]
     return parts
 
 
-_MARKS = ".,;:!?\"'()\u3002\uff0c\uff01\uff1f\u060c\u061f\u0964"
+_MARKS = str.maketrans("", "", ".,;:!?\"'()\u3002\uff0c\uff01\uff1f\u060c\u061f\u0964")
 _LONG_WORD = 12
 
 

@@ -23,12 +23,15 @@ _MARKUP = re.compile(
 )
 _MARKUP_ROUNDS = 8
 _UNTIDY = re.compile(rf"[\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff<\[{_UNSEEN}]|  ")
-"""What `tidy` may have to change. Most replies hold none of it, and this runs on every one."""
+"""What `tidy` may have to change."""
 
 
 def tidy(text: str) -> str:
     """Text as it may be kept: no control or direction characters, nothing invisible, no lone
     surrogates, no template tokens, spaces single, newlines kept single."""
+    # Most replies need nothing, and this runs on every one; plain English is told by cheaper means.
+    if text.isascii() and text.isprintable() and "<" not in text and "[" not in text and "  " not in text:
+        return text.strip()
     if not _UNTIDY.search(text):
         return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
     text = text.encode("utf-8", "replace").decode("utf-8")
