@@ -122,6 +122,10 @@ def evaluate(
     registry = load_cultures()
     chosen = _cultures(culture, registry, targets)
     tasks = set(task or (one for one in Task if one is not Task.moderation or labelled))
+    if labelled and Task.moderation not in tasks:
+        raise ConfigError(
+            "--labelled", "moderation is not evaluated.", "Add --task moderation, or leave it out."
+        )
     seen = frozenset[str]().union(*(one.trained_on for one in targets))
     suite = Suite(
         cultures=registry,

@@ -22,6 +22,7 @@ from culturepark.cultures import CULTURE_ID
 from culturepark.errors import ConfigError
 from culturepark.paths import config_dir
 from culturepark.prompts.text import tidy
+from culturepark.terminal import plural
 
 SYNTHETIC = "synthetic"
 """The set that comes with the project."""
@@ -114,15 +115,18 @@ class Traps(Struct, frozen=True):
     def words(self) -> tuple[str, ...]:
         """Each trap in words; none, nothing."""
         counts = (
-            (self.ragged, "rows with too few or too many cells, dropped"),
-            (self.blank_texts, "rows without a text, dropped"),
-            (self.blank_labels, "rows without a label, dropped"),
-            (self.unknown, "rows with a label that the mapping does not know, dropped"),
-            (self.duplicates, "rows that repeat a text, kept"),
-            (self.contradictions, "texts with contradicting labels, kept"),
+            (self.ragged, "row", "with too few or too many cells, dropped"),
+            (self.blank_texts, "row", "without a text, dropped"),
+            (self.blank_labels, "row", "without a label, dropped"),
+            (self.unknown, "row", "with a label that the mapping does not know, dropped"),
+            (self.duplicates, "row", "repeating a text, kept"),
+            (self.contradictions, "text", "with contradicting labels, kept"),
         )
-        few = (f'only {n} texts of the class "{name}", so its F1 says little' for name, n in self.few.items())
-        return (*(f"{n:,} {words}" for n, words in counts if n), *few)
+        few = (
+            f'only {plural(n, "text")} of the class "{name}", so its F1 says little'
+            for name, n in self.few.items()
+        )
+        return (*(f"{plural(n, what)} {words}" for n, what, words in counts if n), *few)
 
 
 class LabelledSet(Struct, frozen=True):
@@ -304,7 +308,8 @@ def of_cultures(of: LabelledSet, cultures: Iterable[str]) -> LabelledSet:
     if len(rows) == len(of.rows):
         return of
     rest = sorted({row.culture for row in of.rows} - wanted)
-    words = f"{len(of.rows) - len(rows):,} texts left out, of {', '.join(rest)}, which is not evaluated"
+    left_out = plural(len(of.rows) - len(rows), "text")
+    words = f"{left_out} left out, of {', '.join(rest)}, which is not evaluated"
     return looked_over(replace(of, rows=rows, chosen=(*of.chosen, words)))
 
 
@@ -384,8 +389,7 @@ def _text_of(value: object, where: str) -> str:
 def _strange(task: Task, path: Path, first: int, strange: Counter[str]) -> ConfigError:
     names = ", ".join(repr(label[:40]) for label, _ in strange.most_common(_SHOWN))
     more = ", ..." if len(strange) > _SHOWN else ""
-    n = strange.total()
-    count = f"{n:,} {'row' if n == 1 else 'rows'}, the first is {first}"
+    count = f"{plural(strange.total(), 'row')}, the first is {first}"
     what = f"{task.name} does not know {names}{more} ({count})."
     known = "numbers" if task.votes else ", ".join(repr(label) for label in task.mapping)
     fix = f'It knows {known}. Map the rest in a task file of your own, or drop it there: unknown = "drop".'
