@@ -97,9 +97,10 @@ class Row(Struct, frozen=True):
 class Traps(Struct, frozen=True):
     """What there is to know of a set before its figures are believed.
 
-    Dropped: rows of too few or too many cells (`ragged`), and those without text, label, or one that the
-    mapping knows. Kept: `duplicates`, further rows of a text that was there, and `contradictions`, texts
-    that stand there with several classes. `few` counts the texts of classes that have under 30.
+    Dropped: rows of too few or too many cells (`ragged`), and those without a text, a label, or a label that
+    the mapping knows. Kept: `duplicates`, further rows of a text that was there, and `contradictions`, texts
+    that stand there with several classes. `few` counts the texts of classes that have under 30. What is
+    dropped is counted in the file, what is kept among the texts that are asked about.
     """
 
     rows: int
