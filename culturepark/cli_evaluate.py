@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from culturepark.cultures import Culture
+    from culturepark.evaluation.labelled import LabelledSet
     from culturepark.evaluation.opinions import Asked
     from culturepark.evaluation.report import Measured
     from culturepark.evaluation.suite import Suite
@@ -26,6 +27,7 @@ class Task(StrEnum):
 
     opinions = "opinions"
     vsm = "vsm"
+    moderation = "moderation"
 
 
 class By(StrEnum):
@@ -75,6 +77,17 @@ def evaluate(
     vsm_items: Annotated[
         Path | None, typer.Option("--vsm-items", metavar="FILE.csv", help="vsm: the official questionnaire.")
     ] = None,
+    labelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE|TASK.toml",
+            help="moderation: a labelled set, by a task that ships and your file, or by a task file of "
+            "yours; may be repeated. Else a small set that comes with the project.",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="moderation: at most so many texts a set, drawn with the seed.")
+    ] = None,
     by: Annotated[
         By | None, typer.Option(help="How answers are taken; found out unless it is given.")
     ] = None,
@@ -82,7 +95,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results are written.")] = Path("evaluation"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite results at --out.")] = False,
 ) -> None:
-    """Measure a model: its opinions beside people's, its values beside Hofstede's.
+    """Measure a model: its opinions and labels beside people's, its values beside Hofstede's.
 
     Results go to DIR as Parquet and JSON, and to the terminal as one table.
     """
@@ -108,18 +121,24 @@ def evaluate(
     targets += [adapter_target(Path(target), name) for name in adapter or ()]
     registry = load_cultures()
     chosen = _cultures(culture, registry, targets)
-    tasks = set(task or Task)
+    tasks = set(task or (one for one in Task if one is not Task.moderation or labelled))
+    if labelled and Task.moderation not in tasks:
+        raise ConfigError(
+            "--labelled", "moderation is not evaluated.", "Add --task moderation, or leave it out."
+        )
     seen = frozenset[str]().union(*(one.trained_on for one in targets))
     suite = Suite(
         cultures=registry,
         asked=tuple(_asked(seeds or ["builtin"], question, seen, chosen)) if Task.opinions in tasks else (),
         groups=tuple(vsm.groups_of(chosen, people, rng_seed)) if Task.vsm in tasks else (),
         items=vsm.read_items(vsm_items),
+        labelled=tuple(_labelled(labelled, chosen, rows, rng_seed)) if Task.moderation in tasks else (),
         draws=draws,
         method=by.value if by is not None else None,
         rng_seed=rng_seed,
     )
     console = console_for()
+    _tell_of(console, suite.labelled)
     measured = asyncio.run(_measured(console, suite, targets))
     report = report_of(measured, compare_all(measured))
     write_report(out, report, measured)
@@ -169,6 +188,41 @@ def _asked(
         fix = "Name other questions with --seeds, or leave opinions out with --task."
         raise ConfigError("opinions", what, fix)
     return asked
+
+
+def _labelled(
+    wanted: Sequence[str] | None, cultures: Sequence[Culture], rows: int | None, rng_seed: int
+) -> list[LabelledSet]:
+    """The sets that are named, else the one of our own, each at most so many texts. Raises ConfigError."""
+    from culturepark.evaluation.labelled import (
+        SYNTHETIC,
+        drawn_from,
+        find_labelled,
+        of_cultures,
+        read_labelled,
+    )
+
+    ids = [one.id for one in cultures]
+    found: list[LabelledSet] = []
+    for words in wanted or [SYNTHETIC]:
+        one = of_cultures(read_labelled(*find_labelled(words)), ids)
+        if one.task.name in (other.task.name for other in found):
+            fix = "Give one of them a task file of its own, with another name."
+            raise ConfigError("--labelled", f"{one.task.name} is named twice.", fix)
+        found.append(drawn_from(one, rows, rng_seed))
+    return found
+
+
+def _tell_of(console: Console, sets: Sequence[LabelledSet]) -> None:
+    """What is to be known of labelled sets, before their texts cost anything."""
+    from culturepark.terminal import line_of, plural
+
+    for one in sets:
+        texts = f"{plural(len(one.rows), 'text')} in {one.task.language}"
+        words = f"{one.task.name}: {texts}. {one.task.licence}"
+        console.print(line_of(words, "dim"))
+        for note in one.notes:
+            console.print(line_of(f"  {note}", "yellow"))
 
 
 async def _measured(console: Console, suite: Suite, targets: Sequence[Target]) -> Measured:

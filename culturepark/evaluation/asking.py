@@ -93,16 +93,21 @@ class Asker:
         self._rng_seed = rng_seed
         self._told = told or (lambda: None)
 
-    async def ask_all(self, questions: Sequence[Question], draws: int | None = None) -> list[Answer]:
+    async def ask_all(
+        self, questions: Sequence[Question], draws: int | None = None, *, sampled: int | None = None
+    ) -> list[Answer]:
         """One answer a question, in order; the model's own limits say how many are asked at once."""
-        return list(await asyncio.gather(*(self.ask(question, draws) for question in questions)))
+        return list(await asyncio.gather(*(self.ask(one, draws, sampled=sampled) for one in questions)))
 
-    async def ask(self, question: Question, draws: int | None = None) -> Answer:
-        """Ask a question `draws` times; None: as often as a distribution takes. Raises EndpointError."""
+    async def ask(
+        self, question: Question, draws: int | None = None, *, sampled: int | None = None
+    ) -> Answer:
+        """Ask a question `draws` times; None: as often as a distribution takes, or, where replies are
+        sampled, `sampled` times. Raises EndpointError."""
         n = len(question.options)
         method = await self._method_for(question)
         if draws is None:
-            draws = n if method == "logprobs" else -(-_LEAST_SAMPLED // n) * n
+            draws = n if method == "logprobs" else sampled or -(-_LEAST_SAMPLED // n) * n
         orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.id}"))
         draw = self._by_logprobs if method == "logprobs" else self._by_sampling
         found = await asyncio.gather(*(draw(question, order) for order in orders))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 from culturepark.cultures import Culture
-from culturepark.evaluation import opinions, vsm
+from culturepark.evaluation import moderation, opinions, vsm
 from culturepark.evaluation.asking import Asker, Method
+from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Measurement
 from culturepark.ports import ChatModel
 
@@ -20,6 +21,7 @@ class Suite(Struct, frozen=True):
     asked: tuple[opinions.Asked, ...] = ()
     groups: tuple[vsm.Group, ...] = ()
     items: tuple[vsm.Item, ...] = ()
+    labelled: tuple[LabelledSet, ...] = ()
     draws: int | None = None
     method: Method | None = None
     rng_seed: int = 0
@@ -27,7 +29,9 @@ class Suite(Struct, frozen=True):
     @property
     def questions(self) -> int:
         """How many questions one model is asked."""
-        return len(self.asked) + sum(len(group.people) for group in self.groups) * len(self.items)
+        people = sum(len(group.people) for group in self.groups)
+        texts = sum(len(one.rows) for one in self.labelled)
+        return len(self.asked) + people * len(self.items) + texts
 
 
 async def put_to(
@@ -40,6 +44,8 @@ async def put_to(
         found += await opinions.evaluate(asker, suite.asked, suite.cultures, suite.draws)
     if suite.groups:
         found += await vsm.evaluate(asker, suite.groups, suite.items)
+    if suite.labelled:
+        found += await moderation.evaluate(asker, suite.labelled, suite.cultures)
     return found
 
 

@@ -90,6 +90,43 @@ def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
     assert all(one["difference"]["value"] == 0 and one["p_holm"] == 1 for one in whole["comparisons"])
 
 
+def test_labelled_texts(tmp_path: Path, models: dict[str, Shares], capsys: Any) -> None:
+    models["mean"] = lambda text, options: [float("insults" in option) for option in options]
+    file, out = tmp_path / "germeval2018.test.txt", tmp_path / "out"
+    file.write_text("".join(f"Text {n}\t{'OTHER' if n % 4 else 'OFFENSE'}\tx\n" for n in range(160)), "utf-8")
+    given = (URL, "--model", "mean", "--task", "moderation", "--out", str(out))
+    sets = ("--labelled", f"germeval-2018={file}", "--labelled", "synthetic", "--rows", "100", "--seed", "3")
+    assert evaluate(*given, *sets) == 0
+    printed = capsys.readouterr().out
+    assert "germeval-2018: 100 texts in German. CC BY 4.0" in printed
+    assert printed.index("of 160 texts, each class in its share") < printed.index("macro_f1")
+    assert 'only 25 texts of the class "offensive"' in printed.split("To be kept in mind")[1]
+    figures: Any = pq.read_table(out / "figures.parquet").to_pylist()
+    assert {(row["subset"], row["metric"]) for row in figures} == {
+        ("germeval-2018", "macro_f1"), ("germeval-2018", "f1 offensive"), ("germeval-2018", "f1 other"),
+        ("synthetic", "macro_f1"), ("synthetic", "f1 insult"), ("synthetic", "f1 none"),
+    }  # fmt: skip
+    for row in figures:
+        assert (row["task"], row["n"], row["draws"], row["invalid_rate"]) == ("moderation", 100, 200, 0)
+        assert row["floor_others"] is None
+    assert figures[1]["value"] == pytest.approx(figures[1]["floor_constant"]) == pytest.approx(0.4)
+    units = {unit for one in report.read_measurements(out)["mean"] for unit in one.units}
+    assert {unit.partition("/")[0] for unit in units if "/synthetic/" in unit} > {"german", "turkish"}
+
+
+def test_when_labelled_texts_are_asked(tmp_path: Path, capsys: Any) -> None:
+    one = (URL, "--model", "even", "--culture", "german", "--question", "wvs7-q33", "--people", "50")
+    assert evaluate(*one, "--out", str(tmp_path / "without")) == 0
+    assert "synthetic" not in capsys.readouterr().out
+    assert evaluate(*one, "--labelled", "synthetic", "--out", str(tmp_path / "with")) == 0
+    assert {m.task for m in report.read_measurements(tmp_path / "with")["even"]} == {
+        "opinions", "vsm", "moderation",
+    }  # fmt: skip
+    assert "112 texts left out" in capsys.readouterr().out
+    assert evaluate(*one, "--task", "vsm", "--labelled", "synthetic", "--out", str(tmp_path / "no")) == 2
+    assert "--task moderation" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -100,6 +137,8 @@ def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
         (("embedded", "--culture", "germn"), 2, "Did you mean"),
         (("embedded", "--question", "wvs7-q999"), 2, "no question"),
         (("embedded", "--vsm-items", "none.csv"), 2, "cannot be read"),
+        (("embedded", "--labelled", "none.toml"), 2, "cannot be read"),
+        (("embedded", "--labelled", "coldataset"), 2, "does not come with its texts"),
         ((".",), 4, "no run directory"),
     ],
 )

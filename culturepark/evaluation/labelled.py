@@ -1,0 +1,461 @@
+"""Labelled texts: task files in TOML that say what a set's columns and labels mean, and sets read by them.
+
+The user brings the sets, in the format they are published in; `config/moderation/` holds task files for
+some. What is wrong with a set is counted and told (`Traps`), or refused before anything is asked.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from culturepark.cultures import CULTURE_ID
+from culturepark.errors import ConfigError
+from culturepark.paths import config_dir
+from culturepark.prompts.text import tidy
+from culturepark.terminal import plural
+
+SYNTHETIC = "synthetic"
+"""The set that comes with the project."""
+FEW = 30
+"""A class with fewer texts has an F1 that says little."""
+_EXAMPLE = "Compare it with a file of `config/moderation/`."
+_SHOWN = 5
+"""Labels named in an error, at most."""
+
+Column = str | int
+"""A column by its name, or by its number from 1 in a file without a header."""
+
+
+class Votes(Struct, frozen=True, forbid_unknown_fields=True):
+    """How annotators' votes become a class: `reached` if any of the columns holds at least `at_least`."""
+
+    columns: tuple[Column, ...]
+    at_least: float
+    reached: str
+    otherwise: str
+
+
+class Task(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a labelled set is, and how its file is read.
+
+    `classes` are the options as a model reads them, by class; `mapping` has the class of each label. A
+    cell with several labels is taken apart at `separator`, and labels of several classes make the class
+    `any_of`; `votes` stands in for `label` where annotators were counted. The culture is that of all texts
+    or, with `culture_column`, a text's own. `file` is relative to the task file. `quotes`: whether quotation
+    marks around a cell are not part of it; None: in CSV they are not, in TSV they are. `note` goes with each
+    figure.
+    """
+
+    name: str
+    language: str
+    prompt: str
+    classes: dict[str, str]
+    text: Column
+    licence: str
+    culture: str = ""
+    culture_column: Column = ""
+    format: Literal["csv", "tsv", "jsonl"] = "csv"
+    header: bool = True
+    quotes: bool | None = None
+    label: Column = ""
+    mapping: dict[str, str] = {}
+    separator: str = ""
+    any_of: str = ""
+    votes: Votes | None = None
+    unknown: Literal["refuse", "drop"] = "refuse"
+    file: str = ""
+    source: str = ""
+    citation: str = ""
+    note: str = ""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All that are read."""
+        labels = self.votes.columns if self.votes else (self.label,)
+        return (self.text, *labels, *((self.culture_column,) if self.culture_column else ()))
+
+
+class Row(Struct, frozen=True):
+    """A text, its place in the file from 1, its culture, and its class by its place among the task's."""
+
+    number: int
+    text: str
+    culture: str
+    label: int
+
+
+class Traps(Struct, frozen=True):
+    """What there is to know of a set before its figures are believed.
+
+    Dropped: rows of too few or too many cells (`ragged`), and those without a text, a label, or a label that
+    the mapping knows. Kept: `duplicates`, further rows of a text that was there, and `contradictions`, texts
+    that stand there with several classes. `few` counts the texts of classes that have under 30. What is
+    dropped is counted in the file, what is kept among the texts that are asked about.
+    """
+
+    rows: int
+    ragged: int = 0
+    blank_texts: int = 0
+    blank_labels: int = 0
+    unknown: int = 0
+    duplicates: int = 0
+    contradictions: int = 0
+    few: dict[str, int] = {}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Each trap in words; none, nothing."""
+        counts = (
+            (self.ragged, "row", "with too few or too many cells, dropped"),
+            (self.blank_texts, "row", "without a text, dropped"),
+            (self.blank_labels, "row", "without a label, dropped"),
+            (self.unknown, "row", "with a label that the mapping does not know, dropped"),
+            (self.duplicates, "row", "repeating a text, kept"),
+            (self.contradictions, "text", "with contradicting labels, kept"),
+        )
+        few = (
+            f'only {plural(n, "text")} of the class "{name}", so its F1 says little'
+            for name, n in self.few.items()
+        )
+        return (*(f"{plural(n, what)} {words}" for n, what, words in counts if n), *few)
+
+
+class LabelledSet(Struct, frozen=True):
+    """Texts with their classes. `chosen` says how they were chosen if they are not all."""
+
+    task: Task
+    rows: tuple[Row, ...]
+    traps: Traps
+    chosen: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What goes with each figure."""
+        said = (self.task.note.removesuffix("."), *self.chosen, *self.traps.words)
+        return tuple(f"{self.task.name}: {words}." for words in said if words)
+
+
+# --- task files
+
+
+def shipped_tasks() -> dict[str, Path]:
+    """Task files that come with the project, by the name of their set."""
+    return {path.stem: path for path in sorted((config_dir() / "moderation").glob("*.toml"))}
+
+
+def read_task(path: Path) -> Task:
+    """A task file, checked. Raises ConfigError naming what is wrong."""
+    try:
+        task = msgspec.toml.decode(path.read_bytes(), type=Task)
+    except OSError as error:
+        fix = "Check the path, and that you may read the file."
+        raise ConfigError(str(path), f"it cannot be read: {error.strerror}.", fix) from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "the file is not UTF-8 text.", "Save it as UTF-8.") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(str(path), f"it is no task file: {error}.", _EXAMPLE) from None
+    for key, what in _faults(task):
+        raise ConfigError(f"{path}: $.{key}", what, _EXAMPLE)
+    return task
+
+
+def _faults(task: Task) -> Iterator[tuple[str, str]]:
+    """Keys that cannot serve, and why."""
+    if not CULTURE_ID.fullmatch(task.name):
+        yield "name", "it takes lower-case letters, digits and hyphens."
+    if not task.prompt.strip():
+        yield "prompt", "it is empty."
+    if bool(task.culture) == (task.culture_column != ""):
+        yield "culture", "set either it or culture_column."
+    yield from _faults_of_columns(task)
+    yield from _faults_of_classes(task)
+
+
+def _faults_of_columns(task: Task) -> Iterator[tuple[str, str]]:
+    columns = [column for column in task.columns if column != ""]
+    if not task.text:
+        yield "text", "it names no column."
+    if (task.votes is not None) == (task.label != ""):
+        yield "label", "set either it or votes."
+    if task.votes is not None and not task.votes.columns:
+        yield "votes.columns", "it is empty."
+    if task.format == "jsonl" and not task.header:
+        yield "header", "lines of JSONL name their columns."
+    if any(isinstance(column, int) == task.header for column in columns):
+        yield "header", "columns have names where there is a header, else numbers from 1."
+    if any(isinstance(column, int) and column < 1 for column in columns):
+        yield "text", "columns count from 1."
+
+
+def _faults_of_classes(task: Task) -> Iterator[tuple[str, str]]:
+    votes, classes = task.votes, set(task.classes)
+    reached = {votes.reached, votes.otherwise} if votes else set(task.mapping.values())
+    if len(classes) < 2:
+        yield "classes", "there have to be two at least."
+    if not all(line and line.isprintable() for line in (*task.classes, *task.classes.values())):
+        yield "classes", "each has a name and words, on one line."
+    if len({" ".join(words.casefold().split()) for words in task.classes.values()}) < len(classes):
+        yield "classes", "two of them read alike."
+    if votes is None and not task.mapping:
+        yield "mapping", "it is empty, so no label means anything."
+    if reached - classes:
+        yield "votes" if votes else "mapping", f"there is no class {min(reached - classes)!r}."
+    if classes - reached:
+        yield "classes", f"nothing becomes {min(classes - reached)!r}."
+    if bool(task.any_of) != bool(task.separator):
+        yield "any_of", "set both it and separator, or neither."
+    if task.any_of and task.any_of not in classes:
+        yield "any_of", f"there is no class {task.any_of!r}."
+
+
+def find_labelled(words: str) -> tuple[Task, Path]:
+    """What `--labelled` names: `NAME=FILE` for a task file that ships, `TASK.toml=FILE`, or a task file
+    that names its own file. Raises ConfigError."""
+    shipped = shipped_tasks()
+    name, _, file = words.partition("=")
+    if Path(words).is_file():
+        name, file = words, ""
+    path = shipped.get(name) or Path(name)
+    if name not in shipped and path.suffix != ".toml":
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"Did you mean `{near[0]}`? " if near else ""
+        fix = f"{hint}Name a task file of yours, or one of these with its file: {', '.join(shipped)}."
+        raise ConfigError("--labelled", f"there is no task {name!r}.", fix)
+    task = read_task(path)
+    if file:
+        return task, Path(file)
+    if not task.file:
+        get = f" It comes from {task.source}." if task.source else ""
+        fix = f"Add the file: `--labelled {name}=FILE`.{get}"
+        raise ConfigError("--labelled", f"{name} does not come with its texts.", fix)
+    return task, path.parent / task.file
+
+
+# --- sets
+
+
+def read_labelled(task: Task, path: Path) -> LabelledSet:
+    """The texts of a file with their classes. Raises ConfigError for a file that is not as the task says,
+    and for labels that its mapping does not know, unless it drops them."""
+    counts: Counter[str] = Counter()
+    strange: Counter[str] = Counter()
+    first_strange = 0
+    rows: list[Row] = []
+    places = {name: place for place, name in enumerate(task.classes)}
+    for number, record in enumerate(_records(task, path), start=1):
+        counts["rows"] += 1
+        if record is None:
+            counts["ragged"] += 1
+            continue
+        text = _text_of(record[str(task.text)], f"{path}: row {number}: {task.text}")
+        labels = _labels_of(task, record)
+        if not tidy(text):
+            counts["blank_texts"] += 1
+        elif not labels:
+            counts["blank_labels"] += 1
+        elif (name := class_of(task, labels)) is None:
+            first_strange = first_strange or number
+            strange[task.separator.join(labels) if task.separator else ", ".join(labels)] += 1
+        else:
+            culture = str(record[str(task.culture_column)]).strip() if task.culture_column else task.culture
+            rows.append(Row(number, text, culture, places[name]))
+    if strange and task.unknown == "refuse":
+        raise _strange(task, path, first_strange, strange)
+    if not rows:
+        raise ConfigError(str(path), f"it holds no text that {task.name} can use.", "Is it the right file?")
+    traps = Traps(
+        rows=counts["rows"],
+        ragged=counts["ragged"],
+        blank_texts=counts["blank_texts"],
+        blank_labels=counts["blank_labels"],
+        unknown=strange.total(),
+    )
+    return looked_over(LabelledSet(task, tuple(rows), traps))
+
+
+def looked_over(of: LabelledSet) -> LabelledSet:
+    """The set with what its rows themselves show: duplicates, contradictions, classes of few texts."""
+    classes: dict[str, set[int]] = {}
+    for row in of.rows:
+        classes.setdefault(" ".join(row.text.split()), set()).add(row.label)
+    sizes = Counter(row.label for row in of.rows)
+    traps = replace(
+        of.traps,
+        duplicates=len(of.rows) - len(classes),
+        contradictions=sum(len(found) > 1 for found in classes.values()),
+        few={name: sizes[place] for place, name in enumerate(of.task.classes) if sizes[place] < FEW},
+    )
+    return replace(of, traps=traps)
+
+
+def of_cultures(of: LabelledSet, cultures: Iterable[str]) -> LabelledSet:
+    """The texts of these cultures. Raises ConfigError if there are none."""
+    wanted = set(cultures)
+    rows = tuple(row for row in of.rows if row.culture in wanted)
+    if not rows:
+        here = ", ".join(sorted({row.culture for row in of.rows}))
+        fix = "Name one of these with --culture, or leave the set out."
+        raise ConfigError("--labelled", f"{of.task.name} has texts of {here}, which is not evaluated.", fix)
+    if len(rows) == len(of.rows):
+        return of
+    rest = sorted({row.culture for row in of.rows} - wanted)
+    left_out = plural(len(of.rows) - len(rows), "text")
+    words = f"{left_out} left out, of {', '.join(rest)}, which is not evaluated"
+    return looked_over(replace(of, rows=rows, chosen=(*of.chosen, words)))
+
+
+def drawn_from(of: LabelledSet, at_most: int | None, rng_seed: int = 0) -> LabelledSet:
+    """At most so many texts, in the file's order: each class in its share, drawn with the seed."""
+    if at_most is None or len(of.rows) <= at_most:
+        return of
+    rng = random.Random(f"labelled:{rng_seed}:{of.task.name}")
+    keyed: list[tuple[float, Row]] = []
+    for place in range(len(of.task.classes)):
+        mine = [row for row in of.rows if row.label == place]
+        # A class's rows, shuffled, spread evenly over 0 to 1: what comes first holds all in their shares.
+        keyed += [((rank + 0.5) / len(mine), row) for rank, row in enumerate(rng.sample(mine, len(mine)))]
+    keyed.sort(key=lambda one: one[0])
+    rows = tuple(sorted((row for _, row in keyed[:at_most]), key=lambda row: row.number))
+    words = (
+        f"{len(rows):,} of {len(of.rows):,} texts, each class in its share, drawn with the seed {rng_seed}"
+    )
+    return looked_over(replace(of, rows=rows, chosen=(*of.chosen, words)))
+
+
+def class_of(task: Task, labels: Sequence[str]) -> str | None:
+    """The class of a text with these labels or votes; None if the task does not know."""
+    if task.votes:
+        found = [_number(label) for label in labels]
+        if None in found:
+            return None
+        most = max(value for value in found if value is not None)
+        return task.votes.reached if most >= task.votes.at_least else task.votes.otherwise
+    classes = {task.mapping.get(label) for label in labels}
+    if len(classes) == 1:
+        return classes.pop()
+    return task.any_of if None not in classes and task.any_of in classes else None
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _labels_of(task: Task, record: Mapping[str, object]) -> tuple[str, ...]:
+    """Labels of a text, or its votes; nothing where the cell is blank."""
+    if task.votes:
+        cells = [_label(record[str(column)]) for column in task.votes.columns]
+        return tuple(cells) if any(cells) else ()
+    value = record[str(task.label)]
+    if isinstance(value, list) and task.separator:
+        parts = [_label(one) for one in cast(list[object], value)]
+    else:
+        whole = _label(cast(object, value))
+        parts = whole.split(task.separator) if task.separator else [whole]
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _label(value: object) -> str:
+    """A label as text: JSON's own words for what is no text in JSON."""
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else _as_json(value)
+
+
+def _as_json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _text_of(value: object, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        what = f"this is {_as_json(value)[:40]}, and no text."
+        raise ConfigError(where, what, "Name the column of the texts in the task file, or mend the line.")
+    return value.strip()
+
+
+def _strange(task: Task, path: Path, first: int, strange: Counter[str]) -> ConfigError:
+    names = ", ".join(repr(label[:40]) for label, _ in strange.most_common(_SHOWN))
+    more = ", ..." if len(strange) > _SHOWN else ""
+    count = f"{plural(strange.total(), 'row')}, the first is {first}"
+    what = f"{task.name} does not know {names}{more} ({count})."
+    known = "numbers" if task.votes else ", ".join(repr(label) for label in task.mapping)
+    fix = f'It knows {known}. Map the rest in a task file of your own, or drop it there: unknown = "drop".'
+    return ConfigError(f"{path}: {task.label or 'votes'}", what, fix)
+
+
+# --- files
+
+
+_Record = Mapping[str, object] | None
+"""Cells by column; None for a row with another number of cells than the first."""
+
+
+def _records(task: Task, path: Path) -> Iterator[_Record]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            yield from (
+                _json_records(task, path, lines) if task.format == "jsonl" else _cells(task, path, lines)
+            )
+    except OSError as error:
+        fix = "Check the path, and that you may read the file."
+        raise ConfigError(str(path), f"it cannot be read: {error.strerror}.", fix) from None
+    except UnicodeDecodeError:
+        fix = f"Save it as {task.format.upper()} in UTF-8."
+        raise ConfigError(str(path), "the file is not UTF-8 text.", fix) from None
+    except csv.Error as error:
+        fix = f"Is it {task.format.upper()}, with `quotes` as the task file says?"
+        raise ConfigError(str(path), f"it cannot be taken apart: {error}.", fix) from None
+
+
+def _cells(task: Task, path: Path, lines: Iterable[str]) -> Iterator[_Record]:
+    quoted = task.quotes if task.quotes is not None else task.format == "csv"
+    reader = csv.reader(
+        lines,
+        delimiter="\t" if task.format == "tsv" else ",",
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
+    names: list[str] | None = None
+    for cells in reader:
+        if not cells:
+            continue  # a blank line
+        if names is None:
+            numbers = [str(place) for place in range(1, len(cells) + 1)]
+            names = [cell.strip() for cell in cells] if task.header else numbers
+            _check_columns(task, path, names)
+            if task.header:
+                continue
+        yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else None
+
+
+def _json_records(task: Task, path: Path, lines: Iterable[str]) -> Iterator[_Record]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            fix = "Each line is one JSON object."
+            raise ConfigError(f"{path}: line {number}", f"this is no row: {error}.", fix) from None
+        _check_columns(task, path, list(record))
+        yield record
+
+
+def _check_columns(task: Task, path: Path, names: Sequence[str]) -> None:
+    if absent := [column for column in task.columns if str(column) not in names]:
+        known = ", ".join(name[:40] for name in names[:20])
+        fix = f"There are: {known}. Is it the file that {task.name} is about, with a header if it says so?"
+        raise ConfigError(str(path), f"there is no column {absent[0]}.", fix)
