@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from culturepark.seeds import Seed
 from culturepark.settings import ModelSettings, Role, Settings
 from culturepark.store.rundir import Run, RunFile
 
-Handed = list[Any]
-"""A reference to inputs, within a list: Ray would put large arguments into its store by itself, forget them
-once the actor is made, and have nothing to restart it with."""
+Handed = bytes | list[Any]
+"""Inputs, or a reference to them within a list where they are large: Ray would put those into its store by
+itself, forget them once the actor is made, and have nothing to restart it with."""
+_LARGE_BYTES = 90_000
+"""Ray keeps an argument of up to 100 KB with the actor."""
 
 
 class Inputs(Struct, frozen=True, dict=True):
@@ -44,12 +48,14 @@ class Inputs(Struct, frozen=True, dict=True):
 
     def handed_out(self) -> Handed:
         """As actors are given it. Whoever calls this has to keep it for as long as actors may restart."""
-        return [ray.put(msgspec.msgpack.encode(self))]
+        packed = zlib.compress(msgspec.msgpack.encode(self))
+        return packed if len(packed) <= _LARGE_BYTES else [ray.put(packed)]
 
     @classmethod
     def taken(cls, handed: Handed) -> Inputs:
         """Back from `handed_out`, in an actor's constructor."""
-        return msgspec.msgpack.decode(ray.get(handed[0]), type=cls)
+        packed: bytes = handed if isinstance(handed, bytes) else ray.get(handed[0])
+        return msgspec.msgpack.decode(zlib.decompress(packed), type=cls)
 
     @cached_property
     def plan(self) -> Plan:
@@ -119,11 +125,11 @@ def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
     folder = root / "logs"
     try:
         folder.mkdir(exist_ok=True)
-        file = (folder / f"{actor}.jsonl").open("a", encoding="utf-8", buffering=1)
+        file = (folder / f"{actor}.jsonl").open("ab", buffering=0)
     except OSError:  # a node that does not share the run directory keeps its log to itself
-        file = sys.stderr
+        file = sys.stderr.buffer
     return structlog.wrap_logger(
-        structlog.WriteLogger(file),
+        structlog.WriteLogger(_Forgiving(file)),  # pyright: ignore[reportArgumentType]
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -135,3 +141,20 @@ def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
         cache_logger_on_first_use=True,
         actor=actor,
     )
+
+
+class _Forgiving:
+    """A file that is written to as far as that works: a full disk costs lines of a log, never a dialogue."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        """Write it, or leave it."""
+        with contextlib.suppress(OSError):
+            self._file.write(line.encode("ascii", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with contextlib.suppress(OSError):
+            self._file.flush()

@@ -40,6 +40,7 @@ class Worker(Station):
         self._work = self.open()
         beat = pulse(self._address, self.given.endpoints, self.mailbox("moderator").post)
         self._pulse = asyncio.create_task(beat)
+        self._pulse.add_done_callback(self._noticed)
 
     def take(self, payload: bytes) -> None:
         """Take messages; one that is under way already is not begun again.
@@ -69,3 +70,9 @@ class Worker(Station):
     def _ended(self, key: tuple[int, int], task: asyncio.Task[None]) -> None:
         if (under_way := self._busy.get(key)) is not None and under_way[1] is task:
             del self._busy[key]
+        self._noticed(task)
+
+    def _noticed(self, task: asyncio.Task[None]) -> None:
+        """A fault of our own would leave a dialogue waiting for ever: whoever watches learns of it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.broke(error)

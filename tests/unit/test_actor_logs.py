@@ -1,0 +1,54 @@
+"""Logs and tasks of actors: neither a full disk nor a fault of our own leaves a dialogue waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from actors.inputs import open_logger
+from actors.worker import Work, Worker
+from culturepark.messages import Ask, Refine, encode, pack
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "agent.jsonl").symlink_to("/dev/full")
+    log = open_logger(tmp_path, "agent")
+    log.info("dialogue_refined", dialogue="d1")
+    log.warning("turn_failed", reason="ü\ud800")
+
+
+def test_a_line_of_a_log_is_one_json_object(tmp_path: Path) -> None:
+    log = open_logger(tmp_path, "agent")
+    log.info("dialogue_refined", dialogue="d1", said="für\n\x1b[31m")
+    (line,) = (tmp_path / "logs" / "agent.jsonl").read_bytes().splitlines()
+    assert line.isascii()
+    assert json.loads(line)["said"] == "für\n\x1b[31m"
+
+
+class _Careless(Worker):
+    """A worker whose work raises, which it never may."""
+
+    def __init__(self) -> None:
+        self._busy = {}
+        self._failure = None
+        self._broken = None
+        self._work = self.open()
+
+    def open(self) -> Work:
+        async def work(message: Ask | Refine) -> None:
+            raise OSError(28, "no space left on device")
+
+        return work
+
+
+async def test_work_that_raises_is_told_to_whoever_watches() -> None:
+    worker = _Careless()
+    watching = asyncio.create_task(worker.watch())
+    await asyncio.sleep(0)
+    worker.take(pack([encode(Ask(1, 1, 1, ""))]))
+    with pytest.raises(OSError, match="no space"):
+        await asyncio.wait_for(watching, 5)
