@@ -18,6 +18,10 @@ from culturepark.store.rundir import Run
 
 T = TypeVar("T")
 
+TASK = "quality"
+ALL = "all"
+"""The subset of all cultures."""
+
 
 class Talk(Struct, frozen=True):
     """One dialogue that is in the shards. `stances` are the answers that its delegates drew, `usage` is

@@ -57,6 +57,8 @@ class Measurement(Struct, frozen=True):
     @property
     def array(self) -> Floats:
         """The values, shape (units, columns); missing is NaN."""
+        if not self.units:
+            return np.zeros((0, 1))
         return np.array(self.values, dtype=np.float64).reshape(len(self.units), -1)
 
     def interval(self) -> Interval:
@@ -65,7 +67,8 @@ class Measurement(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """Two models on the same units, or two runs on their own. `p_holm` is corrected for all comparisons made at once."""
+    """Two models on the same units, or two runs each on its own. `p_holm` is corrected for all comparisons
+    made at once."""
 
     task: str
     subset: str
@@ -93,7 +96,8 @@ def compare(
     first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
 ) -> list[Comparison]:
     """Second against first wherever both measured the same and one can be better, by paired bootstrap
-    over the units that both have (or each over its own, see `Measurement.paired`), with p-values corrected after Holm over all of them."""
+    over the units that both have, or else each over its own (`Measurement.paired`), with p-values corrected
+    after Holm over all of them."""
     return _corrected(_differences(first_name, first, second_name, second))
 
 
