@@ -7,19 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 from culturepark.cultures import Culture
-from culturepark.evaluation import opinions, vsm
+from culturepark.evaluation import forgetting, opinions, vsm
 from culturepark.evaluation.asking import Asker, Method
 from culturepark.evaluation.measure import Measurement
 from culturepark.ports import ChatModel
 
 
 class Suite(Struct, frozen=True):
-    """What is asked; what is empty is left out. `draws` None means as many as each method needs."""
+    """What is asked; what is empty is left out. `draws` None means as many as each method needs. `apart` are
+    the cultures of models that are one for each: of forgetting each of them is asked everything."""
 
     cultures: Mapping[str, Culture]
     asked: tuple[opinions.Asked, ...] = ()
     groups: tuple[vsm.Group, ...] = ()
     items: tuple[vsm.Item, ...] = ()
+    abilities: tuple[forgetting.Item, ...] = ()
+    apart: tuple[str, ...] = ()
     draws: int | None = None
     method: Method | None = None
     rng_seed: int = 0
@@ -27,19 +30,31 @@ class Suite(Struct, frozen=True):
     @property
     def questions(self) -> int:
         """How many questions one model is asked."""
-        return len(self.asked) + sum(len(group.people) for group in self.groups) * len(self.items)
+        return (
+            len(self.asked)
+            + len(self.abilities)
+            + sum(len(group.people) for group in self.groups) * len(self.items)
+        )
 
 
 async def put_to(
-    suite: Suite, model: ChatModel, name: str, told: Callable[[], None] | None = None
+    suite: Suite,
+    model: ChatModel,
+    name: str,
+    told: Callable[[], None] | None = None,
+    *,
+    apart: bool = False,
 ) -> list[Measurement]:
-    """All measurements of one model; `told` is called after each question. Raises EndpointError."""
+    """All measurements of one model; `told` is called after each question. `apart`: it is one model for
+    each culture. Raises EndpointError."""
     asker = Asker(model, name=name, method=suite.method, rng_seed=suite.rng_seed, told=told)
     found: list[Measurement] = []
     if suite.asked:
         found += await opinions.evaluate(asker, suite.asked, suite.cultures, suite.draws)
     if suite.groups:
         found += await vsm.evaluate(asker, suite.groups, suite.items)
+    if suite.abilities:
+        found += await forgetting.evaluate(asker, suite.abilities, suite.apart, apart)
     return found
 
 

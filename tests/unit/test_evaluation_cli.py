@@ -73,7 +73,7 @@ def test_two_models_side_by_side(tmp_path: Path, models: dict[str, Shares], caps
     assert js["value"] == pytest.approx(js["floor_random"])
     assert js["low"] < js["value"] < js["high"]
     compared: Any = pq.read_table(out / "comparisons.parquet").to_pylist()
-    assert {row["task"] for row in compared} == {"opinions", "vsm"}
+    assert {row["task"] for row in compared} == {"opinions", "vsm", "forgetting"}
     # What was written is enough to compare again.
     measured = report.read_measurements(out)
     again = compare("even", measured["even"], "first", measured["first"])
