@@ -128,8 +128,7 @@ def _name_of(model: ModelSettings) -> str:
 def _on_one_budget(
     every: Sequence[Made], originals: Sequence[Vectors | None], notes: list[str]
 ) -> tuple[list[Measurement], list[Measurement]]:
-    from culturepark.evaluation.quality import budget_measurements, shared_budget
-    from culturepark.prompts.text import words
+    from culturepark.evaluation.quality import budget_measurements, shared_budget, words_in
 
     first, second, budget = shared_budget(every[0], every[-1])
     notes.append(f"Budget figures: the first dialogues of each plan, up to {budget:,} tokens.")
@@ -140,7 +139,7 @@ def _on_one_budget(
         notes.append("The two runs talk about different questions: that alone makes them differ.")
     if first.run.plan.planned().keys() != second.run.plan.planned().keys():
         notes.append("The two runs are of different cultures: that alone makes them differ.")
-    fewest = min(sum(words(one.text) for one in made.kept) for made in (first, second))
+    fewest = min(words_in(made.kept) for made in (first, second))
     both = originals[0] is not None and originals[-1] is not None
     return (
         budget_measurements(first, fewest, originals[0] if both else None, vectors=same),

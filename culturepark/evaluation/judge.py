@@ -23,6 +23,7 @@ from culturepark.seeds import builtin_seeds
 JUDGE = "judge"
 """The task of these figures."""
 _VERDICT_SEEDS = 10
+_ROUNDING = 1e-9
 _AGREES = {"for": "entails", "against": "contradicts", "off": "novel"}
 
 
@@ -130,7 +131,7 @@ def cautions(name: str, of: Sequence[Measurement]) -> list[str]:
     for one in of:
         floor = max(value for value in one.floors.values() if value is not None)
         low = one.interval().low
-        if low is None or low <= floor:
+        if low is None or low <= floor + _ROUNDING:
             found.append(
                 f"{name} does not beat its floors on the labelled set `{one.subset}`: do not trust "
                 f"{_RESTS_ON[one.subset]}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from msgspec.structs import replace
@@ -209,7 +209,8 @@ def nearest(vectors: Vectors) -> Floats:
 
 
 def _costs(subset: str, made: Made) -> list[Measurement]:
-    """Tokens, calls and money for each kept sample. Who told no tokens is in no sum: see the notes."""
+    """Tokens, calls and money for each kept sample, of all cultures also by role. Who told no tokens is in
+    no sum: see the notes."""
     kept = Counter(one.talk for one in made.kept)
     silent, settings = made.silent_roles, made.run.settings
     roles = sorted({role for talk in made.talks for role in talk.usage})
@@ -229,11 +230,13 @@ def _costs(subset: str, made: Made) -> list[Measurement]:
         ),
         cost("calls_per_sample", lambda talk: float(sum(usage.calls for usage in talk.usage.values()))),
     ]
+    if subset != ALL:
+        return found
     for role in roles:
         silently = role in silent
         found.append(
             cost(
-                f"{role}_tokens_per_sample",
+                f"{role}_tokens",
                 lambda talk, role=role, silently=silently: None if silently else float(talk.tokens((role,))),
             )
         )
@@ -300,8 +303,13 @@ def first_words(opinions: Sequence[Opinion], words: int) -> list[Opinion]:
     """The first of these that together have no more words than that."""
     chosen: list[Opinion] = []
     for one in opinions:
-        words -= len(one.text.split())
+        words -= words_in((one,))
         if words < 0:
             break
         chosen.append(one)
     return chosen
+
+
+def words_in(opinions: Iterable[Opinion]) -> int:
+    """How many words these have together, as distinct-n counts them."""
+    return sum(len(stats.grams_of(one.text, 1)) for one in opinions)
