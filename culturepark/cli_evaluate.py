@@ -121,8 +121,8 @@ def evaluate(
     from culturepark.cultures import load_cultures
     from culturepark.evaluation import forgetting, vsm
     from culturepark.evaluation.harness import require_harness, require_plain
-    from culturepark.evaluation.measure import compare_all
-    from culturepark.evaluation.report import check_free, report_of, show_report, write_report
+    from culturepark.evaluation.measure import Comparison, compare_all
+    from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
     from culturepark.evaluation.targets import adapter_target, target_of
     from culturepark.terminal import line_of
@@ -157,9 +157,7 @@ def evaluate(
         rng_seed=rng_seed,
     )
     console = console_for()
-    benchmarks = (harness or ()) if Task.forgetting in tasks else ()
-    measured = asyncio.run(_measured(console, suite, targets, benchmarks, out)) if targets else {}
-    comparisons, notes = compare_all(measured) if measured else [], list[str]()
+    of_data, compared, notes = Measured(), list[Comparison](), list[str]()
     if Task.quality in tasks:
         ask = Ask(
             run=target,
@@ -172,7 +170,10 @@ def evaluate(
             rng_seed=rng_seed,
         )
         of_data, compared, notes = asyncio.run(measure_data(console, ask))
-        measured, comparisons = measured | of_data, comparisons + compared
+    benchmarks = (harness or ()) if Task.forgetting in tasks else ()
+    measured = asyncio.run(_measured(console, suite, targets, benchmarks, out)) if targets else Measured()
+    comparisons = [*(compare_all(measured) if measured else ()), *compared]
+    measured |= of_data
     report = report_of(measured, comparisons, notes)
     write_report(out, report, measured)
     show_report(console, report)
@@ -238,14 +239,15 @@ async def _measured(
     for number, (name, target) in enumerate(zip(names, targets, strict=True), 1):
         apart = target.cultures is not None
         total = suite.questions + (len(suite.apart) - 1) * len(suite.abilities) * apart
+        # First: what the harness does not know or cannot download shows before anything else was asked.
+        ran = await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
         async with target_models([target]) as [model]:
             with Progress(*columns, console=console, transient=True) as progress:
                 bar = progress.add_task(line_of(name).plain, total=total)
                 measured[name] = await put_to(
                     suite, model, name, lambda bar=bar: progress.advance(bar), apart=apart
                 )
-        if benchmarks:
-            measured[name] += await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
+        measured[name] += ran
     return measured
 
 
@@ -256,6 +258,8 @@ async def _benchmarked(
     from culturepark.models.serving import served
     from culturepark.terminal import line_of
 
+    if not benchmarks:
+        return []
     async with served(target.model) as ready:
         words = f"{name}: lm-evaluation-harness on {', '.join(benchmarks)}; its output is in {folder / LOG}"
         with console.status(line_of(words)):

@@ -153,7 +153,7 @@ def _on_one_budget(
 def _judge_of(run: Run, ask: Ask) -> Target | None:
     """Who is asked; None for nobody. Raises ConfigError if there is none that could judge."""
     from culturepark.evaluation.targets import EMBEDDED, Target, target_of
-    from culturepark.models.embedded import embedded_name
+    from culturepark.models.embedded import embedded_name, require_engine
 
     if ask.judge == NONE:
         return None
@@ -169,8 +169,10 @@ def _judge_of(run: Run, ask: Ask) -> Target | None:
     if model.engine == "scripted":
         what = "the run's verifier is scripted: it reads nothing, so it cannot judge."
         raise ConfigError("--judge", what, f"Name a judge, or count only: `--judge {NONE}`.")
-    name = embedded_name(model, False) if model.engine == EMBEDDED else model.model
-    return Target(name, model, run.settings.limits)
+    if model.engine == EMBEDDED:
+        require_engine(model, embedder=False)
+        return Target(embedded_name(model, False), model, run.settings.limits)
+    return Target(model.model, model, run.settings.limits)
 
 
 async def _judged(

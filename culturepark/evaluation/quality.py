@@ -25,7 +25,8 @@ from culturepark.store.funnel import money_of
 
 BUDGET = "budget"
 """The task of figures at the budget of tokens that two runs share."""
-_BLOCK = 2048
+_BLOCK = 256
+"""Rows whose similarities to all are held at once."""
 
 Part = tuple[float | None, float]
 """What a dialogue adds above and below the line; None is unknown."""

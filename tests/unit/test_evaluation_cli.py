@@ -100,6 +100,7 @@ def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
         (("embedded", "--culture", "germn"), 2, "Did you mean"),
         (("embedded", "--question", "wvs7-q999"), 2, "no question"),
         (("embedded", "--vsm-items", "none.csv"), 2, "cannot be read"),
+        (("embedded", "--task", "quality", "--task", "vsm"), 2, "no run's directory"),
         ((".",), 4, "no run directory"),
     ],
 )
