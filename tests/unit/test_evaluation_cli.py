@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from culturepark.cli import run as culturepark
 from culturepark.evaluation import report, targets
-from culturepark.evaluation.measure import compare
+from culturepark.evaluation.measure import compare, compare_all
 from culturepark.training.split import held_out_questions
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, evenly
@@ -110,3 +112,29 @@ def test_what_cannot_be_evaluated(
     assert evaluate(*arguments, "--out", str(tmp_path / "out")) == code
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.made(tmp_path / "run")
+    own = targets.target_of(str(tmp_path / "run"))
+    here: dict[str, Any] = {"arabic": object(), "korean": object()}
+    monkeypatch.setattr(targets, "adapter_target", lambda *_: replace(own, name="own", adapters=here))
+    opened: list[OptionsModel] = []
+
+    @asynccontextmanager
+    async def models(of: Any) -> Any:
+        opened.append(OptionsModel(evenly))
+        yield opened[-1:]
+
+    monkeypatch.setattr(targets, "target_models", models)
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert evaluate(run, "--adapter", "own", "--task", "forgetting", "--out", out) == 0
+    base, adapters = opened
+    assert len(adapters.asked) - 1 == 2 * (len(base.asked) - 1)
+    measured = report.read_measurements(Path(out))
+    assert {one.subset for one in measured["own"]} >= {"arabic", "korean", "all"}
+    assert [one.key for one in measured["own"]] == [one.key for one in measured["scripted"]]
+    assert all(one.difference and one.difference.value == 0 for one in compare_all(measured))
+    assert evaluate(run, "--adapter", "own", "--harness", "sums", "--out", str(tmp_path / "not")) == 2
