@@ -163,6 +163,7 @@ def evaluate(
             run=target,
             against=against,
             baseline=baseline,
+            cultures=tuple(one.id for one in chosen) if culture else (),
             judge=judge,
             judge_model=judge_model,
             api_key_env=api_key_env,

@@ -26,11 +26,13 @@ NONE = "none"
 
 
 class Ask(Struct, frozen=True, kw_only=True):
-    """What is wanted. `judge` is None for the run's own verifier model; `rows` are asked about at most."""
+    """What is wanted, of all cultures if none is named. `judge` is None for the run's own verifier model;
+    `rows` are asked about at most."""
 
     run: str
     against: str | None = None
     baseline: Path | None = None
+    cultures: tuple[str, ...] = ()
     judge: str | None = None
     judge_model: str = ""
     api_key_env: str = "OPENAI_API_KEY"
@@ -50,9 +52,10 @@ async def measure_data(console: Console, ask: Ask) -> tuple[Measured, list[Compa
 
     roots = [_run_at("TARGET", ask.run)]
     roots += [_run_at("--against", ask.against)] if ask.against is not None else []
-    baseline = read(_run_at("--baseline", str(ask.baseline))) if ask.baseline is not None else None
+    beside = _run_at("--baseline", str(ask.baseline)) if ask.baseline is not None else None
     judge = _judge_of(roots[0], ask)
-    runs = [read(run) for run in roots]
+    runs = [_wanted(read(run), ask) for run in roots]
+    baseline = _wanted(read(beside), ask) if beside is not None else None
     every = [*runs, *([baseline] if baseline else [])]
     names = [f"data of {name}" for name in names_apart([one.run.root.resolve().name for one in every])]
     notes = [note for name, one in zip(names, every, strict=True) for note in _left_out(name, one)]
@@ -85,11 +88,23 @@ def _run_at(where: str, words: str) -> Run:
     return load_run(Path(words))
 
 
+def _wanted(made: Made, ask: Ask) -> Made:
+    """What is there of the cultures that are named. Raises ConfigError if that is nothing."""
+    of = made.only(ask.cultures) if ask.cultures else made
+    if not of.talks:
+        what = "no dialogue" + (f" of {', '.join(ask.cultures)}" if ask.cultures else "")
+        fix = "Cells come into shards when all their dialogues have ended: `culturepark status` tells."
+        raise ConfigError(str(made.run.root), f"{what} is in its shards.", fix)
+    return of
+
+
 def _left_out(name: str, made: Made) -> list[str]:
     if not made.owed:
         return []
-    what = f"{name}: {made.owed} of {len(made.run.plan)} planned dialogues"
-    return [f"{what} are not in its shards yet, and in no figure."]
+    planned = made.owed + len(made.talks)
+    return [
+        f"{name}: {made.owed} of {planned} planned dialogues are not in its shards yet, and in no figure."
+    ]
 
 
 # --- vectors

@@ -93,7 +93,7 @@ def _shares(
         if not of:
             continue
         read = [(one, value) for one, _, value in of if value is not None]
-        talks = made.talks if not culture else made.of_culture(culture).talks
+        talks = made.talks if not culture else made.only((culture,)).talks
         ids = {one.talk for one, _, _ in of}
         asked = [answer for _, answer, _ in of]
         found.append(

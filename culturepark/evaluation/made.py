@@ -82,10 +82,16 @@ class Made(Struct, frozen=True):
             role for talk in self.talks for role, usage in talk.usage.items() if usage.unreported
         )
 
-    def of_culture(self, culture: str) -> Made:
-        """What was made for one culture."""
-        talks = tuple(talk for talk in self.talks if talk.culture == culture)
-        return replace(self, talks=talks, opinions=tuple(o for o in self.opinions if o.culture == culture))
+    def only(self, cultures: Iterable[str]) -> Made:
+        """What was made for these cultures."""
+        wanted, planned = frozenset(cultures), self.run.plan.planned()
+        talks = tuple(talk for talk in self.talks if talk.culture in wanted)
+        return Made(
+            self.run,
+            talks,
+            tuple(one for one in self.opinions if one.culture in wanted),
+            sum(n for culture, n in planned.items() if culture in wanted) - len(talks),
+        )
 
     def up_to(self, tokens: int, roles: frozenset[str]) -> Made:
         """The first dialogues of the plan that together take no more tokens of these roles than that."""
@@ -166,14 +172,14 @@ class Turn(Struct, frozen=True):
 
 
 def sampled_turns(made: Made, at_most: int, rng_seed: int) -> list[Turn]:
-    """A drawn sample of the delegates' turns that something was said before."""
+    """A drawn sample of the delegates' turns that something was said before, of finished dialogues."""
     manifest = Manifest.read(made.run.root / "manifest")
     ids = {talk.id for talk in made.talks}
-    columns = ("id", "culture", "statement", "speakers", "turns")
+    columns = ("id", "culture", "status", "statement", "speakers", "turns")
     found = (
         turn
         for row in rows(made.run.root, manifest, "dialogues", columns)
-        if row["id"] in ids
+        if row["id"] in ids and row["status"] == "finished"
         for turn in _turns(row)
     )
     return sampled(found, at_most, rng_seed, lambda turn: turn.id)

@@ -49,7 +49,7 @@ def measurements(made: Made, originals: Vectors | None) -> list[Measurement]:
 
 
 def _subsets(made: Made) -> dict[str, Made]:
-    return {ALL: made} | {culture: made.of_culture(culture) for culture in made.cultures}
+    return {ALL: made} | {culture: made.only((culture,)) for culture in made.cultures}
 
 
 def summed(

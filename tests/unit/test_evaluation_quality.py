@@ -399,6 +399,24 @@ def test_counted_without_any_call(tmp_path: Path, capsys: Any, monkeypatch: pyte
     assert [one.p_holm for one in again] == [one["p_holm"] for one in whole["comparisons"]]
 
 
+def test_one_culture_of_a_run(tmp_path: Path, capsys: Any) -> None:
+    runs.made(tmp_path / "run")
+    out = tmp_path / "out"
+    where = (str(tmp_path / "run"), "--judge", "none", "--out", str(out))
+    assert evaluate(*where, "--culture", "korean") == 0
+    measured = report.read_measurements(out)["data of run"]
+    assert {one.subset for one in measured} == {"all", "korean"}
+    assert all(len(one.units) == 12 for one in measured if one.unit == "dialogue")
+    assert evaluate(*where, "--culture", "german", "--force") == 2
+    assert "no dialogue of german is in its shards" in capsys.readouterr().err
+
+
+def test_a_run_of_which_nothing_is_sealed(tmp_path: Path, capsys: Any) -> None:
+    runs.made(tmp_path / "run", 1)
+    assert evaluate(str(tmp_path / "run"), "--judge", "none", "--out", str(tmp_path / "out")) == 2
+    assert "no dialogue is in its shards" in capsys.readouterr().err
+
+
 def test_with_a_judge(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(targets, "open_chat", lambda model, limits: OptionsModel(evenly))
