@@ -64,7 +64,9 @@ def evaluate(
     api_key_env: Annotated[
         str, typer.Option(metavar="VARIABLE", help="The environment variable with the endpoint's key.")
     ] = "OPENAI_API_KEY",
-    task: Annotated[list[Task] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    task: Annotated[
+        list[Task] | None, typer.Option(help="Only this task; may be repeated. `quality` has to be named.")
+    ] = None,
     culture: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this culture; may be repeated.")
     ] = None,

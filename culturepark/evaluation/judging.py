@@ -88,7 +88,7 @@ def _shares(
     """The share of what was judged, of all and by culture; what was not read is missing."""
     found: list[Measurement] = []
     triples = list(zip(opinions, answers, values, strict=True))
-    for culture in ("", *made.cultures):
+    for culture in ("", *(made.cultures if len(made.cultures) > 1 else ())):
         of = [one for one in triples if not culture or one[0].culture == culture]
         if not of:
             continue

@@ -33,8 +33,11 @@ Part = tuple[float | None, float]
 
 
 def measurements(made: Made, originals: Vectors | None) -> list[Measurement]:
-    """Every figure, by culture and of all. `originals` are vectors of the statements talked about, by the
-    run's own embedder; without them there is no `diversity_gain`."""
+    """Every figure, of all and, if there are several, by culture.
+
+    `originals` are vectors of the statements talked about, by the run's own embedder; without them there is
+    no `diversity_gain`.
+    """
     return [
         one
         for subset, of in _subsets(made).items()
@@ -49,7 +52,8 @@ def measurements(made: Made, originals: Vectors | None) -> list[Measurement]:
 
 
 def _subsets(made: Made) -> dict[str, Made]:
-    return {ALL: made} | {culture: made.only((culture,)) for culture in made.cultures}
+    several = made.cultures if len(made.cultures) > 1 else []
+    return {ALL: made} | {culture: made.only((culture,)) for culture in several}
 
 
 def summed(
