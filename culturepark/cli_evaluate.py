@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from culturepark.cultures import Culture
     from culturepark.evaluation.labelled import LabelledSet
+    from culturepark.evaluation.measure import Measurement
     from culturepark.evaluation.opinions import Asked
     from culturepark.evaluation.report import Measured
     from culturepark.evaluation.suite import Suite
@@ -28,6 +29,14 @@ class Task(StrEnum):
     opinions = "opinions"
     vsm = "vsm"
     moderation = "moderation"
+    forgetting = "forgetting"
+    quality = "quality"
+
+
+OF_MODELS = frozenset(Task) - {Task.quality}
+"""Tasks that ask a model; quality is of a run's data."""
+
+_JUDGED_ROWS = 200
 
 
 class By(StrEnum):
@@ -59,7 +68,9 @@ def evaluate(
     api_key_env: Annotated[
         str, typer.Option(metavar="VARIABLE", help="The environment variable with the endpoint's key.")
     ] = "OPENAI_API_KEY",
-    task: Annotated[list[Task] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    task: Annotated[
+        list[Task] | None, typer.Option(help="Only this task; may be repeated. `quality` has to be named.")
+    ] = None,
     culture: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this culture; may be repeated.")
     ] = None,
@@ -85,47 +96,77 @@ def evaluate(
             "yours; may be repeated. Else a small set that comes with the project.",
         ),
     ] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=2, help="moderation: at most so many texts a set, drawn with the seed.")
-    ] = None,
     by: Annotated[
         By | None, typer.Option(help="How answers are taken; found out unless it is given.")
+    ] = None,
+    harness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="forgetting: a task of lm-evaluation-harness, which downloads it; may be repeated.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|embedded|none", help="quality: who judges; the run's verifier unless it is given."
+        ),
+    ] = None,
+    judge_model: Annotated[str, typer.Option(metavar="NAME", help="quality: the judge's model.")] = "",
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="moderation: at most so many texts of a set, drawn with the seed; quality: opinions "
+            f"and turns that a judge is asked about ({_JUDGED_ROWS}).",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="quality: a run compared on the same budget of tokens."),
     ] = None,
     rng_seed: Annotated[int, typer.Option("--seed", help="Draws of people and of orders of options.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results are written.")] = Path("evaluation"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite results at --out.")] = False,
 ) -> None:
-    """Measure a model: its opinions and labels beside people's, its values beside Hofstede's.
+    """Measure a model: its opinions and labels beside people's, its values beside Hofstede's, what it has
+    forgotten; or, with `--task quality`, a run's data.
 
     Results go to DIR as Parquet and JSON, and to the terminal as one table.
     """
     import asyncio
 
+    from culturepark.cli_quality import Ask, measure_data
     from culturepark.cultures import load_cultures
-    from culturepark.evaluation import vsm
-    from culturepark.evaluation.measure import compare_all
-    from culturepark.evaluation.report import check_free, report_of, show_report, write_report
+    from culturepark.evaluation import forgetting, vsm
+    from culturepark.evaluation.harness import require_harness, require_plain
+    from culturepark.evaluation.measure import Comparison, compare_all
+    from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
     from culturepark.evaluation.targets import adapter_target, target_of
     from culturepark.terminal import line_of
     from culturepark.terminal import out as console_for
 
-    check_free(out, force)
-    targets = [target_of(target, model, api_key_env)]
-    if against is not None:
-        targets.append(target_of(against, against_model, api_key_env))
-    if adapter and not Path(target).is_dir():
-        raise ConfigError(
-            "--adapter", f"{target} is no run, so it has no adapters.", "Name a run's directory."
-        )
-    targets += [adapter_target(Path(target), name) for name in adapter or ()]
-    registry = load_cultures()
-    chosen = _cultures(culture, registry, targets)
-    tasks = set(task or (one for one in Task if one is not Task.moderation or labelled))
+    tasks = set(task or OF_MODELS - (set[Task]() if labelled else {Task.moderation}))
     if labelled and Task.moderation not in tasks:
         raise ConfigError(
             "--labelled", "moderation is not evaluated.", "Add --task moderation, or leave it out."
         )
+    check_free(out, force)
+    of_models = tasks & OF_MODELS
+    targets = [target_of(target, model, api_key_env)] if of_models else []
+    if of_models and against is not None:
+        targets.append(target_of(against, against_model, api_key_env))
+    if adapter and not (of_models and Path(target).is_dir()):
+        what = f"{target} is no run, so it has no adapters." if of_models else "quality asks no adapter."
+        raise ConfigError("--adapter", what, "Name a run's directory, and a task that asks its models.")
+    targets += [adapter_target(Path(target), name) for name in adapter or ()]
+    if harness and Task.forgetting in tasks:
+        require_harness()
+        for one in targets:
+            require_plain(one.adapters)
+    registry = load_cultures()
+    chosen = _cultures(culture, registry, targets)
     seen = frozenset[str]().union(*(one.trained_on for one in targets))
     suite = Suite(
         cultures=registry,
@@ -133,14 +174,33 @@ def evaluate(
         groups=tuple(vsm.groups_of(chosen, people, rng_seed)) if Task.vsm in tasks else (),
         items=vsm.read_items(vsm_items),
         labelled=tuple(_labelled(labelled, chosen, rows, rng_seed)) if Task.moderation in tasks else (),
+        abilities=forgetting.read_items() if Task.forgetting in tasks else (),
+        apart=tuple(one.id for one in chosen) if any(one.cultures for one in targets) else (),
         draws=draws,
         method=by.value if by is not None else None,
         rng_seed=rng_seed,
     )
     console = console_for()
     _tell_of(console, suite.labelled)
-    measured = asyncio.run(_measured(console, suite, targets))
-    report = report_of(measured, compare_all(measured))
+    of_data, compared, notes = Measured(), list[Comparison](), list[str]()
+    if Task.quality in tasks:
+        ask = Ask(
+            run=target,
+            against=against,
+            baseline=baseline,
+            cultures=tuple(one.id for one in chosen) if culture else (),
+            judge=judge,
+            judge_model=judge_model,
+            api_key_env=api_key_env,
+            rows=rows or _JUDGED_ROWS,
+            rng_seed=rng_seed,
+        )
+        of_data, compared, notes = asyncio.run(measure_data(console, ask))
+    benchmarks = (harness or ()) if Task.forgetting in tasks else ()
+    measured = asyncio.run(_measured(console, suite, targets, benchmarks, out)) if targets else Measured()
+    comparisons = [*(compare_all(measured) if measured else ()), *compared]
+    measured |= of_data
+    report = report_of(measured, comparisons, notes)
     write_report(out, report, measured)
     show_report(console, report)
     console.print(line_of(f"Written to {out}", "dim"), soft_wrap=True)
@@ -225,7 +285,9 @@ def _tell_of(console: Console, sets: Sequence[LabelledSet]) -> None:
             console.print(line_of(f"  {note}", "yellow"))
 
 
-async def _measured(console: Console, suite: Suite, targets: Sequence[Target]) -> Measured:
+async def _measured(
+    console: Console, suite: Suite, targets: Sequence[Target], benchmarks: Sequence[str], out: Path
+) -> Measured:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from culturepark.evaluation.suite import names_apart, put_to
@@ -235,9 +297,31 @@ async def _measured(console: Console, suite: Suite, targets: Sequence[Target]) -
     names = names_apart([target.name for target in targets])
     measured: Measured = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    for name, target in zip(names, targets, strict=True):
+    for number, (name, target) in enumerate(zip(names, targets, strict=True), 1):
+        apart = target.cultures is not None
+        total = suite.questions + (len(suite.apart) - 1) * len(suite.abilities) * apart
+        # First: what the harness does not know or cannot download shows before anything else was asked.
+        ran = await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
         async with target_models([target]) as [model]:
             with Progress(*columns, console=console, transient=True) as progress:
-                bar = progress.add_task(line_of(name).plain, total=suite.questions)
-                measured[name] = await put_to(suite, model, name, lambda bar=bar: progress.advance(bar))
+                bar = progress.add_task(line_of(name).plain, total=total)
+                measured[name] = await put_to(
+                    suite, model, name, lambda bar=bar: progress.advance(bar), apart=apart
+                )
+        measured[name] += ran
     return measured
+
+
+async def _benchmarked(
+    console: Console, name: str, target: Target, benchmarks: Sequence[str], folder: Path
+) -> list[Measurement]:
+    from culturepark.evaluation.harness import LOG, evaluate
+    from culturepark.models.serving import served
+    from culturepark.terminal import line_of
+
+    if not benchmarks:
+        return []
+    async with served(target.model) as ready:
+        words = f"{name}: lm-evaluation-harness on {', '.join(benchmarks)}; its output is in {folder / LOG}"
+        with console.status(line_of(words)):
+            return await evaluate(ready, benchmarks, folder)

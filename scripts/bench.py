@@ -12,11 +12,15 @@ Sections:
   volume     41,000 samples of all eight cultures with refinement, the published method's whole volume
   collector  samples/s that the collector makes durable; and a disk whose every fsync takes 100 ms
   start      from the command to the first model call, and what it is spent on
+  limit      an endpoint that works on 64 requests at once and lets others wait in silence: how much of its
+             rate the adaptive limit reaches, and how many requests it keeps in flight
+  embedded   whole runs on the model of this machine, against its engine by itself (`bench_embedded.py`)
+  prefix     prompt tokens evaluated and time, with prefixes used again and not, on the same engine
 
-Model calls go to `mock_endpoint.py` on loopback, in a process of its own whose CPU does not count. CPU is
-that of the whole process tree, Ray's own processes included, to the end of the command; for all subjects
-alike without what came before the first fifth of the calls, in which processes are still starting. Nothing
-is left behind.
+But in the last two, model calls go to `mock_endpoint.py` on loopback, in a process of its own whose CPU
+does not count. CPU is that of the whole process tree, Ray's own processes included, to the end of the
+command; for all subjects alike without what came before the first fifth of the calls, in which processes
+are still starting. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.bench_collector import collector_rate, slow_disk
+from scripts.bench_embedded import compare, prefix_cache, print_head
 
 SUBJECTS = ("bare", "dialogues", "refinement", "sdk")
 UTTERANCES = 14
@@ -295,6 +300,54 @@ def collector(repeats: int, quick: bool) -> dict[str, Any]:
     return result
 
 
+def limit(repeats: int, quick: bool) -> dict[str, Any]:
+    """The adaptive limit against an endpoint that queues in silence."""
+    latency_s = 0.5
+    best = _CAPACITY / latency_s
+    shares: list[float] = []
+    in_flight: list[float] = []
+    most: list[float] = []
+    with mock_endpoint("--latency-s", str(latency_s), "--capacity", str(_CAPACITY)) as mock:
+        for _ in range(1 if quick else repeats):
+            one = run_subject(
+                "dialogues", mock, 1 if quick else 2, 400, lambda _: None, **{"limits.adaptive": "true"}
+            )
+            shares.append(one.steady_per_s / best)
+            levels = [s.in_flight for s in one.samples if 0.2 * one.calls <= s.chats <= 0.8 * one.calls]
+            in_flight.append(statistics.median(levels) / _CAPACITY)
+            most.append(max(levels) / _CAPACITY)
+    result = {
+        "share_of_its_rate": _spread(shares),
+        "in_flight_to_capacity": _spread(in_flight),
+        "most_in_flight_to_capacity": _spread(most),
+    }
+    _show(f"limit, capacity {_CAPACITY}", result)
+    return result
+
+
+_CAPACITY = 64
+
+
+def embedded(repeats: int, quick: bool) -> dict[str, Any]:
+    """Whole runs on the embedded engine, against the engine by itself."""
+    overrides = ["plan.dialogues_per_question=1" if quick else "plan.dialogues_per_question=4"]
+    overrides += ["plan.utterances=6"]
+    print_head()
+    result = compare(overrides, (8,) if quick else (8, 16), 1 if quick else repeats)
+    _show("embedded", {name: result[name] for name in ("best_at_once", "ratio", "completions_per_s")})
+    return result
+
+
+def prefix(repeats: int, quick: bool) -> dict[str, Any]:
+    """What it saves that prompts only grow and stay with one replica."""
+    overrides = ["plan.dialogues_per_question=1", f"plan.utterances={4 if quick else 8}"]
+    print_head()
+    result = prefix_cache(overrides, 1 if quick else repeats)
+    shown = ("evaluated_tokens", "cached_share", "wall_s")
+    _show("prefix", {name: {k: case[k] for k in shown} for name, case in result["cases"].items()})
+    return result
+
+
 def start(repeats: int, quick: bool) -> dict[str, Any]:
     """From the command to the first model call."""
     phases: dict[str, list[float]] = {}
@@ -338,6 +391,9 @@ SECTIONS = {
     "volume": volume,
     "collector": collector,
     "start": start,
+    "limit": limit,
+    "embedded": embedded,
+    "prefix": prefix,
 }
 
 

@@ -437,6 +437,11 @@ def _spread(values: Any) -> dict[str, float]:
 _HEAD = ("", "completions/s", "evaluated/s", "cached", "wall s", "engine cores", "others")
 
 
+def print_head() -> None:
+    """What the columns are that follow."""
+    print(f"{_HEAD[0]:42}" + "".join(f"{word:>14}" for word in _HEAD[1:]))
+
+
 def _told(figures: Figures) -> Figures:
     f = figures
     cells = (f.completions_per_s, f.evaluated_tokens / f.wall_s, f.cached_share, f.wall_s, f.engine_cores)
@@ -469,7 +474,7 @@ def main() -> None:
         f"plan.utterances={given.utterances}",
         *given.set,
     ]
-    print(f"{_HEAD[0]:42}" + "".join(f"{word:>14}" for word in _HEAD[1:]))
+    print_head()
     if given.prefix_cache:
         results = prefix_cache(overrides, given.repeats)
         print()

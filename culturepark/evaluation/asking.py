@@ -34,6 +34,8 @@ _BY_SAMPLING = Sampling(temperature=1.0, max_tokens=16)
 _FREE = Sampling(temperature=0.0, max_tokens=24)
 _LEAST_SAMPLED = 30
 """Sampled replies that make a distribution, rounded up to whole rounds of orders."""
+_LEVEL = 1e-9
+"""Shares that differ by less differ by rounding."""
 _MOST_ONE_DIGIT = 10
 """More options than digits cannot be told apart by a first token."""
 _LED_IN = r"^[^\w]*(?:(?:my|the)\s+)?(?:(?:answer|option|choice|number)\b[^\w]*(?:is\b[^\w]*)?)*"
@@ -42,12 +44,17 @@ _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w%]|[.,]\d)")
 
 
 class Question(Struct, frozen=True):
-    """A question and its options, in the order in which shares are given. `system` may be empty."""
+    """A question and its options, in the order in which shares are given. `system` may be empty.
+
+    Orders are drawn by `drawn_by`, or by `id` if it is empty: questions that have it in common are asked
+    alike.
+    """
 
     id: str
     system: str
     text: str
     options: tuple[str, ...]
+    drawn_by: str = ""
 
 
 class Answer(Struct, frozen=True):
@@ -67,6 +74,14 @@ class Answer(Struct, frozen=True):
     def choice(self) -> int:
         """The likeliest option's place, the first of equals; -1 if nothing could be read."""
         return -1 if self.shares is None else int(np.argmax(self.shares))
+
+    @property
+    def parts(self) -> tuple[float, ...] | None:
+        """1 for the likeliest option, shared by those that are level; None if nothing could be read."""
+        if self.shares is None:
+            return None
+        best = [share >= max(self.shares) - _LEVEL for share in self.shares]
+        return tuple(is_best / sum(best) for is_best in best)
 
 
 class Asker:
@@ -99,6 +114,10 @@ class Asker:
         """One answer a question, in order; the model's own limits say how many are asked at once."""
         return list(await asyncio.gather(*(self.ask(one, draws, sampled=sampled) for one in questions)))
 
+    async def ask_each(self, questions: Sequence[Question]) -> list[Answer]:
+        """As `ask_all`, each as often as it has options: so each option stands in each place once."""
+        return list(await asyncio.gather(*(self.ask(one, len(one.options)) for one in questions)))
+
     async def ask(
         self, question: Question, draws: int | None = None, *, sampled: int | None = None
     ) -> Answer:
@@ -108,7 +127,7 @@ class Asker:
         method = await self._method_for(question)
         if draws is None:
             draws = n if method == "logprobs" else sampled or -(-_LEAST_SAMPLED // n) * n
-        orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.id}"))
+        orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.drawn_by or question.id}"))
         draw = self._by_logprobs if method == "logprobs" else self._by_sampling
         found = await asyncio.gather(*(draw(question, order) for order in orders))
         self._told()

@@ -46,6 +46,8 @@ class Measurement(Struct, frozen=True):
     parameters: dict[str, Any] = {}
     floors: dict[str, float | None] = {}
     notes: tuple[str, ...] = ()
+    paired: bool = True
+    """Whether another model is measured on the same units; else each is resampled by itself."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -55,6 +57,8 @@ class Measurement(Struct, frozen=True):
     @property
     def array(self) -> Floats:
         """The values, shape (units, columns); missing is NaN."""
+        if not self.units:
+            return np.zeros((0, 1))
         return np.array(self.values, dtype=np.float64).reshape(len(self.units), -1)
 
     def interval(self) -> Interval:
@@ -63,7 +67,8 @@ class Measurement(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """Two models on the same units. `p_holm` is corrected for all comparisons made at once."""
+    """Two models on the same units, or two runs each on its own. `p_holm` is corrected for all comparisons
+    made at once."""
 
     task: str
     subset: str
@@ -91,7 +96,8 @@ def compare(
     first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
 ) -> list[Comparison]:
     """Second against first wherever both measured the same and one can be better, by paired bootstrap
-    over the units that both have, with p-values corrected after Holm over all of them."""
+    over the units that both have, or else each over its own (`Measurement.paired`), with p-values corrected
+    after Holm over all of them."""
     return _corrected(_differences(first_name, first, second_name, second))
 
 
@@ -117,6 +123,9 @@ def _differences(
             continue
         if (one.statistic, one.parameters) != (other.statistic, other.parameters):
             continue  # by other means, so no difference would be the models'
+        if not one.paired:
+            found.append(_unpaired(first_name, one, second_name, other))
+            continue
         places = {unit: place for place, unit in enumerate(other.units)}
         shared = [(place, places[unit]) for place, unit in enumerate(one.units) if unit in places]
         mine = one.array[[a for a, _ in shared]]
@@ -129,6 +138,13 @@ def _differences(
         difference = stats.paired_bootstrap(mine, theirs, statistic) if len(mine) else None
         found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
     return found
+
+
+def _unpaired(first_name: str, one: Measurement, second_name: str, other: Measurement) -> Comparison:
+    statistic = statistic_named(one.statistic, one.parameters)
+    difference = stats.unpaired_bootstrap(one.array, other.array, statistic)
+    n_units = len(one.units) + len(other.units)
+    return Comparison(*one.key, one.better, first_name, second_name, difference, n_units)
 
 
 def _macro_f1(values: Floats) -> float:
@@ -145,6 +161,8 @@ def _kappa(values: Floats) -> float:
 
 _STATISTICS: dict[str, Any] = {
     "mean": stats.mean,
+    "ratio": stats.ratio,
+    "total": stats.total,
     "macro_f1": _macro_f1,
     "class_f1": _class_f1,
     "kappa": _kappa,

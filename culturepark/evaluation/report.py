@@ -173,25 +173,26 @@ def show_report(console: Console, report: Report) -> None:
     console.print(
         Text(f"{words} culture say, what people elsewhere say; bad: answers that cannot be read", "dim")
     )
-    for second in dict.fromkeys(one.second for one in report.comparisons):
-        heading(console, f"{second} against {report.comparisons[0].first}")
-        console.print(_comparisons_table([one for one in report.comparisons if one.second == second]))
+    for first, second in dict.fromkeys((one.first, one.second) for one in report.comparisons):
+        heading(console, f"{second} against {first}")
+        pair = [one for one in report.comparisons if (one.first, one.second) == (first, second)]
+        console.print(_comparisons_table(pair))
     if report.comparisons:
-        console.print(Text("p: two-sided, by paired bootstrap, corrected for their number (Holm)", "dim"))
+        console.print(Text("p: two-sided, by bootstrap, corrected for their number (Holm)", "dim"))
     if report.notes:
         heading(console, "To be kept in mind")
         console.print(Group(*(said(f"- {note}") for note in report.notes)))
 
 
 def _figures_table(figures: Sequence[Figure]) -> Table:
-    """Those that can be good or bad; the files hold all."""
+    """Those that can be good or bad, and of the others those of all cultures; the files hold all."""
     made = table("figure", "value", "95 %", "const", "rand", "maj", "oth", "n", "bad")
     made.columns[0].no_wrap = False
     for column in made.columns[1:]:
         column.no_wrap, column.min_width = True, 3
     last = ""
     for one in figures:
-        if one.better == "neither":
+        if one.better == "neither" and one.subset != "all":
             continue
         if one.task != last:
             made.add_row(line_of(one.task, "bold"))

@@ -74,6 +74,27 @@ def paired_bootstrap(
     found = _resampled(
         len(first), seed, resamples, lambda rows: statistic(second[rows]) - statistic(first[rows])
     )
+    return _difference(value, found)
+
+
+def unpaired_bootstrap(
+    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference | None:
+    """How the statistic differs between two samples over units of their own, each resampled by itself.
+
+    None if it is not defined on either, or a sample has fewer than two units.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    value = statistic(second) - statistic(first)
+    if math.isnan(value):
+        return None
+    before = _resampled(len(first), seed, resamples, lambda rows: statistic(first[rows]))
+    after = _resampled(len(second), seed + 1, resamples, lambda rows: statistic(second[rows]))
+    return _difference(value, after - before)
+
+
+def _difference(value: float, found: Floats) -> Difference:
     found = found[~np.isnan(found)]
     low, high = _bounds(found)
     # One is added to each tail, so that no finite number of resamples claims certainty.
@@ -161,6 +182,19 @@ def mean(values: Floats) -> float:
     return float(column.mean()) if len(column) else math.nan
 
 
+def ratio(values: Floats) -> float:
+    """Sum of the first column over that of the second, rows with a missing value (NaN) left out; NaN
+    where there is nothing to divide by."""
+    there = values[~np.isnan(values).any(axis=1)]
+    above, below = there.sum(axis=0) if len(there) else (0.0, 0.0)
+    return float(above / below) if below else math.nan
+
+
+def total(values: Floats) -> float:
+    """Sum of the first column, missing values (NaN) left out."""
+    return float(np.nansum(values[:, 0]))
+
+
 def class_f1(truth: ArrayLike, said: ArrayLike, of: int) -> float:
     """F1 of one class; NaN if it is neither there nor said."""
     true, told = np.asarray(truth) == of, np.asarray(said) == of
@@ -207,8 +241,13 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
-        words = text.lower().split()
-        grams = [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
+        grams = grams_of(text, n)
         seen.update(grams)
         total += len(grams)
     return len(seen) / total if total else math.nan
+
+
+def grams_of(text: str, n: int) -> list[tuple[str, ...]]:
+    """The n-grams of words of a text, in order."""
+    words = text.lower().split()
+    return [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 from culturepark.cultures import Culture
-from culturepark.evaluation import moderation, opinions, vsm
+from culturepark.evaluation import forgetting, moderation, opinions, vsm
 from culturepark.evaluation.asking import Asker, Method
 from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Measurement
@@ -15,13 +15,16 @@ from culturepark.ports import ChatModel
 
 
 class Suite(Struct, frozen=True):
-    """What is asked; what is empty is left out. `draws` None means as many as each method needs."""
+    """What is asked; what is empty is left out. `draws` None means as many as each method needs. `apart` are
+    the cultures of models that are one for each: of forgetting each of them is asked everything."""
 
     cultures: Mapping[str, Culture]
     asked: tuple[opinions.Asked, ...] = ()
     groups: tuple[vsm.Group, ...] = ()
     items: tuple[vsm.Item, ...] = ()
     labelled: tuple[LabelledSet, ...] = ()
+    abilities: tuple[forgetting.Item, ...] = ()
+    apart: tuple[str, ...] = ()
     draws: int | None = None
     method: Method | None = None
     rng_seed: int = 0
@@ -31,13 +34,19 @@ class Suite(Struct, frozen=True):
         """How many questions one model is asked."""
         people = sum(len(group.people) for group in self.groups)
         texts = sum(len(one.rows) for one in self.labelled)
-        return len(self.asked) + people * len(self.items) + texts
+        return len(self.asked) + len(self.abilities) + people * len(self.items) + texts
 
 
 async def put_to(
-    suite: Suite, model: ChatModel, name: str, told: Callable[[], None] | None = None
+    suite: Suite,
+    model: ChatModel,
+    name: str,
+    told: Callable[[], None] | None = None,
+    *,
+    apart: bool = False,
 ) -> list[Measurement]:
-    """All measurements of one model; `told` is called after each question. Raises EndpointError."""
+    """All measurements of one model; `told` is called after each question. `apart`: it is one model for
+    each culture. Raises EndpointError."""
     asker = Asker(model, name=name, method=suite.method, rng_seed=suite.rng_seed, told=told)
     found: list[Measurement] = []
     if suite.asked:
@@ -46,6 +55,8 @@ async def put_to(
         found += await vsm.evaluate(asker, suite.groups, suite.items)
     if suite.labelled:
         found += await moderation.evaluate(asker, suite.labelled, suite.cultures)
+    if suite.abilities:
+        found += await forgetting.evaluate(asker, suite.abilities, suite.apart, apart)
     return found
 
 

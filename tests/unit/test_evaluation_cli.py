@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from culturepark.cli import run as culturepark
 from culturepark.evaluation import report, targets
-from culturepark.evaluation.measure import compare
+from culturepark.evaluation.measure import compare, compare_all
 from culturepark.training.split import held_out_questions
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, evenly
@@ -73,7 +75,7 @@ def test_two_models_side_by_side(tmp_path: Path, models: dict[str, Shares], caps
     assert js["value"] == pytest.approx(js["floor_random"])
     assert js["low"] < js["value"] < js["high"]
     compared: Any = pq.read_table(out / "comparisons.parquet").to_pylist()
-    assert {row["task"] for row in compared} == {"opinions", "vsm"}
+    assert {row["task"] for row in compared} == {"opinions", "vsm", "forgetting"}
     # What was written is enough to compare again.
     measured = report.read_measurements(out)
     again = compare("even", measured["even"], "first", measured["first"])
@@ -120,7 +122,7 @@ def test_when_labelled_texts_are_asked(tmp_path: Path, capsys: Any) -> None:
     assert "synthetic" not in capsys.readouterr().out
     assert evaluate(*one, "--labelled", "synthetic", "--out", str(tmp_path / "with")) == 0
     assert {m.task for m in report.read_measurements(tmp_path / "with")["even"]} == {
-        "opinions", "vsm", "moderation",
+        "opinions", "vsm", "moderation", "forgetting",
     }  # fmt: skip
     assert "112 texts left out" in capsys.readouterr().out
     assert evaluate(*one, "--task", "vsm", "--labelled", "synthetic", "--out", str(tmp_path / "no")) == 2
@@ -139,6 +141,7 @@ def test_when_labelled_texts_are_asked(tmp_path: Path, capsys: Any) -> None:
         (("embedded", "--vsm-items", "none.csv"), 2, "cannot be read"),
         (("embedded", "--labelled", "none.toml"), 2, "cannot be read"),
         (("embedded", "--labelled", "coldataset"), 2, "does not come with its texts"),
+        (("embedded", "--task", "quality", "--task", "vsm"), 2, "no run's directory"),
         ((".",), 4, "no run directory"),
     ],
 )
@@ -148,3 +151,29 @@ def test_what_cannot_be_evaluated(
     assert evaluate(*arguments, "--out", str(tmp_path / "out")) == code
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.made(tmp_path / "run")
+    own = targets.target_of(str(tmp_path / "run"))
+    here: dict[str, Any] = {"arabic": object(), "korean": object()}
+    monkeypatch.setattr(targets, "adapter_target", lambda *_: replace(own, name="own", adapters=here))
+    opened: list[OptionsModel] = []
+
+    @asynccontextmanager
+    async def models(of: Any) -> Any:
+        opened.append(OptionsModel(evenly))
+        yield opened[-1:]
+
+    monkeypatch.setattr(targets, "target_models", models)
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert evaluate(run, "--adapter", "own", "--task", "forgetting", "--out", out) == 0
+    base, adapters = opened
+    assert len(adapters.asked) - 1 == 2 * (len(base.asked) - 1)
+    measured = report.read_measurements(Path(out))
+    assert {one.subset for one in measured["own"]} >= {"arabic", "korean", "all"}
+    assert [one.key for one in measured["own"]] == [one.key for one in measured["scripted"]]
+    assert all(one.difference and one.difference.value == 0 for one in compare_all(measured))
+    assert evaluate(run, "--adapter", "own", "--harness", "sums", "--out", str(tmp_path / "not")) == 2

@@ -1,0 +1,450 @@
+"""Quality of made data: figures worked out by hand, budgets cut right, judges and their floors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from culturepark.cli import run as culturepark
+from culturepark.errors import ConfigError
+from culturepark.evaluation import judge, judging, quality, report, stances, targets
+from culturepark.evaluation import statistics as stats
+from culturepark.evaluation.asking import Asker
+from culturepark.evaluation.made import Made, Opinion, Talk, read, sampled, sampled_turns
+from culturepark.evaluation.measure import Measurement, compare
+from culturepark.messages import Outcome
+from culturepark.models.scripted import ScriptedEmbedder
+from culturepark.ports import Usage
+from culturepark.prompts import judge as words
+from tests import builders, runs
+from tests.evaluation_models import OptionsModel, Shares, always, at_place, evenly
+
+URL = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture(scope="module")
+def run_made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return read(runs.made(tmp_path_factory.mktemp("quality") / "run"))
+
+
+def talk(number: int, tokens: int = 10, stances: tuple[int, ...] = (1,), **usage: Usage) -> Talk:
+    found = usage or {"speaker": Usage(calls=1, prompt_tokens=tokens)}
+    return Talk(f"d{number}", number, "korean", "wvs7-q27", stances, found)
+
+
+def opinion(
+    number: int, of: int, vector: tuple[float, ...], rejected: str = "", text: str = "a b"
+) -> Opinion:
+    return Opinion(
+        f"o{number}", f"d{of}", "korean", "A statement.", "Agree", text, "entails", not rejected, rejected,
+        np.array(vector, dtype=np.float32),
+    )  # fmt: skip
+
+
+def made_of(like: Made, talks: list[Talk], opinions: list[Opinion]) -> Made:
+    return Made(like.run, tuple(talks), tuple(opinions), 0)
+
+
+def figures(of: list[Measurement], subset: str = "all") -> dict[str, Measurement]:
+    return {one.metric: one for one in of if one.subset == subset}
+
+
+# --- counted
+
+
+@given(st.lists(st.text("ab ", max_size=12), min_size=1, max_size=6), st.integers(1, 3))
+def test_parts_of_distinct_n_add_up(texts: list[str], n: int) -> None:
+    opinions = [opinion(i, i % 3, (1.0, 0.0), text=text) for i, text in enumerate(texts)]
+    parts = quality.distinct_parts(opinions, n)
+    whole = stats.ratio(np.array(list(parts.values()), dtype=np.float64))
+    assert whole == pytest.approx(stats.distinct_n(texts, n), nan_ok=True)
+
+
+@given(st.integers(2, 9), st.integers(0, 99))
+def test_parts_of_spread_are_the_mean_of_all_pairs(n: int, seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(n, 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = [1 - float(vectors[i] @ vectors[j]) for i in range(n) for j in range(n) if i != j]
+    parts = quality.spread_parts(vectors.astype(np.float32))
+    assert parts.mean() == pytest.approx(np.mean(pairs), abs=1e-5)
+
+
+def test_an_interval_of_spread_is_as_wide_as_one_over_pairs() -> None:
+    def vectors(seed: int) -> np.ndarray:
+        rows = np.random.default_rng(seed).normal(1, 1, size=(40, 3))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    true = np.std([quality.spread_parts(vectors(seed)).mean() for seed in range(400)])
+    told = stats.bootstrap(quality.spread_parts(vectors(0))[:, None], stats.mean)
+    assert told.low is not None
+    assert told.high is not None
+    assert (told.high - told.low) / (2 * 1.96) == pytest.approx(true, rel=0.35)
+
+
+def test_vectors_by_hand(run_made: Made) -> None:
+    first = [opinion(1, 1, (1, 0)), opinion(2, 1, (0, 1)), opinion(3, 2, (0, 1), "near_duplicate")]
+    made = made_of(run_made, [talk(1), talk(2), talk(3)], [*first, opinion(4, 2, (-1, 0))])
+    found = figures(quality.measurements(made, np.array([[1, 0], [0, 1]], dtype=np.float32)))
+    value = {metric: one.interval().value for metric, one in found.items()}
+    assert value["spread"] == pytest.approx((1 + 2 + 1) / 3)
+    assert value["diversity_gain"] == pytest.approx((0 + 0 + 1) / 3)
+    assert value["near_duplicates"] == pytest.approx(1 / 4)
+    assert value["near_duplicates_kept"] == 0
+    assert value["clustered"] == 0
+    assert found["spread"].n == 3
+    twins = made_of(run_made, [talk(1)], [opinion(1, 1, (1, 0)), opinion(2, 1, (1, 0))])
+    assert figures(quality.measurements(twins, None))["near_duplicates_kept"].interval().value == 1
+    assert "diversity_gain" not in figures(quality.measurements(twins, None))
+
+
+def test_nearest_goes_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(1).normal(size=(11, 3)).astype(np.float32)
+    whole = quality.nearest(vectors)
+    monkeypatch.setattr(quality, "_BLOCK", 4)
+    assert quality.nearest(vectors) == pytest.approx(whole)
+    assert quality.nearest(vectors[:1]) == pytest.approx([-1])
+
+
+def test_a_runs_figures_are_those_of_its_shards(run_made: Made) -> None:
+    found = figures(quality.measurements(run_made, None))
+    kept, talks = run_made.kept, run_made.talks
+    assert (len(talks), run_made.owed) == (24, 0)
+    assert found["distinct_2"].interval().value == pytest.approx(
+        stats.distinct_n([one.text for one in kept], 2)
+    )
+    tokens = sum(u.prompt_tokens + u.completion_tokens for t in talks for u in t.usage.values())
+    assert found["tokens_per_sample"].interval().value == pytest.approx(tokens / len(kept))
+    by_role = [found[f"{role}_tokens"].interval().value or 0 for role in ("speaker", "extractor")]
+    assert sum(by_role) == pytest.approx(tokens / len(kept))
+    assert found["money_per_sample"].interval().value == 0
+    assert found["money_per_sample"].n == len(kept)
+    by_culture = [figures(quality.measurements(run_made, None), c) for c in ("arabic", "korean")]
+    assert sum(one["spread"].n for one in by_culture) == found["spread"].n
+
+
+def test_what_is_unknown_is_never_zero(run_made: Made, tmp_path: Path) -> None:
+    silent = {"speaker": Usage(calls=2, unreported=1), "extractor": Usage(calls=1, prompt_tokens=6)}
+    made = made_of(run_made, [talk(1, **silent), talk(2, **silent)], [opinion(1, 1, (1, 0))])
+    found = figures(quality.measurements(made, None))
+    assert found["tokens_per_sample"].interval().value == 12
+    assert "speaker" in found["tokens_per_sample"].notes[0]
+    assert found["speaker_tokens"].interval().value is None
+    alone = {"speaker": Usage(calls=2, unreported=1)}
+    nobody = made_of(run_made, [talk(1, **alone), talk(2, **alone)], [opinion(1, 1, (1, 0))])
+    assert figures(quality.measurements(nobody, None))["tokens_per_sample"].interval().value is None
+
+    chat = {"engine": "openai", "model": "m", "base_urls": [URL]}
+    vectors = {"engine": "scripted"}
+    paid = read(runs.made(tmp_path / "unpriced", models={"chat": chat, "vectors": vectors}))
+    money = figures(quality.measurements(paid, None))["money_per_sample"]
+    assert money.interval().value is None
+    assert "unknown" in money.notes[0]
+    priced = chat | {"price_prompt": 2.0, "price_completion": 10.0}
+    paid = read(runs.made(tmp_path / "priced", models={"chat": priced, "vectors": vectors}))
+    spent = sum(
+        (2 * u.prompt_tokens + 10 * u.completion_tokens) / 1e6 for t in paid.talks for u in t.usage.values()
+    )
+    money = figures(quality.measurements(paid, None))["money_per_sample"]
+    assert money.interval().value == pytest.approx(spent / len(paid.kept))
+
+
+def test_a_run_without_samples_has_no_figures_and_no_fault(run_made: Made) -> None:
+    found = figures(quality.measurements(made_of(run_made, [talk(1), talk(2)], []), None))
+    assert all(
+        found[metric].interval().value is None for metric in ("distinct_1", "spread", "calls_per_sample")
+    )
+
+
+# --- stances
+
+
+def test_stances_beside_people(run_made: Made) -> None:
+    people = stances.people_of(run_made, "korean", "wvs7-q27")
+    thousand = tuple(code for code, share in people.items() for _ in range(round(1000 * share)))
+    exact = figures(quality.measurements(made_of(run_made, [talk(1, stances=thousand)], []), None))[
+        "stance_js"
+    ]
+    assert exact.interval().value == pytest.approx(0, abs=1e-4)
+    assert exact.n == len(thousand)
+    common = max(people, key=lambda code: people[code])
+    same = made_of(run_made, [talk(n, stances=(common,)) for n in range(30)], [])
+    measured = figures(quality.measurements(same, None))["stance_js"]
+    assert measured.interval().value == pytest.approx(measured.floors["majority"])
+    shares = [np.array(list(people.values()))]
+    by_size = [stances.by_chance(shares, [size]) for size in (5, 50, 500)]
+    assert by_size[0] > by_size[1] > by_size[2] > 0
+
+
+def test_drawn_stances_are_no_further_from_people_than_chance_takes_them(tmp_path: Path) -> None:
+    many = runs.TWO_CULTURES | {"dialogues_per_question": 40}
+    made = read(runs.made(tmp_path / "run", plan=many))
+    measured = figures(quality.measurements(made, None))["stance_js"]
+    assert (measured.interval().value or 1) < 2 * (measured.floors["random"] or 0)
+    assert (measured.interval().value or 1) < (measured.floors["majority"] or 0)
+
+
+# --- one budget
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 300))
+@settings(deadline=None)
+def test_a_budget_takes_the_first_dialogues_that_fit(tokens: list[int], budget: int) -> None:
+    made = Made(None, tuple(talk(n, t) for n, t in enumerate(tokens)), (), 0)  # type: ignore[arg-type]
+    cut = made.up_to(budget, frozenset({"speaker"}))
+    n = len(cut.talks)
+    assert cut.talks == made.talks[:n]
+    assert sum(tokens[:n]) <= budget
+    assert n == len(tokens) or sum(tokens[: n + 1]) > budget
+    assert made.up_to(sum(tokens), frozenset({"speaker"})).talks == made.talks
+
+
+def test_two_runs_on_the_smaller_ones_budget(run_made: Made) -> None:
+    one = made_of(run_made, [talk(n, 10) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)])
+    other = made_of(run_made, [talk(n, 25) for n in range(2)], [opinion(n, n, (0, 1)) for n in range(2)])
+    first, second, budget = quality.shared_budget(one, other)
+    assert (budget, len(first.talks), len(second.talks)) == (50, 5, 2)
+    assert [o.talk for o in first.opinions] == [f"d{n}" for n in range(5)]
+    cut = figures(quality.budget_measurements(first, 4, None))
+    assert cut["samples"].interval().value == 5
+    assert cut["distinct_1"].n == 2  # four words, two each
+    assert {m.task for m in cut.values()} == {"budget"}
+    assert "spread" not in figures(quality.budget_measurements(first, 4, None, vectors=False))
+    silent = made_of(run_made, [talk(1, speaker=Usage(calls=1, unreported=1))], [])
+    with pytest.raises(ConfigError, match="no budget"):
+        quality.shared_budget(one, silent)
+
+
+def test_unpaired_comparison() -> None:
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(0, 1, (60, 1)), rng.normal(2, 1, (40, 1))
+    apart = stats.unpaired_bootstrap(low, high, stats.mean)
+    assert apart is not None
+    assert apart.low < 2 < apart.high
+    assert apart.p < 0.01
+    alike = stats.unpaired_bootstrap(low, low, stats.mean)
+    assert alike is not None
+    assert alike.value == 0
+    assert alike.p > 0.5
+    assert stats.unpaired_bootstrap(low[:1], high, stats.mean) is None
+
+
+def test_runs_are_compared_though_their_dialogues_differ(run_made: Made) -> None:
+    cheap = made_of(run_made, [talk(n, 10) for n in range(20)], [opinion(n, n, (1, 0)) for n in range(20)])
+    talks = [replace(talk(n, 40 + n % 3), id=f"e{n}") for n in range(20)]
+    dear = made_of(run_made, talks, [replace(opinion(n, n, (1, 0)), talk=f"e{n}") for n in range(20)])
+    found = compare("cheap", quality.measurements(cheap, None), "dear", quality.measurements(dear, None))
+    cost = next(one for one in found if (one.subset, one.metric) == ("all", "tokens_per_sample"))
+    assert cost.difference is not None
+    assert cost.difference.value == pytest.approx(30.95)
+    assert cost.difference.low > 0
+    assert cost.n_units == 40
+
+
+# --- judged
+
+
+@given(st.lists(st.text(min_size=1, max_size=4), unique=True, max_size=20), st.integers(0, 5), st.randoms())
+def test_a_sample_depends_on_nothing_but_its_members(
+    ids: list[str], at_most: int, rng: random.Random
+) -> None:
+    shuffled = rng.sample(ids, len(ids))
+    chosen = sampled(ids, at_most, 3, str)
+    assert chosen == sampled(shuffled, at_most, 3, str)
+    assert len(chosen) == min(at_most, len(ids))
+
+
+def says(*options: str) -> Shares:
+    return always(lambda option: option in options)
+
+
+def judged(made: Made, shares: Shares, **how: Any) -> dict[str, Measurement]:
+    asker = Asker(OptionsModel(shares, **how))
+    return figures(asyncio.run(judging.evaluate(asker, made, judging.sample_of(made, 500, 0))))
+
+
+def test_what_a_judge_says(run_made: Made) -> None:
+    plain = (words.KINDS["norm"], words.SUBTYPES["norm"]["duty"], words.VERDICTS["entails"])
+    found = judged(run_made, says(*plain, words.EXTENDS["yes"], words.UNDERSTANDS["no"]))
+    value = {metric: one.interval().value for metric, one in found.items()}
+    assert (value["share_norm"], value["share_belief"], value["norm_duty"]) == (1, 0, 1)
+    assert "belief_faith" not in value  # nothing was said to be a belief
+    assert (value["extends_topic"], value["understands_other"]) == (1, 0)
+    assert value["verifier_kappa"] == pytest.approx(0)  # one verdict for all agrees by chance alone
+    assert found["share_norm"].n == len(run_made.kept)
+    assert found["share_norm"].draws == 3 * len(run_made.kept)
+
+
+def test_a_judge_of_places_decides_nothing(run_made: Made) -> None:
+    found = judged(run_made, at_place(0))
+    assert found["share_custom"].interval().value == pytest.approx(1 / 3)
+    assert found["extends_topic"].interval().value == pytest.approx(0.5)
+    assert found["verifier_kappa"].n == 0
+    assert found["verifier_kappa"].interval().value is None
+
+
+def test_a_second_judge_of_one_mind_with_the_verifier(run_made: Made) -> None:
+    by_text: dict[str, str] = {}
+
+    def same(text: str, options: list[str]) -> list[float]:
+        if words.VERDICTS["novel"] not in options:
+            return evenly(text, options)
+        verdict = next(verdict for said, verdict in by_text.items() if f'"{said}"' in text)
+        return [float(option == words.VERDICTS[verdict]) for option in options]
+
+    unique = replace(
+        run_made, opinions=tuple(replace(o, text=f"{o.text} {n}") for n, o in enumerate(run_made.opinions))
+    )
+    by_text |= {one.text: one.verdict for one in unique.opinions}
+    kappa = judged(unique, same)["verifier_kappa"]
+    assert kappa.interval().value == pytest.approx(1)
+    assert kappa.n == sum(bool(one.verdict) for one in run_made.opinions)
+
+
+def test_unreadable_verdicts_of_a_judge_are_missing(run_made: Made) -> None:
+    found = judged(run_made, evenly, logprobs=False, words="I cannot say")
+    assert found["share_norm"].interval().value is None
+    assert (found["share_norm"].n, found["share_norm"].invalid_rate) == (0, 1)
+
+
+def test_turns_that_are_judged(run_made: Made) -> None:
+    turns = sampled_turns(run_made, 10_000, 0)
+    assert all(turn.before and turn.other != "" for turn in turns)
+    assert {turn.meets for turn in turns} == {True, False}  # in-culture dialogues have nobody to meet
+    assert len({turn.id for turn in turns}) == len(turns)
+
+
+# --- the judge
+
+
+def accuracy(shares: Shares) -> dict[str, Measurement]:
+    return {one.subset: one for one in asyncio.run(judge.measurements(Asker(OptionsModel(shares))))}
+
+
+def test_the_labelled_sets() -> None:
+    sizes = {name: len(of) for name, of in judge.cases().items()}
+    assert sizes == {"kind": 60, "subtype": 60, "extends": 30, "understands": 30, "verdict": 30}
+    assert all(0 <= one.truth < len(one.options) for of in judge.cases().values() for one in of)
+    assert all(len({one.text for one in of}) == len(of) for of in judge.cases().values())
+
+
+def test_a_judge_that_knows_and_those_that_do_not() -> None:
+    truths = {one.text: one.options[one.truth] for of in judge.cases().values() for one in of}
+
+    def knows(text: str, options: list[str]) -> list[float]:
+        right = next(right for asked, right in truths.items() if asked in text)
+        return [float(option == right) for option in options]
+
+    good = accuracy(knows)
+    assert all(one.interval().value == 1 for one in good.values())
+    assert judge.cautions("judge", list(good.values())) == []
+    for blind in (evenly, at_place(1)):
+        found = accuracy(blind)
+        for one in found.values():
+            assert one.interval().value == pytest.approx(one.floors["random"])
+        assert len(judge.cautions("judge", list(found.values()))) == len(found)
+    constant = accuracy(says(words.KINDS["norm"], words.EXTENDS["yes"], words.VERDICTS["novel"]))
+    for name in ("kind", "extends", "verdict"):
+        assert constant[name].interval().value == pytest.approx(constant[name].floors["constant"])
+
+
+# --- the command
+
+
+def evaluate(*arguments: str) -> int:
+    return culturepark(["evaluate", *arguments, "--task", "quality"])
+
+
+def with_scripted_vectors(outcomes: list[Outcome]) -> list[Outcome]:
+    """The same opinions as the scripted embedder sees them."""
+    embed = ScriptedEmbedder().embed
+    return [
+        replace(
+            one,
+            opinions=tuple(
+                replace(o, vector=asyncio.run(embed([o.text]))[0].tobytes()) if o.vector else o
+                for o in one.opinions
+            ),
+        )
+        for one in outcomes
+    ]
+
+
+def test_counted_without_any_call(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    run = builders.run_in(tmp_path / "run", runs.settings())
+    runs.write(run, with_scripted_vectors(runs.outcomes(run.plan)))
+    runs.made(tmp_path / "direct", 21, plan={"kinds": ["direct"]})
+    where = (str(tmp_path / "run"), "--judge", "none", "--baseline", str(tmp_path / "direct"))
+    assert evaluate(*where, "--out", str(tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "data of direct against data of run" in printed
+    assert "all diversity_gain" in printed
+    assert "data of direct: no diversity_gain" in printed  # of vectors that nobody here made
+    assert "planned dialogues are not" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+    whole = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert {one["task"] for one in whole["comparisons"]} == {"budget"}
+    measured = report.read_measurements(tmp_path / "out")
+    assert list(measured) == ["data of run", "data of direct"]
+    again = compare("a", measured["data of run"], "b", measured["data of direct"])
+    assert [one.p_holm for one in again] == [one["p_holm"] for one in whole["comparisons"]]
+
+
+def test_one_culture_of_a_run(tmp_path: Path, capsys: Any) -> None:
+    runs.made(tmp_path / "run")
+    out = tmp_path / "out"
+    where = (str(tmp_path / "run"), "--judge", "none", "--out", str(out))
+    assert evaluate(*where, "--culture", "korean") == 0
+    measured = report.read_measurements(out)["data of run"]
+    assert {one.subset for one in measured} == {"all"}
+    assert all(len(one.units) == 12 for one in measured if one.unit == "dialogue")
+    assert evaluate(*where, "--culture", "german", "--force") == 2
+    assert "no dialogue of german is in its shards" in capsys.readouterr().err
+
+
+def test_a_run_of_which_nothing_is_sealed(tmp_path: Path, capsys: Any) -> None:
+    runs.made(tmp_path / "run", 1)
+    assert evaluate(str(tmp_path / "run"), "--judge", "none", "--out", str(tmp_path / "out")) == 2
+    assert "no dialogue is in its shards" in capsys.readouterr().err
+
+
+def test_with_a_judge(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(targets, "open_chat", lambda model, limits: OptionsModel(evenly))
+    runs.made(tmp_path / "run")
+    judged_by = ("--judge", URL, "--judge-model", "wise", "--rows", "5")
+    assert evaluate(str(tmp_path / "run"), *judged_by, "--out", str(tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "judge wise does not beat its floors" in " ".join(printed.split())
+    measured = report.read_measurements(tmp_path / "out")
+    kinds = next(one for one in measured["data of run"] if one.key == ("quality", "all", "share_belief"))
+    assert kinds.n == 5
+    assert {one.task for one in measured["judge wise"]} == {"judge"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("embedded",), "no run's directory"),
+        (("RUN",), "scripted"),
+        (("RUN", "--judge", "somebody"), "no address"),
+        (("RUN", "--judge", "none", "--baseline", "nowhere"), "no run's directory"),
+        (("RUN", "--judge", "none", "--adapter", "own"), "asks no adapter"),
+        (("RUN", "--judge", "none", "--against", "embedded"), "no run's directory"),
+    ],
+)
+def test_what_cannot_be_judged(tmp_path: Path, capsys: Any, arguments: tuple[str, ...], words: str) -> None:
+    runs.made(tmp_path / "run", 3)
+    named = [str(tmp_path / "run") if one == "RUN" else one for one in arguments]
+    assert evaluate(*named, "--out", str(tmp_path / "out")) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
