@@ -43,6 +43,8 @@ def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = Tr
     stop = _Signals() if take_signals else None
     try:
         with ray_session(run.settings.actors.metrics_port):
+            if stop:
+                stop.take()  # Ray has put its own handler of SIGTERM in this one's place
             crew = Crew(run)
             try:
                 return _drive(run, crew, show, stop)
@@ -211,7 +213,13 @@ class _Signals:
 
     def __init__(self) -> None:
         self.asked = threading.Event()
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.take()
+
+    def take(self) -> None:
+        """Handle the signals from now on."""
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def restore(self) -> None:
         """Put back what handled these signals before."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -111,7 +113,50 @@ def test_the_moderator_is_killed_and_the_run_goes_on(tmp_path: Path, generate: A
     assert_whole(out)
 
 
-def test_ctrl_c_drains_and_seals_and_the_run_can_be_resumed(tmp_path: Path, generate: Any) -> None:
+_SMALL_DISK = """
+mount -t tmpfs -o size=500k tmpfs "$0" || exit 77
+"$@"; [ $? = 4 ] || exit 1
+mount -o remount,size=64m "$0"
+"$@" && cp -r "$0/run" "$0-kept"
+"""
+
+
+def test_a_disk_that_is_full_stops_the_run_and_once_there_is_space_it_goes_on(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    overrides = (*SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4")
+    generate = [sys.executable, "-m", "culturepark", "generate", "--out", str(disk / "run")]
+    generate += [word for one in overrides for word in ("--set", one)]
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    shell = ["unshare", "--mount", *as_root, "sh", "-c", _SMALL_DISK, str(disk)]
+    try:
+        done = subprocess.run([*shell, *generate], capture_output=True, text=True, timeout=240, check=False)
+    except FileNotFoundError:
+        pytest.skip("this system has no `unshare`")
+    if done.returncode in (1, 77) and "mount" in done.stderr:
+        pytest.skip("this user may mount nothing")
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert printed.count("the disk is full") == 1
+    assert "Traceback" not in printed
+    kept = tmp_path / "disk-kept"
+    assert_whole(kept)
+    assert content(kept, "samples") == content(undisturbed, "samples")
+
+
+def test_how_many_actors_there_are_changes_no_row(undisturbed: Path, tmp_path: Path, generate: Any) -> None:
+    out = tmp_path / "run"
+    more = ("actors.agents_per_culture=2", "actors.refiners=3")
+    code, printed = generate(out, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4", *more).wait()
+    assert code == 0, printed
+    for kind in ("dialogues", "samples", "rejected"):
+        assert content(out, kind) == content(undisturbed, kind)
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
+def test_a_stop_drains_and_seals_and_the_run_can_be_resumed(how: str, tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
     overrides = (
         *SCRIPTED,
@@ -124,8 +169,10 @@ def test_ctrl_c_drains_and_seals_and_the_run_can_be_resumed(tmp_path: Path, gene
     wait_for(
         lambda: sum(p.stat().st_size for p in (out / "log").glob("*.wal")) > 20_000, "outcomes in the log"
     )
-    # As a terminal does it: to the whole process group, Ray's processes among them.
-    os.killpg(run.process.pid, signal.SIGINT)
+    if how == "ctrl-c":  # as a terminal does it: to the whole process group, Ray's processes among them
+        os.killpg(run.process.pid, signal.SIGINT)
+    else:
+        run.process.terminate()
     code, printed = run.wait()
     assert code == 5, printed
     assert "Traceback" not in printed

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import pickle
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 
 from culturepark.errors import SeedError
 from culturepark.seeds import Option, Seed, builtin_seeds, import_globalopinionqa, import_wvs
+from culturepark.seeds.jsonl import read_seeds
 
 HEADER = ["version", "B_COUNTRY", "B_COUNTRY_ALPHA", "D_INTERVIEW", "W_WEIGHT", "Q33_3", "Q33", "Q27", "Q122"]
 ROWS = [
@@ -243,3 +245,23 @@ def test_goqa_refuses_another_file(tmp_path: Path) -> None:
         import_globalopinionqa(wvs(tmp_path, ROWS))
     with pytest.raises(SeedError, match="no usable question"):
         import_globalopinionqa(goqa(tmp_path))
+
+
+class _Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, made: Path) -> None:
+        self._made = made
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.mkdir, (self._made,)  # pyright: ignore[reportReturnType]
+
+
+def test_a_pickle_by_another_name_is_refused_and_never_loaded(tmp_path: Path) -> None:
+    made, path = tmp_path / "made", tmp_path / "seeds.jsonl"
+    path.write_bytes(pickle.dumps(_Trap(made)))
+    with pytest.raises(SeedError, match="not a seed"):
+        read_seeds(path)
+    assert not made.exists()
+    pickle.loads(path.read_bytes())
+    assert made.exists()  # so it would have shown

@@ -9,6 +9,7 @@ from culturepark.cultures import load_cultures
 from culturepark.plan import Plan
 from culturepark.seeds import builtin_seeds
 from culturepark.settings import decode_settings
+from scripts.bench_collector import slow_disk
 
 
 def peak_of(dialogues_per_question: int) -> tuple[int, int]:
@@ -37,3 +38,10 @@ def test_a_plan_takes_no_memory_for_dialogues_that_have_not_begun() -> None:
     many, large = peak_of(10_000)
     assert many == 1000 * few
     assert large < small + 100_000  # the bits that say which are done were made before
+
+
+def test_on_a_slow_disk_no_more_waits_than_dialogues_are_in_flight() -> None:
+    """Speakers that answer at once, a conductor, a ledger whose fsyncs take their time."""
+    seen = slow_disk(fsync_s=0.05, for_s=1.5)
+    assert seen["turns_per_s"] > 0
+    assert 0 < seen["most_waiting"] <= seen["most_in_flight"] <= 200
