@@ -1,7 +1,7 @@
 """The write-ahead log: numbered segments of checksummed records, fsynced in groups.
 
-A segment, such as `000001-0003.wal`, the first one, by the writer with epoch 3, is 8 bytes of header (`CPWAL`,
-the format's number, a check of both), then records:
+A segment, such as `000001-0003.wal`, the first one, by the writer with epoch 3, is 8 bytes of header
+(`CPWAL`, the format's number, a check of both), then records:
 
     length, 4 bytes little-endian | crc32 of length and payload, 4 bytes little-endian | payload
 

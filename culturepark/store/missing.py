@@ -18,13 +18,7 @@ def require_all(root: Path, manifest: Manifest, head: Head | None) -> None:
     `head` is the newest; None in a new run, and in one that an earlier version made, where less can be told.
     Raises RunDirError naming the file and what to do.
     """
-    if head is None:
-        _require_without_head(root / "log", manifest)
-    else:
-        _require_entries(manifest, head)
-        for name in head.segments:
-            if not (root / "log" / name).exists():
-                raise missing_segment(root / "log" / name)
+    _require_log_and_entries(root, manifest, head)
     require_shards(root, manifest)
 
 
@@ -32,6 +26,30 @@ def live_segments(root: Path) -> tuple[str, ...] | None:
     """For readers: the names of the log segments that count; None: all that are there."""
     head = read_head(root / "manifest")
     return head.segments if head else None
+
+
+def what_is_missing(root: Path, manifest: Manifest) -> RunDirError | None:
+    """For readers: the error that the next start of this run would raise, shards apart."""
+    while True:
+        head = read_head(root / "manifest")
+        try:
+            _require_log_and_entries(root, manifest, head)
+        except RunDirError as error:
+            if read_head(root / "manifest") == head:  # else a writer has gone on in the meantime
+                return error
+            manifest = Manifest.read(root / "manifest")
+        else:
+            return None
+
+
+def _require_log_and_entries(root: Path, manifest: Manifest, head: Head | None) -> None:
+    if head is None:
+        _require_without_head(root / "log", manifest)
+        return
+    _require_entries(manifest, head)
+    for name in head.segments:
+        if not (root / "log" / name).exists():
+            raise missing_segment(root / "log" / name)
 
 
 def _require_entries(manifest: Manifest, head: Head) -> None:

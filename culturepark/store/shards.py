@@ -22,7 +22,6 @@ from culturepark.store.files import PART, REAL, Files, disk_errors, make_dirs, o
 from culturepark.store.manifest import Manifest, Shard, missing_entry
 from culturepark.store.paths import inside
 
-
 _PART_NAME = re.compile(r"part-([0-9]{6,9})-.*")
 _SHARD_REPAIR = "Put the file back from a copy of the run, or begin a new run directory."
 
