@@ -41,9 +41,9 @@ from culturepark.store.funnel import Funnel
 from culturepark.store.head import Head, read_head, remove_older_heads, write_head
 from culturepark.store.lock import RunLock
 from culturepark.store.log import Log, list_segments
-from culturepark.store.manifest import Manifest
+from culturepark.store.manifest import Manifest, Shard, missing_entry
 from culturepark.store.missing import require_all
-from culturepark.store.readers import kept_vectors
+from culturepark.store.readers import kept_vectors, shard_rows
 from culturepark.store.rows import DIALOGUES, OPINIONS, RowBuffer, about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.shards import Stray, commit_table, quarantine_strays, shard_path
@@ -120,6 +120,7 @@ class Ledger:
             self._write_head(segments)
         self._log = Log.open(self._root / "log", files, lock.epoch, segments)
         replayed = self._recall_log()
+        self._require_known(self._strays)
         self._let_go()
         remove_older_heads(self._manifest.directory, lock.epoch, files)
         self._log.remove_replaced()
@@ -317,6 +318,17 @@ class Ledger:
         found = quarantine_strays(self._root, SHARD_DIRS, self._manifest, self._files)
         self._strays = [stray for stray in found if not stray.moved_to]
         return [f"{stray.path} -> {stray.moved_to}" for stray in found if stray.moved_to]
+
+    def _require_known(self, strays: list[Stray]) -> None:
+        """What a crash before a commit left is in the log, too. If it is not, that commit was made, and its
+        entry is gone: raises RunDirError naming it."""
+        entry = len(self._manifest.entries) + 1
+        for stray in strays:
+            if stray.path.startswith("dialogues/") and stray.path.endswith(".parquet"):
+                shard = Shard(stray.path, 0, 0, "", "dialogues")
+                if not all(self.has(row["number"]) for row in shard_rows(self._root, shard, ("number",))):
+                    why = f", though {stray.path} holds dialogues that are not in the log"
+                    raise missing_entry(self._manifest.path_of(entry), why)
 
     def _recall_sealed(self) -> int:
         self._cell_funnels: dict[int, Funnel] = {}

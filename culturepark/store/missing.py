@@ -69,5 +69,8 @@ def _require_without_head(log: Path, manifest: Manifest) -> None:
         raise RunDirError(str(head_path(manifest.directory, writer)), what, REPAIR)
     if manifest.entries and not segments:
         raise RunDirError(str(log), "the log is missing", REPAIR)
+    for number, (there, _) in enumerate(segments, segments[0][0] if segments else 0):
+        if number != there:
+            raise missing_segment(log / f"{number:06d}.wal")
     if segments and segments[0][0] > 1 and not manifest.entries:
         raise missing_entry(manifest.path_of(1), f": the log begins at segment {segments[0][0]}")
