@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,10 +72,3 @@ class Calm(NamedTuple):
         assert not self.paid - self.endpoint.paid
         again = (self.endpoint.paid - self.paid).total()
         assert again <= repeated, f"{again} calls paid for again, and {repeated} may be"
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
