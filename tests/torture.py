@@ -12,10 +12,10 @@ Then the endpoint becomes quick, the run ends, and this must hold:
 - a call was paid for again only if it was in flight, or had come back half a second before, at a kill, and
   as often as it was at one.
 
-"At a kill" is the moment, for agents and refiners. A moderator's is over half a second after its successor has
-started: until then workers go on with what the old one asked for. A driver's is over when its last process has
-ended. It begins with the collector's death if the collector was down at the time: what came back since had to
-wait for it. The collector's own death repeats nothing.
+"At a kill" is the moment, for agents and refiners. A moderator's is over half a second after its successor
+has started: until then workers go on with what the old one asked for. A driver's is over when its last
+process has ended. It begins with the collector's death if the collector was down at the time: what came back
+since had to wait for it. The collector's own death repeats nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Kill(Struct):
 
 class Tortured(Struct):
     """What came of it: `lost` and `doubled` are dialogues, samples and rejected opinions, against an
-    undisturbed run; `repeated` are calls paid for more often than there, `allowed` those open at the kills."""
+    undisturbed run; `repeated` are calls paid for more often than there, `allowed` those open at kills."""
 
     kills: Counter[str]
     dialogues: int

@@ -56,14 +56,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
 async def looking(actor: Actor, seen: list[str]) -> asyncio.Task[None]:
     async def look() -> None:
         async for why in losses(actor):
-            seen.append(why)
+            seen.append(why)  # noqa: PERF401
 
     task = asyncio.create_task(look())
     await until(lambda: actor.calls)
