@@ -4,7 +4,7 @@ run.json          settings, fingerprint, versions, models; its presence means th
 seeds.jsonl       the questions, as they were used
 cultures.json     the cultures, as they were used
 log/              outcomes that are not in shards yet
-manifest/         what is in shards: readers trust nothing else
+manifest/         what is in shards: readers trust nothing else; and what the next writer has to find
 dialogues/ samples/ rejected/   Parquet shards
 datasets/<culture>/             chat JSONL for fine-tuning
 summary.json  README.md         counts that add up; the dataset card
