@@ -95,7 +95,11 @@ class Collector(Station):
             return
         lock = RunLock.take(Path(self._given.root), _PREDECESSOR_S)
         self._log = self._given.logger("collector")
-        self._ledger = Ledger(self._run, lock)
+        try:
+            self._ledger = Ledger(self._run, lock)
+        except BaseException:
+            lock.release()
+            raise
         self._lock = lock
         report = self._ledger.report
         self._log.info(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import secrets
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
@@ -34,6 +36,7 @@ class Station:
         self._mailboxes: dict[str, Mailbox] = {}
         self._door = Door(self.take, self._token, self.broke)
         self._settled = False
+        self._life = secrets.token_hex(8)
         self._broken: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
 
@@ -55,8 +58,9 @@ class Station:
             self._settled = True
         return await self._door.open(ray.util.get_node_ip_address())
 
-    async def watch(self) -> None:
-        """Return never: a caller that waits for this learns at once when the actor is gone.
+    async def watch(self, known: str = "") -> str:
+        """Which life of this actor this is, if it is not the one that is `known`; else return never: a
+        caller that waits for this learns at once when the actor is gone.
 
         Raises what keeps this actor from its work.
         """
@@ -64,7 +68,10 @@ class Station:
             self._broken = asyncio.get_running_loop().create_future()
         if self._failure is not None:
             raise self._failure
+        if known != self._life:
+            return self._life
         await asyncio.shield(self._broken)
+        return self._life
 
     def broke(self, error: BaseException) -> None:
         """Tell those who watch that this actor cannot work."""
@@ -114,6 +121,29 @@ def _settle() -> None:
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     rest_between_events(asyncio.get_running_loop())
+
+
+async def losses(handle: Any) -> AsyncIterator[str]:
+    """Each time an actor is found to have another life than before: why the last one ended, as Ray tells it.
+
+    Lives are compared, so one that began, took messages and ended between two looks is not missed. Raises
+    what keeps the actor from its work.
+    """
+    known = why = ""
+    while True:
+        try:
+            life: str = await handle.watch.remote(known)
+        except RayTaskError as error:
+            raise cause_of(error) from error
+        except RayActorError as error:
+            if never_comes_back(error):
+                raise
+            why = str(error)
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            if known or why:
+                yield why
+            known, why = life, ""
 
 
 def never_comes_back(error: RayActorError) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.directory import Station, cause_of, leave, never_comes_back
+from actors.directory import Station, cause_of, leave, losses, never_comes_back
 from actors.inputs import Handed, Inputs
 from culturepark.budget import Budget
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
@@ -167,21 +167,12 @@ class Moderator(Station):
 
     async def _watch(self, address: str) -> None:
         """Ask again what an actor was asked, each time it is lost."""
-        handle = self.handle(address)
-        while True:
-            try:
-                await handle.watch.remote()
-            except RayTaskError as error:
-                raise cause_of(error) from error
-            except RayActorError as error:
-                if never_comes_back(error):
-                    raise
-                assert self._conductor is not None  # start made it
-                begun = await self._paid_for(address) if address.startswith("refiner/") else []
-                posts = self._conductor.lost(address, begun)
-                self._log.warning("actor_lost", address=address, asked_again=len(posts), why=str(error)[:200])
-                self._send(posts)
-                await asyncio.sleep(0.2)
+        async for why in losses(self.handle(address)):
+            assert self._conductor is not None  # start made it
+            begun = await self._paid_for(address) if address.startswith("refiner/") else []
+            posts = self._conductor.lost(address, begun)
+            self._log.warning("actor_lost", address=address, asked_again=len(posts), why=why[:200])
+            self._send(posts)
 
     async def _paid_for(self, address: str) -> list[Begun]:
         """Which calls for the dialogues that wait for this actor are on disk."""

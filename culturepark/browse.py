@@ -26,6 +26,7 @@ from culturepark.store.funnel import Funnel
 from culturepark.store.ledger import Sealed
 from culturepark.store.log import replay
 from culturepark.store.manifest import Manifest
+from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rows import about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import load_run
@@ -46,7 +47,7 @@ class View:
         self.run = load_run(root)
         self.plan = self.run.plan
         # The log before the manifest: what a writer seals in between is then seen twice, not missed.
-        heads = (decode_head(entry.payload) for entry in replay(root / "log"))
+        heads = (decode_head(entry.payload) for entry in replay(root / "log", live_segments(root)))
         logged = [head for head in heads if isinstance(head, Outcome)]
         self.manifest = Manifest.read(root / "manifest")
         self.funnels: dict[str, Funnel] = {culture: Counter() for culture in self.plan.planned()}

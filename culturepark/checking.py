@@ -21,6 +21,7 @@ from culturepark.store.funnel import Funnel
 from culturepark.store.ledger import Sealed
 from culturepark.store.log import Damage, scan
 from culturepark.store.manifest import Entry, Manifest
+from culturepark.store.missing import live_segments, what_is_missing
 from culturepark.store.readers import shard_rows
 from culturepark.store.rundir import SHARD_DIRS, Run, load_run
 from culturepark.store.shards import verify_shard
@@ -63,6 +64,8 @@ def check_run(root: Path) -> Report:
     report.checked.append(
         ("manifest", f"{plural(len(manifest.entries), 'commit')}, each following the one before")
     )
+    if missing := what_is_missing(root, manifest):
+        report.problems.append(f"{missing.where}: {missing.what}")
     _Check(run, manifest, logged, report).all()
     return report
 
@@ -71,7 +74,7 @@ def _check_log(run: Run, report: Report) -> dict[int, Outcome]:
     """The outcomes in the log, by number; damage and repetition become problems."""
     logged: dict[int, Outcome] = {}
     problems: list[str] = []
-    for item in scan(run.root / "log"):
+    for item in scan(run.root / "log", live_segments(run.root)):
         if isinstance(item, Damage):
             hint = " (a crash in the middle of a write leaves this; running again mends it)"
             problems.append(f"{item}{hint if item.kind == 'tail' else ''}")

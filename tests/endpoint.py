@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import threading
 import time
 from collections import Counter
@@ -18,11 +19,20 @@ from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
 from culturepark.ports import Prompt, Sampling
 
 
+class Call(msgspec.Struct):
+    """A request: what was asked and for which dialogue, and when, by the clock of the wall."""
+
+    key: bytes
+    began_s: float
+    ended_s: float = math.inf
+
+
 class ScriptedEndpoint:
     """An OpenAI-compatible endpoint on loopback, in a thread; it counts what it is asked.
 
     With a `key` it refuses (401, counted in `refused`) whoever does not show it. `latency_s` may change
-    at any time. `paid` counts requests by what was asked and for which dialogue, `tokens` what replies told.
+    at any time. `paid` counts requests by what was asked and for which dialogue, `calls` has each of them,
+    `tokens` counts what replies told.
     """
 
     def __init__(self, key: str = "", latency_s: float = 0.0) -> None:
@@ -30,6 +40,7 @@ class ScriptedEndpoint:
         self.latency_s = latency_s
         self.served = self.refused = self.tokens = 0
         self.paid: Counter[bytes] = Counter()
+        self.calls: list[Call] = []
         self.in_flight = 0
         self.replied_s: list[float] = []
         self.url = ""
@@ -52,7 +63,12 @@ class ScriptedEndpoint:
     def begin_again(self) -> Counter[bytes]:
         """What was paid so far; counting starts anew."""
         paid, self.paid, self.served = self.paid, Counter(), 0
+        self.calls.clear()
         return paid
+
+    def open_between(self, start_s: float, end_s: float) -> Counter[bytes]:
+        """The requests that were in flight at some moment of this time, by the clock of the wall."""
+        return Counter(c.key for c in self.calls if c.began_s <= end_s and c.ended_s >= start_s)
 
     def open_calls(self, within_s: float) -> tuple[int, int]:
         """Requests in flight now, and those that were answered within the last seconds."""
@@ -83,13 +99,17 @@ class ScriptedEndpoint:
         if "input" not in body and "messages" not in body:
             return web.json_response({"data": [{"id": "mock"}]})
         dialogue = request.headers.get("X-Session-ID", "")
-        self.paid[hashlib.sha256(dialogue.encode() + raw).digest()[:12]] += 1
+        key = hashlib.sha256(dialogue.encode() + raw).digest()[:12]
+        self.paid[key] += 1
+        call = Call(key, time.time())
+        self.calls.append(call)
         self.in_flight += 1
         try:
             await asyncio.sleep(self.latency_s)
             reply = await self._reply(body)
         finally:
             self.in_flight -= 1
+            call.ended_s = time.time()
             self.replied_s.append(time.monotonic())
         return web.json_response(reply)
 

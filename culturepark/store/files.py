@@ -23,6 +23,9 @@ PART = ".part"
 ORPHANS = "orphans"
 """Name of the directory, inside the run directory, for what was found and belongs to nothing."""
 
+REPAIR = "Put the file back from a copy of the run, or begin a new run directory; its shards are untouched."
+"""What to do about a file without which it is not known what was done."""
+
 _FULL_FSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 _PLAIN_WORDS = {

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from culturepark.errors import RunDirError
 from culturepark.messages import (
@@ -37,13 +38,15 @@ from culturepark.refine.select import Candidate, Choice, KeptVectors, select
 from culturepark.store import funnel as funnels
 from culturepark.store.files import REAL, Files
 from culturepark.store.funnel import Funnel
+from culturepark.store.head import Head, read_head, remove_older_heads, write_head
 from culturepark.store.lock import RunLock
-from culturepark.store.log import Log, replay
-from culturepark.store.manifest import Manifest
-from culturepark.store.readers import kept_vectors
+from culturepark.store.log import Log, list_segments
+from culturepark.store.manifest import Manifest, Shard, missing_entry
+from culturepark.store.missing import require_all
+from culturepark.store.readers import kept_vectors, shard_rows
 from culturepark.store.rows import DIALOGUES, OPINIONS, RowBuffer, about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import SHARD_DIRS, Run
-from culturepark.store.shards import commit_table, quarantine_strays
+from culturepark.store.shards import Stray, commit_table, quarantine_strays, shard_path
 
 _SEGMENT_BYTES = 64 << 20
 
@@ -90,7 +93,10 @@ class Ledger:
         self._lock = lock
         self._files = files
         self._manifest = Manifest.open(self._root / "manifest", lock.epoch, files)
-        strays = quarantine_strays(self._root, SHARD_DIRS, self._manifest, files)
+        head = read_head(self._manifest.directory)
+        require_all(self._root, self._manifest, head)
+        self._strays: list[Stray] = []
+        set_aside = self._quarantine()
         self._sealed_cells = bytearray(self._plan.n_cells)
         self.funnels: dict[str, Funnel] = {culture: Counter() for culture in self._plan.planned()}
         """Counts by culture, of everything that is durable."""
@@ -100,7 +106,7 @@ class Ledger:
         self._begun: dict[int, _Open] = {}
         self.underway: Funnel = Counter()
         """Usage, as funnels count it, of dialogues that have begun and not ended."""
-        self._take: int | None = None
+        self._take = head.take if head else None
         self._ready: dict[tuple[str, int], int] = {}
         self._rows = _buffers()
         self._rows_bytes = 0
@@ -109,10 +115,16 @@ class Ledger:
         self._unsynced: list[tuple[int, Outcome]] = []
         self._pending: set[int] = set()
         sealed = self._recall_sealed()
-        self._log = Log.open(self._root / "log", files)
+        segments = head.segments if head else tuple(list_segments(self._root / "log"))
+        if head is None:  # before the first segment with an epoch, so that a missing head is known as such
+            self._write_head(segments)
+        self._log = Log.open(self._root / "log", files, lock.epoch, segments)
         replayed = self._recall_log()
-        set_aside = [*(f"{s.path} -> {s.moved_to}" for s in strays), *(str(d) for d in self._log.damage)]
-        self.report = Report(sealed, replayed, tuple(set_aside))
+        self._require_known(self._strays)
+        self._let_go()
+        remove_older_heads(self._manifest.directory, lock.epoch, files)
+        self._log.remove_replaced()
+        self.report = Report(sealed, replayed, (*set_aside, *(str(d) for d in self._log.damage)))
 
     # --- what is known
 
@@ -147,15 +159,17 @@ class Ledger:
 
     def begin(self, take: int) -> list[Begun]:
         """What is on disk of dialogues that have not ended. From now on turns of this take count alone,
-        so that no conductor's turns follow on another's."""
+        so that no conductor's turns follow on another's. That is on disk, too: the next writer knows it."""
         self._take = take
+        self._note(self._log.names())
+        self._lock.check()
         return self.begun(set(self._begun))
 
     def begun(self, numbers: Collection[int]) -> list[Begun]:
         """What is on disk of these dialogues, as far as they have not ended; read from the log."""
         turns: dict[int, list[Turn]] = {n: [] for n in sorted(numbers) if n in self._begun}
         steps: dict[int, dict[bytes, Step]] = {n: {} for n in turns}
-        for entry in replay(self._root / "log"):
+        for entry in self._log.replay():
             head = decode_head(entry.payload)
             if head.number not in turns:
                 continue
@@ -169,7 +183,8 @@ class Ledger:
     def append(self, raw: bytes) -> Outcome | None:
         """Take an encoded record into the next `sync`; the outcome if it is one, and the dialogue's first.
 
-        What is known already, and what comes of a dialogue that has ended, is dropped.
+        What is known already, and what comes of a dialogue that has ended, is dropped. Raises RunDirError
+        for a turn before the first `begin`: nobody knows whether it counts.
         """
         record = decode_head(raw)
         if record.number in self._pending or self.has(record.number):
@@ -179,8 +194,12 @@ class Ledger:
             self._unsynced.append((self._log.segment, record))
             self._pending.add(record.number)
             return record
-        stale = isinstance(record, SpokeHead) and record.take != self._take
-        if not stale and self._goes_on(record, self._log.segment):
+        if isinstance(record, SpokeHead) and record.take != self._take:
+            if self._take is None:
+                what = "a turn came, and no moderator has begun"
+                raise RunDirError(str(self._root), what, "Run the same command again to go on.")
+            return None
+        if self._goes_on(record, self._log.segment):
             self._log.append(raw)
         return None
 
@@ -224,6 +243,7 @@ class Ledger:
             self.seal()
         elif self._log.size_bytes > _SEGMENT_BYTES:
             self._log.rotate()
+            self._note(self._log.names())
         return [outcome.number for _, outcome in taken]
 
     def seal(self) -> None:
@@ -233,13 +253,8 @@ class Ledger:
         self._lock.check()
         number = len(self._manifest.entries) + 1
         shards = [
-            # The epoch in the name keeps a shard from meeting one that a crash left behind.
             commit_table(
-                self._root,
-                f"{kind}/part-{number:06d}-{self._lock.epoch:04d}.parquet",
-                rows.table(),
-                kind,
-                self._files,
+                self._root, shard_path(kind, number, self._lock.epoch), rows.table(), kind, self._files
             )
             for kind, rows in self._rows.items()
             if len(rows)
@@ -251,6 +266,7 @@ class Ledger:
             into = counts.setdefault(cell.culture, Counter())
             funnels.add(into, self._cell_funnels.pop(index))
             held += self._open.pop(index).values()
+        self._lock.check()
         self._manifest.append(shards, Sealed(self._selected, {c: dict(f) for c, f in counts.items()}))
         for index in self._selected:
             self._sealed_cells[index] = 1
@@ -258,11 +274,12 @@ class Ledger:
         self._rows = _buffers()
         self._rows_bytes = 0
         self._unsealed.subtract(h.segment for h in held)
+        self._lock.check()
         self._log.rotate()
-        for segment in self._log.segments()[:-1]:
-            if self._unsealed[segment] > 0:
-                break
-            self._log.drop(segment)
+        self._let_go()
+        if self._strays:  # the number that they were for is taken
+            set_aside = self._quarantine()
+            self.report = structs.replace(self.report, set_aside=(*self.report.set_aside, *set_aside))
 
     def close(self) -> None:
         """Seal what can be sealed and close the log."""
@@ -271,6 +288,47 @@ class Ledger:
         self._log.close()
 
     # --- within
+
+    def _let_go(self) -> None:
+        """Put on disk where this writer stands, then drop the log segments that nothing needs any more."""
+        segments = self._log.segments()
+        spare = list(takewhile(lambda segment: self._unsealed[segment] <= 0, segments[:-1]))
+        self._note(self._log.names()[len(spare) :])
+        self._lock.check()
+        for segment in spare:
+            self._log.drop(segment)
+
+    def _note(self, segments: tuple[str, ...]) -> None:
+        """`_write_head`; on an error the log takes nothing more, as nobody would know of its segment."""
+        try:
+            self._write_head(segments)
+        except BaseException as error:
+            self._log.refuse(f"the head could not be written ({type(error).__name__})")
+            raise
+
+    def _write_head(self, segments: tuple[str, ...]) -> None:
+        """Put on disk what the next writer will find: these log segments, and the manifest as it is."""
+        count = len(self._manifest.entries)
+        newest = self._manifest.sha256_of(count)
+        head = Head(self._lock.epoch, self._take, segments, count, newest)
+        write_head(self._manifest.directory, head, self._files)
+
+    def _quarantine(self) -> list[str]:
+        """Move strays aside; those that have to wait are in `_strays`. Returns what was moved, in words."""
+        found = quarantine_strays(self._root, SHARD_DIRS, self._manifest, self._files)
+        self._strays = [stray for stray in found if not stray.moved_to]
+        return [f"{stray.path} -> {stray.moved_to}" for stray in found if stray.moved_to]
+
+    def _require_known(self, strays: list[Stray]) -> None:
+        """What a crash before a commit left is in the log, too. If it is not, that commit was made, and its
+        entry is gone: raises RunDirError naming it."""
+        entry = len(self._manifest.entries) + 1
+        for stray in strays:
+            if stray.path.startswith("dialogues/") and stray.path.endswith(".parquet"):
+                shard = Shard(stray.path, 0, 0, "", "dialogues")
+                if not all(self.has(row["number"]) for row in shard_rows(self._root, shard, ("number",))):
+                    why = f", though {stray.path} holds dialogues that are not in the log"
+                    raise missing_entry(self._manifest.path_of(entry), why)
 
     def _recall_sealed(self) -> int:
         self._cell_funnels: dict[int, Funnel] = {}
@@ -289,7 +347,7 @@ class Ledger:
 
     def _recall_log(self) -> int:
         count = 0
-        for entry in replay(self._root / "log"):
+        for entry in self._log.replay():
             record = decode_head(entry.payload)
             if not 0 <= record.number < len(self._plan):
                 what = f"the log holds dialogue {record.number}, which the plan does not have."

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from culturepark.errors import RunDirError
 from culturepark.store.files import REAL, Files, disk_error, disk_errors, make_dirs, write_new
+from culturepark.store.head import newest_head_epoch
 
 _POLL_S = 0.1
 
@@ -69,7 +70,7 @@ class RunLock:
             with disk_errors(path):
                 os.truncate(fd, 0)
                 os.pwrite(fd, me + b"\n", 0)
-            return cls(root, fd, _next_epoch(root / "epochs", me, files))
+            return cls(root, fd, _next_epoch(root, me, files))
         except BaseException:
             os.close(fd)
             raise
@@ -134,11 +135,13 @@ def _describe(holder: bytes) -> str:
     return f"process {who.pid} on {who.host}, since {who.since}"
 
 
-def _next_epoch(directory: Path, holder: bytes, files: Files) -> int:
+def _next_epoch(root: Path, holder: bytes, files: Files) -> int:
     """Take the first free number durably. Raises RunDirError."""
+    directory = root / "epochs"
     make_dirs(directory, files)
     while True:
-        epoch = _newest_epoch(directory) + 1
+        # The heads count too: names carry the epoch, so it never begins anew, even if `epochs/` was deleted.
+        epoch = max(_newest_epoch(directory), newest_head_epoch(root / "manifest")) + 1
         try:
             write_new(directory / f"{epoch:06d}", holder + b"\n", files)
         except FileExistsError:

@@ -1,11 +1,16 @@
 """The write-ahead log: numbered segments of checksummed records, fsynced in groups.
 
-A segment `000001.wal` is 8 bytes of header (`CPWAL`, the format's number, a check of both), then records:
+A segment, such as `000001-0003.wal`, the first one, by the writer with epoch 3, is 8 bytes of header
+(`CPWAL`, the format's number, a check of both), then records:
 
     length, 4 bytes little-endian | crc32 of length and payload, 4 bytes little-endian | payload
 
 What `sync` has returned for is there after kill -9 and after a power loss, in order. What was appended
 later may be there in part, in order. A damaged record is named and set aside, never served.
+
+A writer makes and appends to files of its own epoch alone: to go on in an earlier writer's segment it copies
+it. So one that was replaced and has not noticed can harm nothing of its successor's. Which files count is for
+the head to say (`culturepark.store.head`). Segments of earlier versions, `000001.wal`, are of epoch 0.
 """
 
 from __future__ import annotations
@@ -15,8 +20,8 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 from zlib import crc32
@@ -31,7 +36,6 @@ from culturepark.store.files import (
     disk_errors,
     make_dirs,
     orphan_path,
-    write_atomically,
     write_new,
 )
 
@@ -40,7 +44,10 @@ MAX_PAYLOAD_BYTES = 64 << 20
 
 _CHUNK_BYTES = 1 << 20
 _MOST_BAD_IN_A_ROW = 16
-_SEGMENT_NAME = re.compile(r"(?:[0-9]{6}|[1-9][0-9]{6,8})\.wal")
+_SEGMENT_NAME = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})(?:-([0-9]{4}|[1-9][0-9]{4,8}))?\.wal")
+_REPAIR = (
+    "Put it back from a copy of the run; or make an empty file of this name, and what it held is done again."
+)
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _MAGIC = b"CPWAL"
@@ -83,40 +90,40 @@ class Damage(Struct, frozen=True):
     saved: str = ""
 
     def __str__(self) -> str:
-        place = f"log segment {_name(self.segment)}"
+        place = f"log segment {self.segment:06d}"
         if self.kind == "missing":
             return f"{place} is missing"
         kept = f"; kept in {self.saved}" if self.saved else ""
         return f"{place}: damaged {self.kind} at byte {self.offset}, {self.bytes} bytes{kept}"
 
 
-def scan(directory: Path) -> Iterator[Entry | Damage]:
+def scan(directory: Path, segments: Sequence[str] | None = None) -> Iterator[Entry | Damage]:
     """All that the log holds, in order, with each damage where it lies. Changes nothing on disk.
 
-    Holds one record in memory. Raises RunDirError if a segment cannot be read or has a newer format.
+    `segments` are the names of those that count, in order; None: what `list_segments` finds. Holds one record
+    in memory. Raises RunDirError if a segment cannot be read or has a newer format.
     """
-    segments = list_segments(directory)
-    expected = segments[0] if segments else 0
-    for number in segments:
-        if number != expected:
-            yield Damage("missing", expected, 0, 0)
-        yield from _scan_segment(directory, number, last=number == segments[-1])
-        expected = number + 1
+    return _scan(directory, list_segments(directory) if segments is None else segments)
 
 
-def replay(directory: Path) -> Iterator[Entry]:
+def replay(directory: Path, segments: Sequence[str] | None = None) -> Iterator[Entry]:
     """The good records, in order; damage is passed over. Otherwise as `scan`."""
-    return (item for item in scan(directory) if isinstance(item, Entry))
+    return (item for item in scan(directory, segments) if isinstance(item, Entry))
 
 
-def list_segments(directory: Path) -> list[int]:
-    """The numbers of the segments on disk, in order; none if there is no such directory."""
-    with disk_errors(directory):
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return []
-    return sorted(int(name[:-4]) for name in names if _SEGMENT_NAME.fullmatch(name))
+def list_segments(directory: Path) -> list[str]:
+    """The names of the segments on disk, in order, each number once, of its newest writer; none if there is
+    no such directory."""
+    newest = {number: (number, epoch) for number, epoch in sorted(_segments_on_disk(directory))}
+    return [_name(*segment) for segment in newest.values()]
+
+
+def segment_of(name: str) -> tuple[int, int]:
+    """Number and epoch of the segment of this name; epoch 0 if it was made by a version without."""
+    found = _SEGMENT_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"no log segment has the name {name!r}")
+    return int(found[1]), int(found[2] or 0)
 
 
 class Log:
@@ -128,50 +135,63 @@ class Log:
     """
 
     def __init__(
-        self, directory: Path, segments: list[int], damage: tuple[Damage, ...], files: Files
+        self, directory: Path, names: dict[int, str], epoch: int, damage: tuple[Damage, ...], files: Files
     ) -> None:
         """For `Log.open` only."""
         self.directory = directory
         self.damage = damage
-        self._segments = segments
+        self._names = names
+        self._epoch = epoch
         self._files = files
         self._frames: list[bytes] = []
         self._buffering = threading.Lock()
         self._writing = threading.Lock()
         self._failure = ""
-        path = directory / _name(segments[-1])
+        path = directory / names[self.segment]
         with disk_errors(path):
             self._size_bytes = path.stat().st_size
             self._fd = files.append_to(path)
 
     @classmethod
-    def open(cls, directory: Path, files: Files = REAL) -> Log:
+    def open(
+        cls,
+        directory: Path,
+        files: Files = REAL,
+        epoch: int | None = None,
+        segments: Sequence[str] | None = None,
+    ) -> Log:
         """Recover the log, or begin one; then every record that `replay` yields is durable.
 
-        A torn tail is cut, damaged records are taken out; their bytes go to `orphans/` beside the log
-        and are listed in `damage`. Raises RunDirError.
+        `epoch` is the writer's, higher than that of any before; None: one more than those in the names.
+        `segments` are the names of those that count, as in `scan`. A torn tail is cut, damaged records are
+        taken out; their bytes go to `orphans/` beside the log and are listed in `damage`. What is changed is
+        a copy; the files that were there stay until `drop` and `remove_replaced`. Raises RunDirError, also
+        if one of `segments` is missing.
         """
         make_dirs(directory, files)
-        with disk_errors(directory):
-            for part in directory.glob(f"*{PART}"):
-                files.remove(part)
-        segments = list_segments(directory)
-        found = [item for item in scan(directory) if isinstance(item, Damage)]
-        damage = tuple(_set_aside(directory, item, files) if item.bytes else item for item in found)
-        # The last segment is rewritten even if it is whole: after a kill or a failed fsync the kernel
-        # may show data that is not on the disk, and a second fsync of the same file can succeed falsely.
-        for number in sorted({item.segment for item in found if item.kind != "missing"} | {*segments[-1:]}):
-            clean = _clean_copy(directory, number, number == segments[-1], found)
-            write_atomically(directory / _name(number), clean, files)
-        if not segments:
-            segments = [1]
-            _begin(directory, 1, files)
-        return cls(directory, segments, damage, files)
+        if epoch is None:
+            epoch = 1 + max((epoch for _, epoch in _segments_on_disk(directory)), default=0)
+        _remove_unfinished(directory, epoch, files)
+        found_names = list_segments(directory) if segments is None else segments
+        names = {segment_of(name)[0]: name for name in found_names}
+        found = [item for item in _scan(directory, found_names, strict=True) if isinstance(item, Damage)]
+        damage = tuple(
+            _set_aside(directory, names[item.segment], item, files) if item.bytes else item for item in found
+        )
+        # The last segment is copied even if it is whole: after a kill or a failed fsync the kernel may
+        # show data that is not on the disk, and a second fsync of the same file can succeed falsely.
+        copied = {item.segment for item in found if item.kind != "missing"} | {*[*names][-1:]}
+        for number in sorted(copied):
+            clean = _clean_copy(directory, names[number], number == [*names][-1], found)
+            names[number] = _begin(directory, number, epoch, files, clean)
+        if not names:
+            names = {1: _begin(directory, 1, epoch, files)}
+        return cls(directory, names, epoch, damage, files)
 
     @property
     def segment(self) -> int:
         """The number of the segment that is written to."""
-        return self._segments[-1]
+        return next(reversed(self._names))
 
     @property
     def size_bytes(self) -> int:
@@ -180,7 +200,15 @@ class Log:
 
     def segments(self) -> tuple[int, ...]:
         """The numbers of all segments, oldest first; the last is the one written to."""
-        return tuple(self._segments)
+        return tuple(self._names)
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the same."""
+        return tuple(self._names.values())
+
+    def replay(self) -> Iterator[Entry]:
+        """The good records on disk, in order."""
+        return replay(self.directory, self.names())
 
     def append(self, payload: bytes) -> None:
         """Add a record to the next `sync`.
@@ -215,25 +243,45 @@ class Log:
             with self._poisoned_on_error():
                 fd, self._fd = self._fd, -1
                 self._files.close(fd)
-                _begin(self.directory, finished + 1, self._files)
-                self._fd = self._files.append_to(self.directory / _name(finished + 1))
+                name = _begin(self.directory, finished + 1, self._epoch, self._files)
+                self._fd = self._files.append_to(self.directory / name)
                 with self._buffering:
-                    self._segments.append(finished + 1)
+                    self._names[finished + 1] = name
                     self._size_bytes = len(SEGMENT_HEADER) + sum(map(len, self._frames))
             return finished
 
     def drop(self, segment: int) -> None:
         """Delete the oldest segment. Raises ValueError for any other and for the last, RunDirError.
 
-        Oldest first, so that a gap in the numbers always means that a segment was lost.
+        Oldest first, so that a gap in the numbers always means that a segment was lost. Files of a later
+        writer's stay, whatever their number.
         """
         with self._writing:
-            if segment != self._segments[0] or len(self._segments) == 1:
-                raise ValueError(f"segment {segment} cannot be dropped: the log holds {self._segments}")
-            path = self.directory / _name(segment)
-            with disk_errors(path):
-                self._files.remove(path)
-                del self._segments[0]
+            numbers = self.segments()
+            if segment != numbers[0] or len(numbers) == 1:
+                raise ValueError(f"segment {segment} cannot be dropped: the log holds {[*numbers]}")
+            self._remove([one for one in _segments_on_disk(self.directory) if one <= (segment, self._epoch)])
+            del self._names[segment]
+
+    def remove_replaced(self) -> None:
+        """Delete what earlier writers made of the segment that is written to: call this once the head
+        names the copy. Raises RunDirError."""
+        with self._writing:
+            own = (self.segment, self._epoch)
+            found = _segments_on_disk(self.directory)
+            self._remove([one for one in found if one[0] == own[0] and one[1] < own[1]])
+
+    def refuse(self, reason: str) -> None:
+        """Take nothing more, as after a failed write."""
+        self._failure = self._failure or reason
+
+    def _remove(self, segments: list[tuple[int, int]]) -> None:
+        with disk_errors(self.directory):
+            for number, epoch in sorted(segments):
+                if epoch <= self._epoch:
+                    with suppress(FileNotFoundError):  # a later writer was quicker
+                        self._files.remove(self.directory / _name(number, epoch))
+            if segments:
                 self._files.fsync_dir(self.directory)
 
     def close(self) -> None:
@@ -266,7 +314,7 @@ class Log:
     @contextmanager
     def _poisoned_on_error(self) -> Generator[None]:
         try:
-            with disk_errors(self.directory / _name(self.segment)):
+            with disk_errors(self.directory / self._names[self.segment]):
                 yield
         except BaseException as error:  # an interrupt too: it can leave half a record behind
             reason = error.what if isinstance(error, RunDirError) else type(error).__name__
@@ -274,8 +322,27 @@ class Log:
             raise
 
 
-def _name(number: int) -> str:
-    return f"{number:06d}.wal"
+def _name(number: int, epoch: int) -> str:
+    return f"{number:06d}-{epoch:04d}.wal" if epoch else f"{number:06d}.wal"
+
+
+def _segments_on_disk(directory: Path) -> list[tuple[int, int]]:
+    """Number and epoch of every segment, also of those that do not count."""
+    with disk_errors(directory):
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            return []
+    return [segment_of(name) for name in names if _SEGMENT_NAME.fullmatch(name)]
+
+
+def _remove_unfinished(directory: Path, epoch: int, files: Files) -> None:
+    """Remove what earlier writers had not finished. Raises RunDirError."""
+    with disk_errors(directory):
+        for part in directory.glob(f"*{PART}"):
+            name = part.name.removesuffix(PART).rpartition(".")[0]
+            if not _SEGMENT_NAME.fullmatch(name) or segment_of(name)[1] < epoch:
+                files.remove(part)
 
 
 def _frame(payload: bytes) -> bytes:
@@ -283,25 +350,46 @@ def _frame(payload: bytes) -> bytes:
     return _HEAD.pack(length, crc32(payload, crc32(_LENGTH.pack(length)))) + payload
 
 
-def _begin(directory: Path, number: int, files: Files) -> None:
-    """Make a segment that holds its header. Raises RunDirError."""
-    path = directory / _name(number)
+def _begin(
+    directory: Path,
+    number: int,
+    epoch: int,
+    files: Files,
+    content: bytes | Iterator[bytes] = SEGMENT_HEADER,
+) -> str:
+    """Make a segment that holds its header, or this; returns its name. Raises RunDirError."""
+    path = directory / _name(number, epoch)
     try:
-        write_new(path, SEGMENT_HEADER, files)
+        write_new(path, content, files)
     except FileExistsError as error:
         raise RunDirError(
             str(path), "another process has begun this log segment", "Let one process at a time write here."
         ) from error
+    return path.name
 
 
-def _scan_segment(directory: Path, number: int, last: bool) -> Iterator[Entry | Damage]:
-    path = directory / _name(number)
+def _scan(directory: Path, names: Sequence[str], strict: bool = False) -> Iterator[Entry | Damage]:
+    """As `scan`; `strict`: raises RunDirError if one of these is missing."""
+    expected = segment_of(names[0])[0] if names else 0
+    for name in names:
+        number, _ = segment_of(name)
+        if number != expected:
+            yield Damage("missing", expected, 0, 0)
+        yield from _scan_segment(directory, name, name == names[-1], strict)
+        expected = number + 1
+
+
+def _scan_segment(directory: Path, name: str, last: bool, strict: bool) -> Iterator[Entry | Damage]:
+    path = directory / name
+    number, _ = segment_of(name)
     to_the_end = "tail" if last else "rest"
     with disk_errors(path):
         try:
             file = path.open("rb", buffering=_CHUNK_BYTES)
-        except FileNotFoundError:  # dropped by the writer since the directory was read
-            return
+        except FileNotFoundError:
+            if strict:
+                raise missing_segment(path) from None
+            return  # dropped by the writer since the directory was read
         with file:
             size = os.fstat(file.fileno()).st_size
             header = file.read(len(SEGMENT_HEADER))
@@ -369,10 +457,15 @@ def _after_damage(file: BinaryIO, offset: int, size: int) -> int:
     return size
 
 
-def _set_aside(directory: Path, damage: Damage, files: Files) -> Damage:
+def missing_segment(path: Path) -> RunDirError:
+    """The error for a segment that counts and is not there."""
+    return RunDirError(str(path), "this log segment is missing", _REPAIR)
+
+
+def _set_aside(directory: Path, name: str, damage: Damage, files: Files) -> Damage:
     """Copy the damaged bytes to `orphans/`. Raises RunDirError."""
-    segment = directory / _name(damage.segment)
-    target = orphan_path(directory.parent, f"{segment.name}.at-{damage.offset}")
+    segment = directory / name
+    target = orphan_path(directory.parent, f"{name}.at-{damage.offset}")
     make_dirs(target.parent, files)
 
     def chunks() -> Iterator[bytes]:
@@ -387,10 +480,10 @@ def _set_aside(directory: Path, damage: Damage, files: Files) -> Damage:
     return structs.replace(damage, saved=target.relative_to(directory.parent).as_posix())
 
 
-def _clean_copy(directory: Path, number: int, last: bool, known: list[Damage]) -> Iterator[bytes]:
+def _clean_copy(directory: Path, name: str, last: bool, known: list[Damage]) -> Iterator[bytes]:
     """The segment's content without its damage, in chunks. Raises RunDirError."""
     batch, batch_bytes = [SEGMENT_HEADER], 0
-    for item in _scan_segment(directory, number, last):
+    for item in _scan_segment(directory, name, last, strict=True):
         if isinstance(item, Entry):
             batch.append(_frame(item.payload))
             batch_bytes += len(item.payload)
@@ -398,6 +491,6 @@ def _clean_copy(directory: Path, number: int, last: bool, known: list[Damage]) -
                 yield b"".join(batch)
                 batch, batch_bytes = [], 0
         elif item not in known:
-            where = str(directory / _name(number))
+            where = str(directory / name)
             raise RunDirError(where, "two readings of this file differ", "Check the disk and the memory.")
     yield b"".join(batch)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from culturepark.errors import RunDirError
-from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_new
+from culturepark.store.files import REAL, REPAIR, Files, disk_errors, make_dirs, write_new
 
 T = TypeVar("T")
 
@@ -25,7 +25,6 @@ SCHEMA = 1
 """The format of entries that this version writes and reads."""
 
 _ENTRY_NAME = re.compile(r"(?:[0-9]{6}|[1-9][0-9]{6,8})\.json")
-_REPAIR = "Put the file back from a copy of the run, or begin a new run directory; its shards are untouched."
 
 
 class Shard(Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,10 +81,10 @@ class Manifest:
         self._last_sha256 = ""
         self._refusal = "" if epoch else "it was opened for reading"
         for number in range(1, _highest(directory) + 1):
-            path = directory / _name(number)
+            path = self.path_of(number)
             entry, sha256 = _read(path)
             if entry.previous != self._last_sha256:
-                raise RunDirError(str(path), "this entry does not follow the one before it", _REPAIR)
+                raise RunDirError(str(path), "this entry does not follow the one before it", REPAIR)
             self._add(entry, sha256)
 
     @classmethod
@@ -110,6 +109,14 @@ class Manifest:
         """All commits, oldest first."""
         return tuple(self._entries)
 
+    def path_of(self, number: int) -> Path:
+        """Where the entry of this number is, or would be."""
+        return self.directory / f"{number:06d}.json"
+
+    def sha256_of(self, number: int) -> str:
+        """The sha256 of an entry that is there; empty for number 0, that before the first."""
+        return self._last_sha256 if number == len(self._entries) else self._entries[number].previous
+
     @property
     def paths(self) -> frozenset[str]:
         """The paths of all shards."""
@@ -132,7 +139,7 @@ class Manifest:
         if len({*new}) < len(new) or not self._paths.isdisjoint(new):
             raise ValueError(f"a shard is named twice: {new}")
         number = len(self._entries) + 1
-        path = self.directory / _name(number)
+        path = self.path_of(number)
         facts = Raw(msgspec.json.encode({} if data is None else data))
         entry = Entry(number, self.epoch, self._last_sha256, tuple(shards), facts)
         body = msgspec.json.encode(entry)
@@ -156,10 +163,6 @@ class Manifest:
         self._last_sha256 = sha256
 
 
-def _name(number: int) -> str:
-    return f"{number:06d}.json"
-
-
 def _highest(directory: Path) -> int:
     with disk_errors(directory):
         try:
@@ -173,12 +176,17 @@ def _frame(body: bytes, sha256: str) -> bytes:
     return b'{"sha256":"%b","entry":%b}\n' % (sha256.encode(), body)
 
 
+def missing_entry(path: Path, why: str = "") -> RunDirError:
+    """The error for an entry that must be there and is not; `why` says how that is known."""
+    return RunDirError(str(path), f"this entry of the manifest is missing{why}", REPAIR)
+
+
 def _read(path: Path) -> tuple[Entry, str]:
     with disk_errors(path):
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
-            raise RunDirError(str(path), "this entry of the manifest is missing", _REPAIR) from error
+            raise missing_entry(path) from error
     try:
         body = bytes(msgspec.json.decode(content, type=_File).entry)
         sha256 = hashlib.sha256(body).hexdigest()
@@ -194,4 +202,4 @@ def _read(path: Path) -> tuple[Entry, str]:
             )
         return msgspec.json.decode(body, type=Entry), sha256
     except (ValueError, msgspec.MsgspecError) as error:
-        raise RunDirError(str(path), f"this entry of the manifest is damaged ({error})", _REPAIR) from error
+        raise RunDirError(str(path), f"this entry of the manifest is damaged ({error})", REPAIR) from error

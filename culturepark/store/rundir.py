@@ -4,7 +4,7 @@ run.json          settings, fingerprint, versions, models; its presence means th
 seeds.jsonl       the questions, as they were used
 cultures.json     the cultures, as they were used
 log/              outcomes that are not in shards yet
-manifest/         what is in shards: readers trust nothing else
+manifest/         what is in shards: readers trust nothing else; and what the next writer has to find
 dialogues/ samples/ rejected/   Parquet shards
 datasets/<culture>/             chat JSONL for fine-tuning
 summary.json  README.md         counts that add up; the dataset card
@@ -135,7 +135,11 @@ def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) ->
     foreign = sorted(name for name in present - _OURS if not _UNFINISHED.fullmatch(name))
     if foreign:
         what = f"it is not empty and holds no run (it holds {', '.join(foreign[:3])})."
-        raise RunDirError(str(root), what, "Name a new or empty directory.")
+        fix = "Name a new or empty directory."
+        if present.issuperset({"log", "manifest"}):
+            what = "its run.json is missing; the rest of a run is there."
+            fix = "Put run.json back from a copy of the run, or name a new directory."
+        raise RunDirError(str(root), what, fix)
     file = RunFile(
         run_id=f"r{plan.fingerprint[:16]}",
         fingerprint=plan.fingerprint,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,18 @@ from msgspec import Struct
 
 from culturepark.errors import RunDirError
 from culturepark.store.files import PART, REAL, Files, disk_errors, make_dirs, orphan_path, write_new
-from culturepark.store.manifest import Manifest, Shard
+from culturepark.store.manifest import Manifest, Shard, missing_entry
 from culturepark.store.paths import inside
+
+_PART_NAME = re.compile(r"part-([0-9]{6,9})-.*")
+_SHARD_REPAIR = "Put the file back from a copy of the run, or begin a new run directory."
 
 
 class Stray(Struct, frozen=True):
-    """A file that no commit names: where it was and where it is now, both relative to the run directory."""
+    """A file that no commit names: where it was and where it is now, both relative to the run directory.
+
+    `moved_to` is empty for one that stays for now: it may be of a commit that is just being made.
+    """
 
     path: str
     moved_to: str
@@ -57,6 +64,28 @@ def commit_table(root: Path, path: str, table: Any, kind: str, files: Files = RE
     return shard
 
 
+def shard_path(kind: str, commit: int, epoch: int) -> str:
+    """Where a shard of this commit goes. The epoch keeps it from meeting one that a crash left behind."""
+    return f"{kind}/part-{commit:06d}-{epoch:04d}.parquet"
+
+
+def require_shards(root: Path, manifest: Manifest) -> None:
+    """Refuse a run of which a shard is missing or has another size; no content is read.
+
+    Raises RunDirError naming the file.
+    """
+    for shard in (shard for entry in manifest.entries for shard in entry.shards):
+        path = root / shard.path
+        with disk_errors(path):
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise RunDirError(str(path), "this shard is missing", _SHARD_REPAIR) from None
+        if size != shard.bytes:
+            what = f"this shard has {size} bytes, not {shard.bytes}"
+            raise RunDirError(str(path), what, _SHARD_REPAIR)
+
+
 def verify_shard(root: Path, shard: Shard) -> list[str]:
     """What is wrong with the file of `shard`, each problem beginning with its path; empty if nothing is."""
     try:
@@ -72,7 +101,10 @@ def quarantine_strays(
     """Move the files below these directories that no commit names to `orphans/`, in a stable order.
 
     They come from a crash between a shard and its commit. Unfinished files (`.part`) of the run directory
-    itself and of the manifest's go too. Only for the holder of the `RunLock`. Raises RunDirError.
+    itself and of the manifest's go too. Those of the commit to come stay until its number is taken: an
+    earlier writer may not know yet that it was replaced, and make that commit. Only for the holder of the
+    `RunLock`. Raises RunDirError, also for a shard of a later commit still: then it is entries of the
+    manifest that are missing.
     """
     root = root.resolve()
     # Links are followed in the directories' names, never in the file's own.
@@ -83,8 +115,15 @@ def quarantine_strays(
         with disk_errors(place):
             found += [path for path in place.glob(f"*{PART}") if path.is_file()]
     strays: list[Stray] = []
+    coming = len(manifest.entries) + 1
     for path in sorted({*found}):
         relative = path.relative_to(root)
+        commit = _commit_of(path)
+        if commit > coming:
+            raise missing_entry(manifest.path_of(coming), f", though {relative} was made after it")
+        if commit == coming:
+            strays.append(Stray(relative.as_posix(), ""))
+            continue
         target = orphan_path(root, "-".join(relative.parts))
         make_dirs(target.parent, files)
         with disk_errors(path):
@@ -93,6 +132,12 @@ def quarantine_strays(
             files.fsync_dir(path.parent)
         strays.append(Stray(relative.as_posix(), target.relative_to(root).as_posix()))
     return strays
+
+
+def _commit_of(path: Path) -> int:
+    """The number of the commit that a shard was made for; 0 if its name does not say."""
+    found = _PART_NAME.fullmatch(path.name)
+    return int(found[1]) if found else 0
 
 
 def _files_below(directory: Path) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from culturepark.store.ledger import Ledger, Sealed
 from culturepark.store.lock import RunLock
 from culturepark.store.log import replay
 from culturepark.store.manifest import Manifest
+from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS, Run
 from tests import builders
@@ -70,7 +71,7 @@ class Disk:
         manifest = Manifest.read(self.run.root / "manifest")
         seen = Counter(row["number"] for row in rows(self.run.root, manifest, "dialogues", ("number",)))
         cells = {index for entry in manifest.entries for index in entry.data_as(Sealed).cells}
-        for entry in replay(self.run.root / "log"):
+        for entry in replay(self.run.root / "log", live_segments(self.run.root)):
             number = decode_outcome(entry.payload).number
             if self.run.plan.cell_of(number) not in cells:
                 seen[number] += 1
@@ -176,7 +177,8 @@ def test_what_is_sealed_leaves_the_log(tmp_path: Path) -> None:
         disk.ledger.append(encode(outcome))
         disk.ledger.sync()
     disk.finish()
-    assert not list(replay(disk.run.root / "log"))
+    assert not list(replay(disk.run.root / "log", live_segments(disk.run.root)))
+    assert len(list((disk.run.root / "log").iterdir())) == 1
 
 
 def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -189,7 +191,8 @@ def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
         plan={"cultures": ["arabic"], "questions": ["wvs7-q28"], "dialogues_per_question": 2}
     )
     other = builders.run_in(tmp_path / "other", small)
-    (tmp_path / "other" / "log").symlink_to(tmp_path / "run" / "log")
+    for name in ("log", "manifest"):
+        (tmp_path / "other" / name).symlink_to(tmp_path / "run" / name)
     with RunLock.take(other.root) as lock, pytest.raises(RunDirError, match="dialogue 19"):
         Ledger(other, lock)
 
@@ -249,6 +252,33 @@ def test_a_dialogue_under_way_is_known_by_its_turns_and_paid_calls(tmp_path: Pat
     disk.ledger.append(said(3, 4, take=8))
     disk.crash()
     assert disk.ledger.spent() == usage
+
+
+def test_turns_count_on_after_the_collector_alone_was_restarted(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of(shard_dialogues=1))
+    disk.ledger.begin(7)
+    disk.ledger.append(said(19, 1))
+    disk.ledger.sync()
+    disk.crash()  # the moderator lives on, and does not begin again
+    disk.ledger.append(said(19, 2))
+    for outcome in builders.outcomes(disk.run.plan)[:19]:  # segments come and go; the take stays
+        disk.ledger.append(encode(outcome))
+        disk.ledger.sync()
+    disk.crash()
+    disk.ledger.append(said(19, 3))
+    disk.ledger.append(said(19, 4, take=6))  # of a moderator that was replaced
+    disk.ledger.sync()
+    disk.crash()
+    (begun,) = disk.ledger.begin(8)
+    assert [turn.number for turn in begun.turns] == [1, 2, 3]
+    disk.ledger.append(said(19, 4, take=7))
+    assert len(disk.ledger.begun([19])[0].turns) == 3
+
+
+def test_no_turn_is_taken_while_no_take_is_known(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of())
+    with pytest.raises(RunDirError, match="no moderator has begun"):
+        disk.ledger.append(said(3, 1))
 
 
 def test_a_segment_stays_while_a_dialogue_that_began_in_it_is_under_way(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from culturepark.store.ledger import Ledger, Sealed
 from culturepark.store.lock import RunLock
 from culturepark.store.log import replay
 from culturepark.store.manifest import Manifest
+from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS
 from culturepark.store.shards import verify_shard
@@ -146,7 +147,7 @@ class RecoveryMachine(RuleBasedStateMachine):
             assert found[kind] == UNDISTURBED[kind]
         for culture, planned in self.run_.plan.planned().items():
             assert funnels.problems(self.ledger.funnels[culture], planned, whole=True) == []
-        assert not list(replay(self.run_.root / "log"))
+        assert not list(replay(self.run_.root / "log", live_segments(self.run_.root)))
         shutil.rmtree(self.folder)
 
     @rule(number=NUMBER, again=st.booleans())
@@ -216,6 +217,13 @@ class RecoveryMachine(RuleBasedStateMachine):
     def dies(self, crash: tuple[bool, float, int]) -> None:
         self.reopen(crash)
 
+    @rule(crash=CRASH)
+    def the_collector_alone_restarts(self, crash: tuple[bool, float, int]) -> None:
+        """The moderator lives on and does not begin again; its turns go on counting."""
+        self.end(crash)
+        self.open(begin=False)
+        self.check_recovered()
+
     @rule(at=st.integers(0, 40), crash=CRASH, then=CRASH)
     def dies_and_dies_in_recovery(
         self, at: int, crash: tuple[bool, float, int], then: tuple[bool, float, int]
@@ -262,15 +270,18 @@ class RecoveryMachine(RuleBasedStateMachine):
         else:
             self.files.kill()
 
-    def open(self) -> None:
+    def open(self, begin: bool = True) -> None:
         self.lock = RunLock.take(self.run_.root, files=self.files)
         try:
             self.ledger = Ledger(self.run_, self.lock, self.files)
         except BaseException:
             self.lock.release()
             raise
-        self.take += 1
-        self.begun = self.ledger.begin(self.take)
+        if begin:
+            self.take += 1
+            self.begun = self.ledger.begin(self.take)
+        else:
+            self.begun = self.ledger.begun(range(len(self.outcomes)))
 
     def reopen(self, crash: tuple[bool, float, int] = (False, 1.0, 0)) -> None:
         self.end(crash)

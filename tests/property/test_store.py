@@ -173,7 +173,7 @@ def test_any_damage_is_accounted_for_byte_by_byte(
     for payload in payloads:
         log.append(payload)
     log.close()
-    segment = root / "log" / "000001.wal"
+    segment = root / "log" / "000001-0001.wal"
     content = bytearray(segment.read_bytes())
     for at, mask in damage:
         content[at % len(content)] ^= mask

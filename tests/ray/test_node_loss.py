@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.ray.calm import JUST_NOW_S, REFINERS, Calm, alive
-from tests.ray.conftest import children_named, summary, wait_for
+from tests.ray.calm import JUST_NOW_S, REFINERS, Calm
+from tests.ray.conftest import alive, children_named, summary, wait_for
 from tests.ray.test_cluster import Raylets
 from tests.ray.test_generate import assert_whole
 

@@ -14,3 +14,5 @@ def test_fifty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     assert found.kills.total() == KILLS
     assert len(found.kills) == 5  # each kind of process was killed
     assert found.samples
+    assert (found.lost, found.doubled) == (0, 0)
+    assert 0 < found.repeated <= found.allowed

@@ -20,8 +20,10 @@ from culturepark.store.log import (
     Damage,
     Entry,
     Log,
+    list_segments,
     replay,
     scan,
+    segment_of,
 )
 from tests.faults import Crash, FaultyFiles
 
@@ -55,6 +57,18 @@ def offsets(payloads: list[bytes]) -> list[int]:
     return places
 
 
+def path_of(directory: Path, number: int = 1) -> Path:
+    """The segment of this number that counts."""
+    return next(directory / name for name in list_segments(directory) if segment_of(name)[0] == number)
+
+
+def put_back(segment: Path, content: bytes) -> None:
+    """Make this the only segment of the log."""
+    for path in segment.parent.glob("*.wal"):
+        path.unlink()
+    segment.write_bytes(content)
+
+
 def flip(path: Path, byte: int, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[byte] ^= 1 << bit
@@ -75,24 +89,24 @@ def test_records_come_back_in_order_with_their_places(tmp_path: Path) -> None:
 def test_the_format_on_disk_is_fixed(tmp_path: Path) -> None:
     # Logs of earlier versions must stay readable: these bytes never change.
     write_log(tmp_path / "log", [b"abc"])
-    content = (tmp_path / "log" / "000001.wal").read_bytes()
+    content = path_of(tmp_path / "log").read_bytes()
     assert content.hex() == "435057414c01c9e7" + "03000000" + "335de166" + "616263"
 
 
 def test_a_log_cut_at_any_byte_of_its_last_record_loses_that_record_only(tmp_path: Path) -> None:
     write_log(tmp_path / "log", PAYLOADS)
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     whole = segment.read_bytes()
     start, end = offsets(PAYLOADS)[-2:]
     for cut in range(start + 1, end):
-        segment.write_bytes(whole[:cut])
+        put_back(segment, whole[:cut])
         log = Log.open(tmp_path / "log")
         log.append(b"new")
         log.close()
         (damage,) = log.damage
         assert damage == Damage("tail", 1, start, cut - start, damage.saved)
         assert (tmp_path / damage.saved).read_bytes() == whole[start:cut]
-        assert damage.saved.startswith("orphans/000001.wal.at-")
+        assert damage.saved.startswith("orphans/000001-0001.wal.at-")
         assert payloads_of(tmp_path / "log") == [*PAYLOADS[:-1], b"new"]
         assert damage_of(tmp_path / "log") == []
 
@@ -100,7 +114,7 @@ def test_a_log_cut_at_any_byte_of_its_last_record_loses_that_record_only(tmp_pat
 @pytest.mark.parametrize("record", range(len(PAYLOADS)))
 def test_a_flipped_bit_is_named_and_costs_one_record(tmp_path: Path, record: int) -> None:
     write_log(tmp_path / "log", PAYLOADS)
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     whole = segment.read_bytes()
     start, end = offsets(PAYLOADS)[record : record + 2]
     kind = "tail" if record == len(PAYLOADS) - 1 else "record"
@@ -123,15 +137,15 @@ def test_a_wrong_length_that_leads_to_a_record_costs_no_good_one(tmp_path: Path)
     # One flipped bit makes 1016 into 2040, which ends just where the record after the next begins.
     records = [bytes([number]) * 1016 for number in range(4)]
     write_log(tmp_path / "log", records)
-    flip(tmp_path / "log" / "000001.wal", offsets(records)[1] + 1, 2)
+    flip(path_of(tmp_path / "log"), offsets(records)[1] + 1, 2)
     assert payloads_of(tmp_path / "log") == [records[0], records[2], records[3]]
 
 
 def test_a_payload_that_looks_like_records_is_never_served_as_such(tmp_path: Path) -> None:
     write_log(tmp_path / "forged", [b"forged 1", b"forged 2"])
-    forged = (tmp_path / "forged" / "000001.wal").read_bytes()[len(SEGMENT_HEADER) :]
+    forged = path_of(tmp_path / "forged").read_bytes()[len(SEGMENT_HEADER) :]
     write_log(tmp_path / "log", [b"one", forged, b"three"])
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     whole = segment.read_bytes()
     start, end = offsets([b"one", forged, b"three"])[1:3]
     for byte in range(start, end):
@@ -143,7 +157,7 @@ def test_a_payload_that_looks_like_records_is_never_served_as_such(tmp_path: Pat
 def test_damage_over_several_records(tmp_path: Path) -> None:
     places = offsets(PAYLOADS)
     write_log(tmp_path / "log", PAYLOADS, [b"next segment"])
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     whole = segment.read_bytes()
     flip(segment, places[2] + 20, 0)
     flip(segment, places[3] + 10, 0)  # two neighbours: lengths are whole, so the next is found
@@ -153,7 +167,7 @@ def test_damage_over_several_records(tmp_path: Path) -> None:
     rest = Damage("rest", 1, places[1], places[-1] - places[1])
     assert damage_of(tmp_path / "log") == [rest]
     log = Log.open(tmp_path / "log")
-    assert str(log.damage[0]).startswith(f"log segment 000001.wal: damaged rest at byte {places[1]}")
+    assert str(log.damage[0]).startswith(f"log segment 000001: damaged rest at byte {places[1]}")
     assert (tmp_path / log.damage[0].saved).stat().st_size == rest.bytes
     assert payloads_of(tmp_path / "log") == [PAYLOADS[0], b"next segment"]
     assert damage_of(tmp_path / "log") == []
@@ -161,7 +175,7 @@ def test_damage_over_several_records(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_of_the_header_is_found_and_costs_nothing(tmp_path: Path) -> None:
     write_log(tmp_path / "log", PAYLOADS)
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     for byte in range(len(SEGMENT_HEADER)):
         for bit in range(8):
             flip(segment, byte, bit)
@@ -176,7 +190,7 @@ def test_every_flipped_bit_of_the_header_is_found_and_costs_nothing(tmp_path: Pa
 
 def test_another_format_is_refused_not_repaired(tmp_path: Path) -> None:
     write_log(tmp_path / "log", PAYLOADS)
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     newer = bytes.fromhex("435057414c02aad7") + segment.read_bytes()[8:]
     segment.write_bytes(newer)
     with pytest.raises(RunDirError, match="has format 2"):
@@ -187,7 +201,7 @@ def test_another_format_is_refused_not_repaired(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", range(8))
 def test_a_segment_shorter_than_its_header(tmp_path: Path, size: int) -> None:
     write_log(tmp_path / "log", [b"one"], [])
-    (tmp_path / "log" / "000002.wal").write_bytes(SEGMENT_HEADER[:size])
+    path_of(tmp_path / "log", 2).write_bytes(SEGMENT_HEADER[:size])
     log = Log.open(tmp_path / "log")
     assert [(damage.kind, damage.segment, damage.bytes) for damage in log.damage] == [("tail", 2, size)]
     log.append(b"two")
@@ -197,10 +211,10 @@ def test_a_segment_shorter_than_its_header(tmp_path: Path, size: int) -> None:
 
 def test_a_missing_segment_is_reported(tmp_path: Path) -> None:
     write_log(tmp_path / "log", [b"one"], [b"two"], [b"three"])
-    (tmp_path / "log" / "000002.wal").unlink()
+    path_of(tmp_path / "log", 2).unlink()
     log = Log.open(tmp_path / "log")
     assert log.damage == (Damage("missing", 2, 0, 0),)
-    assert str(log.damage[0]) == "log segment 000002.wal is missing"
+    assert str(log.damage[0]) == "log segment 000002 is missing"
     assert payloads_of(tmp_path / "log") == [b"one", b"three"]
 
 
@@ -221,24 +235,22 @@ def test_segments_are_dropped_oldest_first_and_never_the_last(tmp_path: Path) ->
 
 def test_foreign_files_are_left_alone_and_unfinished_ones_removed(tmp_path: Path) -> None:
     write_log(tmp_path / "log", [b"one"])
-    for name in ("notes.txt", "1.wal", "0000001.wal", "000002.wal.abcd.part"):
+    others = ["1.wal", "0000001.wal", "000001-1.wal", "000002-0009.wal.abcd.part", "notes.txt"]
+    unfinished = ["000002.wal.abcd.part", "000002-0001.wal.abcd.part", "what.part"]
+    for name in (*others, *unfinished):
         (tmp_path / "log" / name).write_text("x")
     log = Log.open(tmp_path / "log")
     assert log.segments() == (1,)
     assert log.damage == ()
-    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == [
-        "0000001.wal",
-        "000001.wal",
-        "1.wal",
-        "notes.txt",
-    ]
+    log.remove_replaced()
+    assert {path.name for path in (tmp_path / "log").iterdir()} == {*others, "000001-0002.wal"}
 
 
 def test_readers_change_nothing(tmp_path: Path) -> None:
     assert list(scan(tmp_path / "log")) == []
     assert list(tmp_path.iterdir()) == []
     write_log(tmp_path / "log", PAYLOADS)
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
     segment.write_bytes(segment.read_bytes()[:-1])
     before = segment.read_bytes()
     assert len(damage_of(tmp_path / "log")) == 1
@@ -252,7 +264,7 @@ def test_size_tells_what_the_file_will_have(tmp_path: Path) -> None:
     log.append(b"12345")
     assert log.size_bytes == len(SEGMENT_HEADER) + HEAD_BYTES + 5
     log.sync()
-    assert log.size_bytes == (tmp_path / "log" / "000001.wal").stat().st_size
+    assert log.size_bytes == path_of(tmp_path / "log").stat().st_size
     log.rotate()
     assert (log.segment, log.size_bytes) == (2, len(SEGMENT_HEADER))
 
@@ -331,7 +343,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_resumes_when_space_is_freed(tmp_p
     with pytest.raises(RunDirError) as caught:
         fill()
     assert caught.value.what == "the disk is full"
-    assert caught.value.where.endswith("000001.wal")
+    assert caught.value.where.endswith("000001-0001.wal")
     log.close()
     assert len(acknowledged) > 20
     with pytest.raises(RunDirError, match="the disk is full"):
@@ -361,10 +373,10 @@ def test_no_space_for_a_new_segment_fails_the_log_and_keeps_the_old_one(tmp_path
 
 def test_a_segment_begun_by_another_process_is_not_overwritten(tmp_path: Path) -> None:
     log = Log.open(tmp_path / "log")
-    (tmp_path / "log" / "000002.wal").write_bytes(b"another's")
+    (tmp_path / "log" / "000002-0001.wal").write_bytes(b"another's")
     with pytest.raises(RunDirError, match="another process"):
         log.rotate()
-    assert (tmp_path / "log" / "000002.wal").read_bytes() == b"another's"
+    assert (tmp_path / "log" / "000002-0001.wal").read_bytes() == b"another's"
 
 
 def test_records_may_be_appended_while_another_thread_syncs(tmp_path: Path) -> None:
@@ -386,7 +398,7 @@ def test_records_may_be_appended_while_another_thread_syncs(tmp_path: Path) -> N
     size = log.size_bytes
     log.close()
     assert payloads_of(tmp_path / "log") == records
-    assert (tmp_path / "log" / f"{log.segment:06d}.wal").stat().st_size == size
+    assert (tmp_path / "log" / log.names()[-1]).stat().st_size == size
 
 
 def test_opening_a_log_needs_little_memory(tmp_path: Path) -> None:
@@ -400,7 +412,7 @@ def test_opening_a_log_needs_little_memory(tmp_path: Path) -> None:
 
 def test_a_segment_that_reads_differently_the_second_time_is_not_rewritten(tmp_path: Path) -> None:
     write_log(tmp_path / "log", PAYLOADS)
-    segment = tmp_path / "log" / "000001.wal"
+    segment = path_of(tmp_path / "log")
 
     class Unsteady(FaultyFiles):
         def create(self, path: Path) -> int:

@@ -1,0 +1,35 @@
+"""The collector dies alone, and the run goes on for a while before it is cut off, too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.ray.calm import Calm
+from tests.ray.conftest import alive, children_named, wait_for
+from tests.torture import Kill, may_be_repeated
+
+
+def test_turns_since_the_collectors_restart_are_not_paid_for_again(
+    tmp_path: Path, generate: Any, calm: Calm
+) -> None:
+    """Its moderator lives on and does not begin again; what it is told is on disk, is."""
+    out = tmp_path / "run"
+    run = calm.start(generate, out)
+    calm.go_on(run, 40)
+    killed = [Kill("ray::Collector", time.time(), 0.0)]
+    (collector,) = children_named(run.process.pid, "ray::Collector")
+    os.kill(collector, signal.SIGKILL)
+    log = out / "logs" / "collector.jsonl"
+    wait_for(lambda: log.read_text("utf-8").count('"opened"') == 2, "the collector, again")
+    calm.go_on(run, 60)
+    killed.append(Kill("driver", time.time(), 0.0))
+    theirs = children_named(run.process.pid, "ray::")
+    run.kill()
+    wait_for(lambda: not any(map(alive, theirs)), "the end of its actors")
+    killed[-1].over_s = time.time()
+    calm.resume(generate, out)
+    calm.assert_same(out, may_be_repeated(calm.endpoint, killed, out / "logs"))
