@@ -305,7 +305,7 @@ def encode(message: Message) -> bytes:
 
 
 def _too_large(outcome: Outcome, size: int) -> Outcome:
-    what = f"its record has {size} bytes and may have {RECORD_BYTES}: lower `sampling` or `plan.utterances`"
+    what = f"its record has {size} bytes and may have {RECORD_BYTES}: lower max_tokens or plan.utterances"
     return Outcome(
         outcome.number,
         (),
