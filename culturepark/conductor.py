@@ -37,7 +37,7 @@ from culturepark.messages import (
     Unknown,
     bare_usage,
     only_usage,
-    speaker_usage,
+    with_speaker,
 )
 from culturepark.models.errors import DOUBTFUL
 from culturepark.plan import Plan
@@ -289,12 +289,11 @@ class Conductor:
         reason: str = "",
         usage: Mapping[str, Usage] | None = None,
     ) -> Outcome:
-        spent = bare_usage(slot.steps) if usage is None else dict(usage)
-        spent["speaker"] = speaker_usage(slot.dialogue.turns) + spent.get("speaker", Usage())
+        spent = bare_usage(slot.steps) if usage is None else usage
         return Outcome(
             number=number,
             turns=slot.dialogue.turns,
-            usage=spent,
+            usage=with_speaker(spent, slot.dialogue.turns),
             failed=kind,
             reason=reason,
             started_s=slot.started_s,

@@ -352,6 +352,12 @@ def speaker_usage(turns: Iterable[Turn]) -> Usage:
     return sum((turn.usage for turn in turns), Usage())
 
 
+def with_speaker(usage: Mapping[str, Usage], turns: Iterable[Turn]) -> dict[str, Usage]:
+    """A dialogue's usage by role, with what its turns took. It may hold calls of the speaker's that brought
+    none."""
+    return {**usage, "speaker": speaker_usage(turns) + usage.get("speaker", Usage())}
+
+
 def only_usage(number: int, usage: Mapping[str, Usage], key: bytes) -> list[Step]:
     """Records of what calls took that brought nothing else, by role; `key` tells them from others."""
     return [
