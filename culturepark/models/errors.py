@@ -9,7 +9,7 @@ PASSING: frozenset[FailureKind] = frozenset(
     {"rate_limited", "server", "timeout", "connection", "invalid_reply", "empty_reply", "too_large"}
 )
 """Failures that another attempt may not meet."""
-DOUBTFUL: frozenset[FailureKind] = PASSING | {"forbidden"}
+DOUBTFUL: frozenset[FailureKind] = frozenset({*PASSING, "forbidden"})
 """Failures that may be an outage's, or a key's, as well as the request's own."""
 
 

@@ -17,6 +17,7 @@ from culturepark.plan import Brief
 from culturepark.ports import Prompt, Sampling, Usage
 from culturepark.prompts.profile import profile_named
 from culturepark.prompts.text import first_person, holds_no_opinion, sentences, tidy, words
+from culturepark.refine import journal
 from culturepark.refine.extract import MAX_OPINIONS, read_opinions, sentences_as_opinions
 from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refinement, Refiner, RoleModel
@@ -559,6 +560,18 @@ class PaidEmbedder(builders.CountingEmbedder):
         assert told is not None
         told.append(Usage(calls=1, prompt_tokens=len(texts)))
         return await super().embed(texts, told)
+
+
+async def test_vectors_that_no_record_can_hold_are_counted_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal, "RECORD_BYTES", 100)
+    book, told = Book(), list[Usage]()
+    kept = Journal(0, (), book.keep)
+    vectors = await kept.vectors(b"asked", 1, PaidEmbedder().embed, ["bread"], told)
+    assert vectors.shape[0] == 1
+    assert [(step.only_usage, step.vectors) for step in book.steps] == [(True, b"")]
+    assert book.usage() == {"embedder": sum(told, Usage())} == {"embedder": Usage(1, 1)}
 
 
 @pytest.mark.parametrize("profile", ["full", "small"])
