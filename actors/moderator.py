@@ -114,7 +114,9 @@ class Moderator(Station):
         if self._halted_since is not None:
             if self._in_flight():
                 self._quiet_since = now
-            late |= now - self._quiet_since > _SETTLED_S or now - self._halted_since > limits.deadline_s
+            # A call that was begun at the last moment may take its whole deadline, and its count is owed.
+            most_s = limits.deadline_s + _SETTLED_S
+            late |= now - self._quiet_since > _SETTLED_S or now - self._halted_since > most_s
         if late and (numbers := self._conductor.abandon()):
             self._log.warning("abandoned", dialogues=len(numbers))
 

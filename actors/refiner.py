@@ -9,7 +9,7 @@ import structlog
 
 from actors.worker import Work, Worker
 from culturepark.agent import sampling_with
-from culturepark.messages import Ask, Balked, Outcome, Refine, Step, encode, recorded, speaker_usage
+from culturepark.messages import Ask, Balked, Outcome, Refine, Step, encode, recorded, with_speaker
 from culturepark.plan import Plan
 from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refiner, RoleModel
@@ -88,7 +88,7 @@ async def _outcome(
         number=message.number,
         turns=message.turns,
         opinions=refined.opinions,
-        usage={"speaker": speaker_usage(message.turns)} | refined.usage,
+        usage=with_speaker(refined.usage, message.turns),
         notes=refined.notes,
         started_s=message.started_s,
         ended_s=time.time(),

@@ -27,6 +27,7 @@ from culturepark.messages import (
     Begun,
     Kept,
     Message,
+    Noted,
     Outcome,
     Recorded,
     Refine,
@@ -34,9 +35,11 @@ from culturepark.messages import (
     Step,
     Turn,
     Unknown,
-    speaker_usage,
+    bare_usage,
+    only_usage,
+    with_speaker,
 )
-from culturepark.models.errors import PASSING
+from culturepark.models.errors import DOUBTFUL
 from culturepark.plan import Plan
 from culturepark.ports import Usage
 from culturepark.settings import Settings
@@ -50,12 +53,12 @@ class Post(Struct, frozen=True):
     """A message and the address it goes to: `agent/<culture>/<i>`, `refiner/<i>` or `collector`."""
 
     address: str
-    message: Ask | Refine | Spoke | Outcome
+    message: Ask | Refine | Spoke | Step | Outcome
 
 
 class _Slot(Struct):
     """A dialogue in flight. `post` is what it waits for an answer to; `steps` are the calls of its
-    refinement that an earlier attempt has paid for."""
+    refinement that an earlier attempt has paid for, and what calls took that brought nothing."""
 
     dialogue: Dialogue
     started_s: float
@@ -77,11 +80,14 @@ class Progress(Struct, frozen=True):
     """Why no new dialogues start: empty, or the reason in words."""
     stopped_by: str
     """`drain`, `breaker`, `budget`, or the kind of failure that stopped the run."""
+    noting: int = 0
+    """Dialogues that wait for nothing but that what a failed call took is on disk."""
 
     @property
     def idle(self) -> bool:
         """Nothing is under way, and nothing more will start."""
-        return not self.in_flight and (bool(self.stopped) or self.ended >= self.planned)
+        under_way = self.in_flight or self.noting
+        return not under_way and (bool(self.stopped) or self.ended >= self.planned)
 
 
 class Conductor:
@@ -115,6 +121,7 @@ class Conductor:
         self._finished = 0
         self._failures_in_a_row = 0
         self._doubtful: dict[int, tuple[_Slot, Post]] = {}
+        self._noting: set[int] = set()
         self._stopped = ""
         self._stopped_by = ""
         self._halted = False
@@ -131,6 +138,7 @@ class Conductor:
             failed=self._failed,
             stopped=self._stopped,
             stopped_by=self._stopped_by,
+            noting=len(self._noting),
         )
 
     def fill(self, now_s: float) -> list[Post]:
@@ -152,7 +160,7 @@ class Conductor:
             posts += self._advance(number, Begin(), now_s)
         return posts
 
-    def on(self, message: Message | Kept, now_s: float) -> list[Post]:
+    def on(self, message: Message | Kept | Noted, now_s: float) -> list[Post]:
         """What follows from a message."""
         posts = self._on(message, now_s)
         if not self._slots and self._doubtful and not self._stopped:
@@ -163,8 +171,11 @@ class Conductor:
                 self._trip("no dialogue finished")
         return posts
 
-    def _on(self, message: Message | Kept, now_s: float) -> list[Post]:
+    def _on(self, message: Message | Kept | Noted, now_s: float) -> list[Post]:
         match message:
+            case Noted(number=number):
+                self._noting.discard(number)
+                return []
             case Recorded(number=number, failed=failed):
                 return self._recorded(number, failed, now_s)
             case Spoke(number=number, take=take) if self._awaits(number, take):
@@ -214,6 +225,7 @@ class Conductor:
         """Let go of dialogues still in flight: they stay owed. Returns their numbers."""
         numbers = sorted(self._slots)
         self._slots.clear()
+        self._noting.clear()
         return numbers
 
     # --- within
@@ -277,12 +289,11 @@ class Conductor:
         reason: str = "",
         usage: Mapping[str, Usage] | None = None,
     ) -> Outcome:
-        spent = dict(usage or {})
-        spent["speaker"] = speaker_usage(slot.dialogue.turns) + spent.get("speaker", Usage())
+        spent = bare_usage(slot.steps) if usage is None else usage
         return Outcome(
             number=number,
             turns=slot.dialogue.turns,
-            usage=spent,
+            usage=with_speaker(spent, slot.dialogue.turns),
             failed=kind,
             reason=reason,
             started_s=slot.started_s,
@@ -299,34 +310,49 @@ class Conductor:
 
     def _balked(self, message: Balked, now_s: float) -> list[Post]:
         number, kind = message.number, message.kind
+        slot = self._slots[number]
+        if message.turn != _awaited(slot):
+            return []  # it has answered already
         if kind in RUN_STOPPERS:
             # Every other call would meet the same: the dialogue stays owed, the run stops.
             self.stop(kind, message.reason)
             del self._slots[number]
-            return []
-        slot = self._slots[number]
-        asked = slot.post and slot.post.message
-        if not isinstance(asked, Ask if message.turn else Refine):
-            return []  # it has answered already
+            return self._note(message)
         if message.turn:
-            slot.dialogue, effect = step(slot.dialogue, Broke(message.turn, kind, message.reason))
-            if effect is None:
-                return []
-        post = Post(COLLECTOR, self._outcome(number, slot, now_s, kind, message.reason, message.usage))
+            slot.dialogue, _ = step(slot.dialogue, Broke(message.turn, kind, message.reason))
+        post = Post(COLLECTOR, self._failure(slot, message, now_s))
         self._failures_in_a_row += 1
-        if kind not in PASSING:
+        if kind not in DOUBTFUL:
             slot.post = post
             posts = [post]
         else:
-            # An outage is no fault of the dialogue's: whether this one failed is settled when
-            # another finishes. If none does, it stays owed.
+            # An outage is no fault of the dialogue's, nor is a key that is no longer good: whether this
+            # one failed is settled when another finishes. If none does, it stays owed.
             del self._slots[number]
             if not self._stopped:
                 self._doubtful[number] = (slot, post)
-            posts = []
+            posts = self._note(message)
         if self._failures_in_a_row >= self._settings.limits.breaker:
             self._trip(f"{self._failures_in_a_row} dialogues in a row failed, the last with `{kind}`")
         return posts + self.fill(now_s)
+
+    def _note(self, message: Balked) -> list[Post]:
+        """Put on disk what a failed call took whose dialogue may stay owed. A refiner has done so itself."""
+        if not message.turn:
+            return []
+        key = b"lost" + message.take.to_bytes(8, "big") + message.turn.to_bytes(4, "big")
+        posts = [Post(COLLECTOR, one) for one in only_usage(message.number, message.usage, key)]
+        if posts:
+            self._noting.add(message.number)
+        return posts
+
+    def _failure(self, slot: _Slot, message: Balked, now_s: float) -> Outcome:
+        """How a dialogue ends with a failure. A refiner knows what calls before this one took."""
+        usage = dict(message.usage)
+        if message.turn:
+            for role, took in bare_usage(slot.steps).items():
+                usage[role] = usage.get(role, Usage()) + took
+        return self._outcome(message.number, slot, now_s, message.kind, message.reason, usage)
 
     def _trip(self, what: str) -> None:
         reasons = [
@@ -355,6 +381,14 @@ class Conductor:
         self._finished += 1
         self._failures_in_a_row = 0
         return self._settle() + self.fill(now_s)
+
+
+def _awaited(slot: _Slot) -> int:
+    """The turn that was asked for; 0 for a refinement, -1 if nobody is asked anything."""
+    asked = slot.post and slot.post.message
+    if isinstance(asked, Ask):
+        return asked.turn
+    return 0 if isinstance(asked, Refine) else -1
 
 
 def _zeros(bits: bytes, count: int, but: frozenset[int]) -> Iterator[int]:

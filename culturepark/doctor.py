@@ -42,6 +42,7 @@ _LITTLE_SPACE_BYTES = 1 * _GIB
 
 _FIXES = {
     "unauthorised": "Check the key in {key}, and the account behind it.",
+    "forbidden": "Check what the key in {key} may do, and the account behind it.",
     "no_such_model": "Check `model` in [models.{name}], and its address (it mostly ends in /v1).",
     "bad_request": "Check [models.{name}] and [sampling]: the endpoint refuses something that they ask for.",
     "rate_limited": "Wait, or lower `limits.requests_in_flight`.",

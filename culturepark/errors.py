@@ -4,6 +4,7 @@ CulturePark     everything this project raises on purpose
 |- ConfigError      the user's configuration or command line            exit 2
 |- SeedError        a survey or seed file                               exit 2
 |- EndpointError    a model endpoint, found at preflight or mid-run     exit 3
+|  `- LaunchUnknownError  a service's job that may have been made or not
 |- RunDirError      the run directory: held, foreign, broken, full      exit 4
 |- Interrupted      stopped on request before the end; resume goes on   exit 5
 `- TrainingError    a training that failed                              exit 6
@@ -51,6 +52,10 @@ class EndpointError(CultureParkError):
     """A model endpoint that cannot serve this run."""
 
     exit_code = 3
+
+
+class LaunchUnknownError(EndpointError):
+    """A job that a service may have made or not: its answer was lost, and the job is not found yet."""
 
 
 class RunDirError(CultureParkError):

@@ -8,7 +8,7 @@ so that old bytes still read; `SCHEMA` counts changes that readers must know of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import msgspec
@@ -22,7 +22,7 @@ SCHEMA = 1
 Verdict = Literal["entails", "contradicts", "novel"]
 
 FailureKind = Literal[
-    "unauthorised",  # the key is refused
+    "unauthorised",  # the key is refused, or out of money
     "no_such_model",
     "bad_request",  # the endpoint understood and refuses
     "rate_limited",
@@ -33,8 +33,12 @@ FailureKind = Literal[
     "empty_reply",
     "too_large",
     "refused",  # a content filter
+    "forbidden",  # 403: the key's fault or this prompt's, which only other calls can tell
     "internal",  # our own fault
 ]
+
+RECORD_BYTES = 64 << 20
+"""No record may be larger, since the log would refuse it and the run could not go on."""
 
 RUN_STOPPERS: frozenset[FailureKind] = frozenset({"unauthorised", "no_such_model"})
 """Failures that every later call would meet too: the run stops and the dialogues stay owed."""
@@ -135,6 +139,7 @@ class Step(Struct, frozen=True, tag="step"):
 
     `key` tells the calls of one dialogue apart by what was asked. `vectors` holds the float32 rows of
     an embedding, one after the other; `text` and `finish_reason` are of a chat model's reply.
+    `only_usage`: calls of this dialogue, of any role, that brought nothing to keep but have to be counted.
     """
 
     number: int
@@ -147,6 +152,7 @@ class Step(Struct, frozen=True, tag="step"):
     endpoint: str = ""
     latency_s: float = 0.0
     vectors: bytes = b""
+    only_usage: bool = False
 
 
 class Refine(Struct, frozen=True, tag="refine"):
@@ -175,6 +181,12 @@ class Kept(Struct, frozen=True):
     number: int
     take: int
     turn: int
+
+
+class Noted(Struct, frozen=True):
+    """What calls of this dialogue took is on disk. Never sent, as Kept."""
+
+    number: int
 
 
 # --- agent or refiner -> moderator, and back: how much may be under way ------------------------------
@@ -275,17 +287,34 @@ _messages = msgspec.msgpack.Decoder(list[Message])
 _ended = msgspec.msgpack.Decoder(_Ended)
 _record = msgspec.msgpack.Decoder(Record)
 _head = msgspec.msgpack.Decoder(Outcome | SpokeHead | StepHead)
-_taken = msgspec.msgpack.Decoder(_Ended | SpokeHead)
+_taken = msgspec.msgpack.Decoder(_Ended | SpokeHead | StepHead)
 _begun = msgspec.msgpack.Decoder(list[Begun])
 _raws = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 def encode(message: Message) -> bytes:
-    """One message as msgpack. Lone surrogates, which no UTF-8 can hold, become U+FFFD."""
+    """One message as msgpack. Lone surrogates, which no UTF-8 can hold, become U+FFFD. An outcome that is
+    larger than a record may be becomes a failed one, without what was said."""
     try:
-        return _encoder.encode(message)
+        raw = _encoder.encode(message)
     except UnicodeEncodeError:
-        return _encoder.encode(msgspec.convert(_mended(msgspec.to_builtins(message)), type(message)))
+        raw = _encoder.encode(msgspec.convert(_mended(msgspec.to_builtins(message)), type(message)))
+    if len(raw) > RECORD_BYTES and isinstance(message, Outcome):
+        return _encoder.encode(_too_large(message, len(raw)))
+    return raw
+
+
+def _too_large(outcome: Outcome, size: int) -> Outcome:
+    what = f"its record has {size} bytes and may have {RECORD_BYTES}: lower max_tokens or plan.utterances"
+    return Outcome(
+        outcome.number,
+        (),
+        usage=outcome.usage,
+        failed="too_large",
+        reason=what,
+        started_s=outcome.started_s,
+        ended_s=outcome.ended_s,
+    )
 
 
 def decode(raw: bytes | msgspec.Raw) -> Message:
@@ -323,6 +352,30 @@ def speaker_usage(turns: Iterable[Turn]) -> Usage:
     return sum((turn.usage for turn in turns), Usage())
 
 
+def with_speaker(usage: Mapping[str, Usage], turns: Iterable[Turn]) -> dict[str, Usage]:
+    """A dialogue's usage by role, with what its turns took. It may hold calls of the speaker's that brought
+    none."""
+    return {**usage, "speaker": speaker_usage(turns) + usage.get("speaker", Usage())}
+
+
+def only_usage(number: int, usage: Mapping[str, Usage], key: bytes) -> list[Step]:
+    """Records of what calls took that brought nothing else, by role; `key` tells them from others."""
+    return [
+        Step(number, key + role.encode(), role, took, only_usage=True)
+        for role, took in usage.items()
+        if took.calls
+    ]
+
+
+def bare_usage(steps: Iterable[Step]) -> dict[str, Usage]:
+    """What steps say of calls that brought nothing else, by role."""
+    usage: dict[str, Usage] = {}
+    for step in steps:
+        if step.only_usage:
+            usage[step.role] = usage.get(step.role, Usage()) + step.usage
+    return usage
+
+
 def pack(messages: list[bytes]) -> bytes:
     """Encoded messages as one batch: a msgpack array with a 32-bit length."""
     return b"".join((b"\xdd", len(messages).to_bytes(4, "big"), *messages))
@@ -344,11 +397,13 @@ def recorded(outcome: bytes) -> Recorded:
     return Recorded(ended.number, ended.failed)
 
 
-def on_disk(record: bytes) -> Recorded | Kept:
-    """What it means that this encoded outcome or turn is on disk."""
+def on_disk(record: bytes) -> Recorded | Kept | Noted:
+    """What it means that this encoded outcome, turn or step is on disk."""
     head = _taken.decode(record)
     if isinstance(head, SpokeHead):
         return Kept(head.number, head.take, head.turn.number)
+    if isinstance(head, StepHead):
+        return Noted(head.number)
     return Recorded(head.number, head.failed)
 
 

@@ -15,8 +15,8 @@ import struct
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 STRAY = "This answers another question."
@@ -42,6 +42,20 @@ def framed(body: Any, status: str = "200 OK", *headers: str) -> bytes:
 def _head(status: str = "200 OK", *headers: str) -> bytes:
     lines = (f"HTTP/1.1 {status}", "Content-Type: application/json", *headers)
     return b"".join(line.encode() + b"\r\n" for line in lines)
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """A port on loopback whose kernel answers no further attempt to connect, as a packet filter may."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
 
 
 class Peer:
@@ -177,6 +191,7 @@ _CHUNKED = _head("200 OK", "Transfer-Encoding: chunked") + b"\r\n"
 _PLAIN = _head("200 OK", "Connection: close") + b"\r\n"
 _GZIP = ("200 OK", "Content-Encoding: gzip")
 _BOMB = _deflated(bytes(1 << 20), 64, 31)
+_GOOD = json.dumps(good()).encode()
 _OPEN = b'{"choices": [{"message": {"content": "'
 
 RETRY_AFTER = {
@@ -203,9 +218,14 @@ MISDEEDS: dict[str, tuple[Misdeed, str]] = {
         for name, value in RETRY_AFTER.items()
     },
     "500": (framed(b"<html>Oh no</html>", "500 Oh No"), "server"),
+    "502": (framed(b"<html>bad gateway</html>", "502 Bad Gateway"), "server"),
+    "504": (framed(b"<html>gateway timeout</html>", "504 Gateway Timeout"), "server"),
+    "524": (framed(b"", "524 A Timeout Occurred"), "server"),
     "503": (framed({"error": {"message": "loading"}}, "503 Wait", "Retry-After: 86400"), "server"),
     "400-format": (framed({"error": {"message": "no response_format here"}}, "400 No"), "bad_request"),
     "401": (framed({"error": {"message": "expired"}}, "401 No"), "unauthorised"),
+    "402": (framed({"error": {"message": "Insufficient credits"}}, "402 Pay"), "unauthorised"),
+    "403": (framed({"error": {"message": "moderation"}}, "403 No"), "forbidden"),
     "404": (framed({"error": {"message": "no such model"}}, "404 No"), "no_such_model"),
     # A status that is known is not forgotten for what becomes of the body.
     "401-cut": (sends(_head("401 No", "Content-Length: 1000"), b'\r\n{"error'), "unauthorised"),
@@ -237,6 +257,7 @@ MISDEEDS: dict[str, tuple[Misdeed, str]] = {
     "endless-plain": (forever(_PLAIN + _OPEN, _BLOCK), "too_large"),
     "endless-chunked": (forever(_CHUNKED, b"10000\r\n" + _BLOCK + b"\r\n"), "too_large"),
     "endless-crumbs": (forever(_CHUNKED, b"1\r\n \r\n" * 10_000), "*"),
+    "endless-two-byte-crumbs": (forever(_CHUNKED, b"2\r\n  \r\n" * 10_000), "*"),
     "endless-chunk": (forever(_CHUNKED + b"ffffffffffff\r\n", _BLOCK), "too_large"),
     "endless-length": (
         forever(_head("200 OK", "Content-Length: 99999999999999") + b"\r\n", _BLOCK),
@@ -265,6 +286,7 @@ MISDEEDS: dict[str, tuple[Misdeed, str]] = {
     "cut-gzip": (framed(gzip.compress(json.dumps(good()).encode())[:-12], *_GZIP), "*"),
     "closed": (sends(), "connection"),
     # Large
+    "300-kb-of-text": (framed(good("x" * 300_000)), "too_large"),
     "10-mb": (framed(good("x" * 10_000_000)), "too_large"),
     "gzip-bomb": (framed(_BOMB, *_GZIP), "too_large"),
     "gzip-bomb-chunked": (
@@ -316,6 +338,15 @@ MISDEEDS: dict[str, tuple[Misdeed, str]] = {
     "two-lengths": (
         sends(_head("200 OK", "Content-Length: 5", "Content-Length: 6"), b"\r\n{}"),
         "invalid_reply",
+    ),
+    "length-of-5000-digits": (sends(_head("200 OK", f"Content-Length: {'9' * 5000}"), b"\r\n{}"), "*"),
+    "length-of-zeros": (
+        sends(_head("200 OK", f"Content-Length: {'0' * 5000}2"), b"\r\n{}"),
+        "invalid_reply",
+    ),
+    "length-in-a-trailer": (
+        sends(_CHUNKED, b"%x\r\n%b\r\n0\r\nContent-Length: x\r\n\r\n" % (len(_GOOD), _GOOD)),
+        "*",
     ),
     "negative-length": (sends(_head("200 OK", "Content-Length: -5"), b"\r\n{}"), "invalid_reply"),
     "bad-chunk-size": (sends(_CHUNKED, b"xyz\r\n{}\r\n0\r\n\r\n"), "*"),

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint, OnRetry
+from culturepark.models.http import HttpEndpoint, OnRetry, Reply
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
 
@@ -74,6 +74,9 @@ _plain_usage = msgspec.json.Decoder(_PlainUsage)
 _logprobs = msgspec.json.Decoder(_Logprobs | None)
 _USELESS = 2
 """Replies that are of no use after which, with one more, a call is given up: each is paid for."""
+_TOKEN_CHARS = 32
+_LEAST_CHARS = 4096
+"""A text may be this long at least, and as long as no tokens of a tokenizer are on average."""
 _TAILS = 64
 """Sets of parameters whose encoding is remembered."""
 
@@ -134,8 +137,10 @@ class HttpChatModel:
                 error.usage += spent
                 raise
             tried = reply.retries + 1
+            if reply.lost.calls:
+                spent += reply.lost
             try:
-                return self._read(reply.body, reply.url, reply.latency_s, spent, bool(sampling.top_logprobs))
+                return self._read(reply, spent, sampling)
             except ModelError as error:
                 error.attempts = tried
                 if not error.passing or useless >= _USELESS or tried > self._limits.retries:
@@ -176,17 +181,15 @@ class HttpChatModel:
             fields["cache_prompt"] = True
         return msgspec.json.encode(fields | sampling.extra)
 
-    def _read(
-        self, raw: bytes, url: str, latency_s: float, spent: Usage, logprobs: bool = False
-    ) -> Completion:
+    def _read(self, came: Reply, spent: Usage, sampling: Sampling) -> Completion:
         try:
-            reply = _decoded(raw)
+            reply = _decoded(came.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             usage = spent + Usage(calls=1, unreported=1)
             what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
             raise ModelError("invalid_reply", what, usage=usage) from None
         usage = _usage(reply.usage)
-        self._http.spent(url, usage.prompt_tokens, usage.completion_tokens)
+        self._http.spent(came.url, usage.prompt_tokens, usage.completion_tokens)
         usage = spent + usage
         if not reply.choices:
             raise ModelError("invalid_reply", "the reply has no choices", usage=usage)
@@ -195,12 +198,17 @@ class HttpChatModel:
         if reason == "content_filter" or (choice.message.refusal and not choice.message.content):
             what = self._http.safe(choice.message.refusal or "content filter")
             raise ModelError("refused", what, usage=usage)
-        text = self._http.keyless(choice.message.content or "")
-        first = _first_tokens(choice.logprobs) if logprobs else ()
+        text = choice.message.content or ""
+        if len(text) > _LEAST_CHARS and len(text) > sampling.max_tokens * _TOKEN_CHARS:
+            # A server that does not keep to it could make a dialogue too large for anything.
+            what = f"the reply has {len(text)} characters, and {sampling.max_tokens} tokens were asked for"
+            raise ModelError("too_large", what, usage=usage)
+        text = self._http.keyless(text)
+        first = _first_tokens(choice.logprobs) if sampling.top_logprobs else ()
         if not text.strip() and not first:
             raise ModelError("empty_reply", f"the reply is empty (finish_reason {reason!r})", usage=usage)
         model = self._word(reply.model or "") or self._model
-        return Completion(text, usage, reason, model, url, latency_s, first)
+        return Completion(text, usage, reason, model, came.url, came.latency_s, first)
 
     async def close(self) -> None:
         """Close the session."""

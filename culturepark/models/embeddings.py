@@ -72,6 +72,8 @@ class HttpEmbedder:
         while True:
             reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
             tried = reply.retries + 1
+            if reply.lost.calls:
+                told.append(reply.lost)
             try:
                 return self._read(reply.body, reply.url, len(texts), told)
             except ModelError as error:

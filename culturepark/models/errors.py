@@ -6,9 +6,11 @@ from culturepark.messages import RUN_STOPPERS, FailureKind
 from culturepark.ports import Usage
 
 PASSING: frozenset[FailureKind] = frozenset(
-    {"rate_limited", "server", "timeout", "connection", "invalid_reply", "empty_reply"}
+    {"rate_limited", "server", "timeout", "connection", "invalid_reply", "empty_reply", "too_large"}
 )
 """Failures that another attempt may not meet."""
+DOUBTFUL: frozenset[FailureKind] = frozenset({*PASSING, "forbidden"})
+"""Failures that may be an outage's, or a key's, as well as the request's own."""
 
 
 class ModelError(Exception):
@@ -42,7 +44,7 @@ class ModelError(Exception):
     @property
     def is_its_own(self) -> bool:
         """Whether it is this very request that will not be answered: others may be."""
-        return not self.passing and not self.stops_run and self.kind != "internal"
+        return self.kind not in DOUBTFUL and not self.stops_run and self.kind != "internal"
 
     @property
     def stops_run(self) -> bool:

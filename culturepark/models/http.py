@@ -27,7 +27,8 @@ from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share
 from culturepark.messages import FailureKind
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer
-from culturepark.models.wire import Address, NotHttpError, TooLargeError, Wire
+from culturepark.models.wire import Address, NotSentError, TooLargeError, Wire
+from culturepark.ports import Usage
 from culturepark.prompts.text import tidy
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
 
@@ -49,6 +50,12 @@ _TRIAL_S = 0.5
 _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _OWN_PULSE_S = 0.1
+_NOTHING = Usage()
+_UNKNOWN = Usage(calls=1, unreported=1)
+"""What a request took that went out and brought no count: nobody can say, and it is not nothing."""
+_GATEWAY = frozenset({502, 504, 520, 524})
+"""Said by what stands before the server and has lost its answer, which may well have been given, and billed.
+By any other 5xx the server itself says that it gives none, and no service bills that."""
 
 
 OnRetry = Callable[[str, str, ModelError, float], None]
@@ -63,6 +70,8 @@ class Reply(Struct, frozen=True, gc=False):
     latency_s: float
     retries: int
     """Attempts before the one that brought it."""
+    lost: Usage = _NOTHING
+    """What those attempts took."""
 
 
 def base_urls_of(model: ModelSettings) -> tuple[str, ...]:
@@ -104,6 +113,15 @@ def without_key(text: str, key: str) -> str:
         return text
     text = text.replace(key, "[key]")
     return clean.replace(key, "[key]") if key in (clean := tidy(text)) else text
+
+
+def safe_words(text: str, key: str, most: int = _SHOWN_CHARS) -> str:
+    """A service's words as they may be shown, logged and recorded: short, printable, without the key."""
+    text = tidy(text).replace("\n", " ")
+    if key:
+        text = text.replace(key, "[key]")
+    # Cut last: a key that lies across the cut would be left in part.
+    return re.sub(r"\b(sk|Bearer)[-_ ][\w.-]{8,}", r"\1-[key]", text)[:most]
 
 
 def _checked_key(key: str, where: str) -> str:
@@ -190,6 +208,8 @@ class HttpEndpoint:
         self._own: Coordinator | None = Coordinator(limits)
         self._own_due_s = 0.0
         self._pauses: set[asyncio.Task[None]] = set()
+        self._resting: set[asyncio.Future[Any]] = set()
+        self._halted = False
         self._wire = Wire(limits.reply_bytes, limits.deadline_s)
         self._on_retry = on_retry
         self._sleep = sleep
@@ -201,17 +221,20 @@ class HttpEndpoint:
         """The reply to `body`, after as many attempts as the limits allow. Raises ModelError.
 
         `skip` passes over that many replicas, whose replies were of no use; `tried` is how many attempts
-        have gone into them, which count too.
+        have gone into them, which count too. What failed attempts took is in the reply or the error.
         """
-        attempt = tried
+        attempt, lost = tried, _NOTHING
         avoid: list[_Replica] = []
         while True:
             replica = self._only or self._choose(affinity, skip, avoid)
             if self._pacer is not None:
                 await self._paced(replica, self._pacer)
             gate = replica.gate
-            if not gate.try_enter() and not await gate.enter():
-                continue  # sent away: the replica is no longer well
+            if not gate.try_enter():
+                if self._halted:
+                    raise ModelError("connection", "no call is begun any more", usage=lost)
+                if not await gate.enter():
+                    continue  # sent away: the replica is no longer well, or all is halted
             if attempt or skip:
                 replica.retried += 1
             began = now = time.monotonic()
@@ -224,10 +247,11 @@ class HttpEndpoint:
                 replica.latency_sq += latency_s * latency_s
                 replica.streak = 0
                 replica.trial_s = 0.0  # so that trials follow each other while they succeed
-                return Reply(raw, replica.url, latency_s, attempt)
+                return Reply(raw, replica.url, latency_s, attempt, lost)
             except ModelError as error:
                 now = time.monotonic()
                 error.attempts = attempt + 1
+                lost = error.usage = lost + error.usage
                 self._failed(replica, error)
                 if not error.passing or attempt >= self._limits.retries:
                     raise
@@ -245,8 +269,18 @@ class HttpEndpoint:
             if self._on_retry:
                 self._on_retry(affinity, replica.url, failure, wait_s)
             if wait_s:
-                await self._sleep(wait_s)
+                await self._rest(wait_s)
             attempt += 1
+
+    async def _rest(self, wait_s: float) -> None:
+        """Wait, unless all is halted meanwhile."""
+        resting = asyncio.ensure_future(self._sleep(0 if self._halted else wait_s))
+        self._resting.add(resting)
+        try:
+            await asyncio.wait([resting])
+        finally:
+            self._resting.discard(resting)
+            resting.cancel()
 
     async def _paced(self, replica: _Replica, pacer: Pacer) -> None:
         replica.pacing += 1
@@ -360,9 +394,14 @@ class HttpEndpoint:
         self._keep_to(shares, granted=True)
 
     def halt(self) -> None:
-        """Begin no further request. Who waits for one waits for ever; those under way end as they may."""
+        """Begin no further request. Who waits for one is told so, with what it has taken, since that has to
+        be counted; those under way end as they may."""
+        self._halted = True
         for replica in self._replicas:
             replica.gate.close()
+            replica.gate.send_away()
+        for resting in self._resting:
+            resting.cancel()
 
     def _obey_self(self, own: Coordinator, now_s: float) -> None:
         self._own_due_s = now_s + _OWN_PULSE_S
@@ -397,25 +436,28 @@ class HttpEndpoint:
         extra = f"{SESSION_HEADER}: {affinity}\r\n".encode("ascii") if affinity else b""
         try:
             answer = await self._wire.post(to, body, extra)
+        except NotSentError as error:
+            if error.late:
+                raise ModelError("timeout", f"no connection within {self._limits.deadline_s:g} s") from None
+            raise ModelError("connection", self.safe(str(error))) from None
         except TimeoutError:
-            raise ModelError("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
+            raise _lost("timeout", f"no whole reply within {self._limits.deadline_s:g} s") from None
         except TooLargeError:
-            what = f"the reply is larger than {self._limits.reply_bytes} bytes"
-            raise ModelError("too_large", what) from None
-        except NotHttpError as error:
-            raise ModelError("invalid_reply", f"this is not HTTP: {self.safe(str(error))}") from None
+            raise _lost("too_large", f"the reply is larger than {self._limits.reply_bytes} bytes") from None
+        except ValueError as error:  # NotHttpError, and whatever else bytes of a server's may lead to
+            raise _lost("invalid_reply", f"this is not HTTP: {self.safe(str(error))}") from None
         except OSError as error:
-            raise ModelError("connection", self.safe(str(error) or type(error).__name__)) from None
+            raise _lost("connection", self.safe(str(error) or type(error).__name__)) from None
         if answer.status == 200:
             return answer.body
         raise self._refusal(answer.status, answer.retry_after, answer.body)
 
     def _refusal(self, status: int, retry_after: str | None, raw: bytes) -> ModelError:
         kind: FailureKind
-        if status == 401:
-            kind = "unauthorised"
+        if status in (401, 402):
+            kind = "unauthorised"  # out of money, no call is answered either
         elif status == 403:
-            kind = "refused"  # often one prompt's content; a key that is refused is found before the run
+            kind = "forbidden"
         elif status == 404:
             kind = "no_such_model"
         elif status == 429:
@@ -428,17 +470,14 @@ class HttpEndpoint:
         return ModelError(
             kind,
             f"HTTP {status}: {self.safe(_message_in(raw))}",
+            usage=_UNKNOWN if status < 300 or status in _GATEWAY else None,
             status=status,
             wait_s=seconds_of(retry_after),
         )
 
     def safe(self, text: str) -> str:
-        """An endpoint's words as they may be logged: short, printable, without the key."""
-        text = tidy(text).replace("\n", " ")
-        if self._key:
-            text = text.replace(self._key, "[key]")
-        # Cut last: a key that lies across the cut would be left in part.
-        return re.sub(r"\b(sk|Bearer)[-_ ][\w.-]{8,}", r"\1-[key]", text)[:_SHOWN_CHARS]
+        """An endpoint's words, as `safe_words`."""
+        return safe_words(text, self._key)
 
     def keyless(self, text: str) -> str:
         """What a model said, without the key: an endpoint may echo it, and all that is said is kept."""
@@ -449,6 +488,11 @@ class HttpEndpoint:
         for pause in tuple(self._pauses):
             pause.cancel()
         await self._wire.close()
+
+
+def _lost(kind: FailureKind, reason: str) -> ModelError:
+    """A request that went out and whose answer did not come, or not whole: it may have been billed."""
+    return ModelError(kind, reason, usage=_UNKNOWN)
 
 
 def _rank(key: int, salt: int, weight: float) -> float:

@@ -29,6 +29,8 @@ _WORDS_BYTES = 65_536
 """No more of the body of a refusal than this is looked at."""
 _WORDS_S = 5.0
 """The body of a refusal is not waited for longer than this: the status says what matters."""
+_PIECES = 64
+"""Of a body that comes in more pieces than this, one array is made as they come."""
 _LOOK_S = 1.0
 _GZIP_OR_ZLIB = 47
 _GIVEN = b"Content-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
@@ -48,6 +50,15 @@ class NotHttpError(ValueError):
 
 class TooLargeError(ValueError):
     """The answer is larger than the cap."""
+
+
+class NotSentError(OSError):
+    """No byte of the request went out, since no connection came about: nobody can have answered it.
+    `late`: not within the deadline."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause) or type(cause).__name__)
+        self.late = isinstance(cause, TimeoutError)
 
 
 class Address(Struct, frozen=True):
@@ -98,14 +109,18 @@ class Wire:
     async def post(self, to: Address, body: bytes, extra: bytes = b"") -> Answer:
         """The answer to a body. `extra` holds further lines of the head, each with its line break.
 
-        Raises OSError, also for an answer that broke off, TimeoutError (an OSError, too) past the deadline,
-        NotHttpError, TooLargeError. A call that is cancelled closes its connection.
+        Raises NotSentError if there is no connection; once there is, OSError, also for an answer that
+        broke off, TimeoutError (an OSError, too) past the deadline, NotHttpError, TooLargeError. A call that
+        is cancelled closes its connection.
         """
         due_s = time.monotonic() + self._deadline_s
         connection = self._kept(to)
         if connection is None:
-            async with asyncio.timeout(self._deadline_s):
-                connection = await self._connect(to)
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    connection = await self._connect(to)
+            except (OSError, UnicodeError) as error:  # no address can be made of some names
+                raise NotSentError(error) from error
         return await connection.ask(b"%b%d\r\n%b\r\n%b" % (to.head, len(body), extra, body), due_s)
 
     def asked(self, connection: _Connection) -> None:
@@ -194,13 +209,13 @@ class _Connection(asyncio.Protocol):
     async def ask(self, request: bytes, due_s: float) -> Answer:
         """The answer to a request, by then; as `Wire.post`."""
         if self.gone:
-            raise ConnectionResetError("the server closed the connection")
+            raise NotSentError(ConnectionResetError("the server closed the connection"))
         self._answer = answer = self._loop.create_future()
         self._wired = self._status = self._size = 0
         self._retry_after: str | None = None
         self._encoding, self._length = b"", -1
         self._framed = self._over = self._stray = self._lasting = False
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._inflate = None
         self._waiting: asyncio.TimerHandle | None = None
         self.due_s = due_s
@@ -209,17 +224,24 @@ class _Connection(asyncio.Protocol):
         try:
             return await answer
         except BaseException:
-            self._answer = None
-            self._transport.abort()
+            if self._answer is answer:  # else it is over, and another may be asking here by now
+                self._over_with()
+                self._transport.abort()
             raise
-        finally:
-            self._wire.answered(self)
-            if self._waiting is not None:
-                self._waiting.cancel()
+
+    def _over_with(self) -> asyncio.Future[Answer] | None:
+        """Owe no answer any more; returns who waits for one. At once, and not when that one goes on: another
+        may ask before that."""
+        answer, self._answer = self._answer, None
+        self._wire.answered(self)
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        return answer
 
     def _settle(self, keep: bool) -> None:
         """Hand over what there is."""
-        answer, self._answer = self._answer, None
+        answer = self._over_with()
         if keep and not self.gone:
             self.idle_s = time.monotonic()
             self._wire.keep(self)
@@ -233,14 +255,14 @@ class _Connection(asyncio.Protocol):
         if self._status and self._status != 200:
             self._settle(keep=False)
             return
-        answer, self._answer = self._answer, None
+        answer = self._over_with()
         self._transport.abort()
         if answer is not None and not answer.done():
             answer.set_exception(error)
 
     def expire(self) -> None:
         """The answer has not come in time."""
-        answer, self._answer = self._answer, None
+        answer = self._over_with()
         self._transport.abort()
         if answer is not None and not answer.done():
             answer.set_exception(TimeoutError())
@@ -279,7 +301,7 @@ class _Connection(asyncio.Protocol):
             self._fail(NotHttpError("it switches to another protocol"))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__ or error.__cause__
-            self._fail(cause if isinstance(cause, Exception) else error)
+            self._fail(cause if isinstance(cause, OSError | ValueError) else NotHttpError(str(error)))
         except httptools.HttpParserError as error:
             if not self._over:
                 self._fail(NotHttpError(str(error) or type(error).__name__))
@@ -318,7 +340,10 @@ class _Connection(asyncio.Protocol):
             return
         if name == b"content-length":
             self._framed = True
-            self._length = int(value)
+            try:
+                self._length = int(value)
+            except ValueError:  # it is no number, or one of thousands of digits
+                raise NotHttpError("its Content-Length is none") from None
         elif name == b"transfer-encoding":
             self._framed = b"chunked" in value.lower()
         elif name == b"content-encoding":
@@ -354,12 +379,22 @@ class _Connection(asyncio.Protocol):
             body = self._inflated(body, most + 1 - self._size)
         self._size += len(body)
         self._parts.append(body)
+        if len(self._parts) > _PIECES:
+            self._gather()
         if self._size <= most:
             return
         if self._status == 200:
             raise TooLargeError
         self._parts = [b"".join(self._parts)[:most]]
         self._settle(keep=False)
+
+    def _gather(self) -> None:
+        """Make one array of the pieces: an object for each crumb would take thirty times its room."""
+        whole = self._parts[0]
+        if isinstance(whole, bytes):
+            whole = bytearray(whole)
+        whole += b"".join(self._parts[1:])
+        self._parts = [whole]
 
     def _inflated(self, body: bytes, room: int) -> bytes:
         """What a piece holds, and no more than there is room for."""

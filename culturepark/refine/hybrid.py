@@ -10,13 +10,15 @@ model judges better.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
 
-from culturepark.ports import Embedder, Vectors
+from culturepark.models.errors import ModelError
+from culturepark.ports import Embedder, Usage, Vectors
 from culturepark.refine.calibration import Thresholds, shipped_calibration
 from culturepark.refine.verify import Judgement
 from culturepark.seeds.model import Seed
@@ -33,7 +35,8 @@ WORDINGS = (
 )
 """How a position is worded; its similarity is the mean over these."""
 
-_CACHED_SEEDS = 256
+_CACHED_SEEDS = 4096
+"""GlobalOpinionQA has 2,556 questions. Two positions of 3,072 numbers are 24 KB a question."""
 _SIDES = 2
 """Positions of an ordered scale before that of its middle answers."""
 
@@ -99,19 +102,31 @@ def judge(sims: Sequence[float], stated: int, thresholds: Thresholds) -> Judgeme
     )
 
 
-async def embed_positions(embedder: Embedder, positions: Sequence[Position]) -> Vectors:
+async def embed_positions(
+    embedder: Embedder, positions: Sequence[Position], told: list[Usage] | None = None
+) -> Vectors:
     """One row a position: the mean of its wordings' vectors, so its length is a little below 1.
 
-    A dot product with it is the mean cosine similarity with the wordings. Raises ModelError.
+    A dot product with it is the mean cosine similarity with the wordings. What it took is added to `told`.
+    Raises ModelError.
     """
     texts = [[form.format(text) for text in one.texts for form in WORDINGS] for one in positions]
-    vectors = await embedder.embed([text for group in texts for text in group])
+    vectors = await embedder.embed([text for group in texts for text in group], told)
     ends = np.cumsum([len(group) for group in texts])
     return np.stack([group.mean(axis=0) for group in np.split(vectors, ends[:-1])]).astype(np.float32)
 
 
+class _Known(Struct):
+    """One seed's positions: their vectors, or the one call that is to bring them, and what of its cost
+    nobody has counted yet."""
+
+    positions: tuple[Position, ...]
+    vectors: asyncio.Task[Vectors]
+    told: list[Usage]
+
+
 class HybridVerifier:
-    """Judges opinions with an embedder; the vectors of the last 256 seeds' positions are kept.
+    """Judges opinions with an embedder; the vectors of the last few thousand seeds' positions are kept.
 
     `thresholds` must have been fitted on this embedder (scripts/calibrate_verifier.py); without them
     those of the embedder that ships with culturepark are taken.
@@ -120,7 +135,7 @@ class HybridVerifier:
     def __init__(self, embedder: Embedder, thresholds: Thresholds | None = None) -> None:
         self._embedder = embedder
         self._thresholds = thresholds or shipped_calibration().thresholds
-        self._known: OrderedDict[str, tuple[tuple[Position, ...], Vectors]] = OrderedDict()
+        self._known: OrderedDict[str, _Known] = OrderedDict()
 
     async def verify(self, seed: Seed, stance_code: int, opinion: str) -> Judgement:
         """Judge one opinion against an answer. Raises ModelError; KeyError for an unknown answer."""
@@ -132,31 +147,59 @@ class HybridVerifier:
         stance_code: int,
         opinions: Sequence[str],
         embed: Callable[[Sequence[str]], Awaitable[Vectors]] | None = None,
+        told: list[Usage] | None = None,
     ) -> list[Judgement]:
         """Judge opinions against one answer, in order, with one call of the embedder for all of them.
 
-        `embed` makes that call if it is given. Raises ModelError.
+        `embed` makes that call if it is given. What embedding the seed's positions took, which is done
+        once for all who ask, is added to one caller's `told`. Raises ModelError.
         """
         if not opinions:
             return []
-        positions, anchors = await self._positions(seed)
+        positions, anchors = await self._positions(seed, [] if told is None else told)
         stated = stated_position(seed, positions, stance_code)
         if seed.scale != "nominal" and stated < _SIDES:
             anchors = anchors[:_SIDES]  # the middle counts only for those who hold it
         sims = (await (embed or self._embedder.embed)(opinions)) @ anchors.T
         return [judge([float(sim) for sim in row], stated, self._thresholds) for row in sims]
 
-    async def _positions(self, seed: Seed) -> tuple[tuple[Position, ...], Vectors]:
+    async def _positions(self, seed: Seed, told: list[Usage]) -> tuple[tuple[Position, ...], Vectors]:
         positions = positions_of(seed)
         known = self._known.get(seed.id)
         # Two runs' seeds may share an id and differ in wording.
-        if known is None or known[0] != positions:
-            known = (positions, await embed_positions(self._embedder, positions))
-        self._known[seed.id] = known
+        if known is None or known.positions != positions:
+            known = self._begun(seed.id, positions)
         self._known.move_to_end(seed.id)
+        try:
+            # Who is cancelled leaves the call to the others.
+            return positions, await asyncio.shield(known.vectors)
+        except ModelError as error:
+            # One for each who waits, and none with a cost: that is counted once, below.
+            raise ModelError(error.kind, error.reason, status=error.status) from None
+        finally:
+            told += known.told
+            known.told.clear()
+
+    def _begun(self, seed_id: str, positions: tuple[Position, ...]) -> _Known:
+        told: list[Usage] = []
+        embedding = asyncio.create_task(self._embedded(positions, told))
+        known = self._known[seed_id] = _Known(positions, embedding, told)
+        embedding.add_done_callback(lambda done: self._forget_failed(seed_id, done))
         if len(self._known) > _CACHED_SEEDS:
             self._known.popitem(last=False)
         return known
+
+    async def _embedded(self, positions: tuple[Position, ...], told: list[Usage]) -> Vectors:
+        try:
+            return await embed_positions(self._embedder, positions, told)
+        except ModelError as error:
+            told.append(error.usage)
+            raise
+
+    def _forget_failed(self, seed_id: str, done: asyncio.Task[Vectors]) -> None:
+        failed = done.cancelled() or done.exception() is not None
+        if failed and (known := self._known.get(seed_id)) is not None and known.vectors is done:
+            del self._known[seed_id]
 
 
 def _answered(seed: Seed, label: str) -> str:

@@ -6,13 +6,14 @@ refinement has to begin again, because a process died, what was asked before is 
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
 
-from culturepark.messages import Step
+from culturepark.messages import RECORD_BYTES, Step, bare_usage, only_usage
 from culturepark.ports import Completion, Usage, Vectors
 
 _KEY_BYTES = 12
@@ -24,6 +25,8 @@ class Journal:
     def __init__(self, number: int, steps: Iterable[Step], keep: Callable[[Step], Awaitable[None]]) -> None:
         self._number = number
         self._known = {step.key: step for step in steps}
+        self.before = bare_usage(self._known.values())
+        """What calls of the dialogue took, by role, that brought nothing, in attempts before this one."""
         self._keep = keep
         self._asked: Counter[bytes] = Counter()
 
@@ -33,6 +36,12 @@ class Journal:
         self._asked[digest] += 1
         nth = self._asked[digest]
         return digest if nth == 1 else digest + nth.to_bytes(2, "big")
+
+    async def spent(self, role: str, usage: Usage) -> None:
+        """Keep what calls took that brought nothing to keep: if this attempt comes to nothing, too, it has
+        to be counted all the same."""
+        for step in only_usage(self._number, {role: usage}, secrets.token_bytes(_KEY_BYTES)):
+            await self._keep(step)
 
     async def completion(
         self, role: str, asked: bytes, call: Callable[[], Awaitable[Completion]]
@@ -76,7 +85,10 @@ class Journal:
         raw = np.ascontiguousarray(found, dtype=np.float32).tobytes()
         usage = sum(told, Usage()) if told else Usage(calls=1, unreported=1)
         told[:] = [usage]
-        await self._keep(Step(number=self._number, key=key, role="embedder", usage=usage, vectors=raw))
+        if len(raw) > RECORD_BYTES // 2:  # no record: should it be needed again, it is paid for again
+            await self.spent("embedder", usage)
+        else:
+            await self._keep(Step(number=self._number, key=key, role="embedder", usage=usage, vectors=raw))
         return found
 
 

@@ -109,7 +109,7 @@ class _Work:
         self._journal = journal
         self._brief = brief
         self._turns = turns
-        self._usage: dict[str, Usage] = {}
+        self._usage = dict(journal.before)
         self._notes: list[str] = []
 
     async def run(self) -> Refinement:
@@ -261,9 +261,14 @@ class _Work:
             assert stance is not None  # delegates hold one
             rows = [i for i, (who, _) in enumerate(opinions) if who == speaker]
             texts = [opinions[i][1] for i in rows]
-            results = await self._refiner.hybrid.verify_many(
-                self._brief.seed, stance.code, texts, embed=self._embed
-            )
+            told: list[Usage] = []
+            try:
+                results = await self._refiner.hybrid.verify_many(
+                    self._brief.seed, stance.code, texts, embed=self._embed, told=told
+                )
+            finally:
+                # The positions' own, by whoever came first to this question.
+                await self._lost("embedder", sum(told, Usage()))
             for i, result in zip(rows, results, strict=True):
                 judged[i] = result
         return judged
@@ -291,7 +296,7 @@ class _Work:
             else:
                 vectors = await self._refiner.embed(texts, told)
         except ModelError as error:
-            self._spend("embedder", sum(told, error.usage))
+            await self._lost("embedder", sum(told, error.usage))
             raise
         # Who tells nothing took an unknown number of tokens, which is not zero.
         self._spend("embedder", sum(told, Usage()) if told else _ONE_EMBEDDING)
@@ -338,10 +343,17 @@ class _Work:
                 lambda: of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema),
             )
         except ModelError as error:
-            self._spend(role, error.usage)
+            await self._lost(role, error.usage)
             raise
         self._spend(role, completion.usage)
         return completion
+
+    async def _lost(self, role: str, usage: Usage) -> None:
+        """Count what no reply in the journal tells of."""
+        if usage.calls:
+            self._spend(role, usage)
+            if role != "embedder" or self._refiner.paid_vectors:
+                await self._journal.spent(role, usage)
 
     def _spend(self, role: str, usage: Usage) -> None:
         self._usage[role] = self._usage.get(role, Usage()) + usage

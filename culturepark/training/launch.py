@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from culturepark.errors import ConfigError, CultureParkError
+from culturepark.errors import ConfigError, CultureParkError, LaunchUnknownError
 from culturepark.settings import Settings
 from culturepark.store.paths import safe_name
 from culturepark.store.rundir import Run
@@ -160,6 +160,8 @@ def follow(
         records.add("intended", job)
         try:
             job_id = backend.launch(job)
+        except LaunchUnknownError:
+            raise  # nothing is known to have failed: it stays intended, and the next start looks for it
         except CultureParkError as error:
             refused = Outcome(state="failed", failure="refused", what=error.what, fix=error.fix)
             records.add("failed", job, outcome=refused)

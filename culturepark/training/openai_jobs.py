@@ -2,7 +2,8 @@
 
 Every job carries our key in its metadata. Before one is created, the service's jobs are searched for it, so
 that a launch whose answer was lost is found and not repeated. That is detection, not a guarantee: a service
-that lists a new job late could be asked for a second one.
+that lists a new job late could be asked for a second one. Words of the service go nowhere but through
+`safe_words`, and names that hold the key are refused: some services echo what they were sent.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from culturepark.errors import ConfigError, CultureParkError, EndpointError, TrainingError
-from culturepark.models.http import api_key_of, base_urls_of
-from culturepark.prompts.text import tidy
+from culturepark.errors import ConfigError, CultureParkError, EndpointError, LaunchUnknownError, TrainingError
+from culturepark.models.http import api_key_of, base_urls_of, safe_words, without_key
 from culturepark.settings import ModelSettings
 from culturepark.training.datasets import HELD_OUT, TRAIN, verify
 from culturepark.training.ports import Job, Outcome, State
@@ -29,6 +29,7 @@ LEAST_ROWS = 10
 _UNREACHED = 120
 """Looks in a row that reach nothing, after which we stop looking."""
 _SUFFIX_CHARS = 40
+_WORDS_CHARS = 300
 _STATES: dict[str, State] = {"succeeded": "finished", "failed": "failed", "cancelled": "cancelled"}
 _REFUSAL = re.compile(
     r"fine.?tun.{0,120}(not available|no longer|not allowed|not permitted|not supported|deprecat|disabled|"
@@ -60,6 +61,7 @@ class OpenAIBackend:
         if not key:
             fix = f"Set {model.api_key_env}, or {model.api_key_env}_FILE to the path of a file with the key."
             raise EndpointError(self._url, "no key is set for it.", fix)
+        self._key = key
         self._key_env = model.api_key_env
         self._client: Any = openai.OpenAI(api_key=key, base_url=self._url, max_retries=retries, timeout=120)
         self._unreached = 0
@@ -80,7 +82,7 @@ class OpenAIBackend:
             for one in self._client.fine_tuning.jobs.list(limit=100, metadata={KEY: job.key}):
                 about = cast(dict[str, str], one.metadata or {})
                 if about.get(KEY) == job.key and one.status not in ("failed", "cancelled"):
-                    return str(one.id)
+                    return self._name(one.id)
             return None
 
         return self._call(search)
@@ -102,13 +104,29 @@ class OpenAIBackend:
         # No retries here: a creation whose answer was lost must not be sent again without looking.
         once = self._client.with_options(max_retries=0)
         try:
-            return str(once.fine_tuning.jobs.create(**request).id)
-        except self._errors.APIConnectionError as error:
-            if found := self.find(job):
-                return found
-            raise self._said(error) from None
+            return self._name(once.fine_tuning.jobs.create(**request).id)
         except self._errors.OpenAIError as error:
-            raise self._said(error) from None
+            if not self._may_have_made(error):
+                raise self._said(error) from None
+            return self._made_all_the_same(job, self._said(error))
+
+    def _may_have_made(self, error: Any) -> bool:
+        """Whether a job may have been made though this was the answer: it was lost, or what stands before the
+        service gave up first, or the service finds that it has the job."""
+        status = getattr(error, "status_code", None)
+        return status is None or status < 300 or status >= 500 or status in (408, 409)
+
+    def _made_all_the_same(self, job: Job, said: CultureParkError) -> str:
+        """The id of a job that may have been made. Raises LaunchUnknownError if none is found."""
+        try:
+            found = self.find(job)
+        except CultureParkError:
+            found = None
+        if found:
+            return found
+        fix = "Run the same command again: the job is looked for before another is created."
+        what = f"whether it made the job is not known: {said.what}"
+        raise LaunchUnknownError(self._url, what, fix) from None
 
     def poll(self, job: Job, job_id: str) -> State:
         """See ports.Backend. A service that cannot be reached for a while is taken to go on."""
@@ -152,9 +170,9 @@ class OpenAIBackend:
             state = _STATES.get(one.status, "lost")
             seconds = float(max(0, (one.finished_at or one.created_at) - one.created_at))
             if state == "finished":
-                return Outcome(state=state, model=one.fine_tuned_model or "", seconds=seconds)
+                return Outcome(state=state, model=self._name(one.fine_tuned_model or ""), seconds=seconds)
             words = one.error.message if one.error and one.error.message else "it gives no reason."
-            what = f"the service says: {_short(words)}"
+            what = f"the service says: {self._safe(words)}"
             return Outcome(state=state, failure="refused", what=what, seconds=seconds)
 
         try:
@@ -186,10 +204,10 @@ class OpenAIBackend:
         except self._errors.OpenAIError as error:
             raise self._said(error) from None
         except RuntimeError as error:  # the client's own, when a file is never ready
-            raise EndpointError(self._url, _short(str(error)), "Try again.") from None
+            raise EndpointError(self._url, self._safe(str(error)), "Try again.") from None
 
     def _said(self, error: Any) -> CultureParkError:
-        words, status = _short(str(error)), getattr(error, "status_code", None)
+        words, status = self._safe(str(error)), getattr(error, "status_code", None)
         if status == 401:
             return EndpointError(self._url, "it does not accept the key.", f"Check {self._key_env}.")
         if status in (400, 403, 404, 410) and _REFUSAL.search(str(error)):
@@ -205,6 +223,12 @@ class OpenAIBackend:
         fix = "Mend what it names." if status < 500 else "Wait, then run it again: nothing is launched twice."
         return EndpointError(self._url, f"it answered {status}: {words}", fix)
 
+    def _safe(self, words: str) -> str:
+        return " ".join(safe_words(words, self._key, _WORDS_CHARS).split())
 
-def _short(words: str) -> str:
-    return " ".join(tidy(words).split())[:300]
+    def _name(self, name: Any) -> str:
+        """An id or a model's name, recorded as it is. Raises EndpointError if it holds the key."""
+        if without_key(str(name), self._key) != name:
+            what = "a name that it gave holds the key, and would be written down."
+            raise EndpointError(self._url, what, "Ask whoever runs the service, and change the key.")
+        return str(name)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.messages import (
@@ -18,6 +19,7 @@ from culturepark.messages import (
     Begun,
     Kept,
     Message,
+    Noted,
     Outcome,
     Recorded,
     Refine,
@@ -50,6 +52,7 @@ class World:
         self.known: set[tuple[int, int]] = set()
         self.outcomes: dict[int, Outcome] = {}
         self.recorded: Counter[int] = Counter()
+        self.noted: dict[int, dict[bytes, Step]] = {}
         self.most_in_flight = 0
 
     def choose(self, most: int) -> int:
@@ -88,7 +91,7 @@ class World:
         self.known.clear()
         self.send(self.conductor.lost(address))
 
-    def answer(self, message: Ask | Refine | Spoke | Outcome) -> None:
+    def answer(self, message: Ask | Refine | Spoke | Step | Outcome) -> None:
         if isinstance(message, Ask):
             speakers = len(self.plan.brief(message.number).speakers)
             if message.transcript is None and message.turn > speakers:
@@ -111,6 +114,9 @@ class World:
             self.answers.append(Spoke(message.number, message.take, turn))
         elif isinstance(message, Spoke):
             self.answers.append(Kept(message.number, message.take, message.turn.number))
+        elif isinstance(message, Step):
+            self.noted.setdefault(message.number, {})[message.key] = message
+            self.answers.append(Noted(message.number))
         elif isinstance(message, Refine):
             self.record(Outcome(message.number, message.turns))
         else:
@@ -151,8 +157,9 @@ def test_every_dialogue_is_recorded_once(seed: int, refine: bool, fails: int, at
         assert bool(outcome.failed) == (len(outcome.turns) < plan.utterances_of(number))
         assert [turn.number for turn in outcome.turns] == list(range(1, len(outcome.turns) + 1))
         if outcome.failed:
-            # What the failed turn cost is counted with the turns that were said.
+            # What the failed turn cost is counted with the turns that were said, and was on disk before.
             assert outcome.usage["speaker"].calls == len(outcome.turns) + 1
+            assert [step.usage.calls for step in world.noted[number].values()] == [1]
 
 
 @given(st.sets(st.integers(0, 39)))
@@ -233,6 +240,105 @@ def test_what_would_fail_again_is_recorded_at_once() -> None:
     (post,) = [p for p in conductor.on(Balked(0, TAKE, 1, "refused", "no"), 0.0) if p.address == COLLECTOR]
     assert isinstance(post.message, Outcome)
     assert post.message.failed == "refused"
+
+
+PAID = {"speaker": Usage(calls=3, prompt_tokens=3000, unreported=1)}
+
+
+def notes(posts: list[Post]) -> dict[int, dict[str, Usage]]:
+    """What goes to the disk about calls that brought nothing, by dialogue."""
+    steps = [post.message for post in posts if isinstance(post.message, Step)]
+    assert all(step.only_usage for step in steps)
+    return {step.number: {step.role: step.usage} for step in steps}
+
+
+@pytest.mark.parametrize("kind", ["unauthorised", "empty_reply", "forbidden"])
+def test_what_a_failure_took_goes_to_the_disk_though_the_dialogue_stays_owed(kind: Any) -> None:
+    _, conductor = crowd(breaker=3)
+    conductor.fill(0.0)
+    posts = [post for n in range(3) for post in conductor.on(Balked(n, TAKE, 1, kind, "no", PAID), 0.0)]
+    assert notes(posts) == {0: PAID, 1: PAID, 2: PAID}
+    progress = conductor.progress()
+    assert progress.stopped
+    assert progress.ended == 0
+
+
+def test_a_run_is_not_over_before_what_was_paid_is_on_disk() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    for number in range(3):
+        conductor.on(Balked(number, TAKE, 1, "unauthorised", "no", PAID), 0.0)
+    for number in range(3):
+        assert not conductor.progress().idle
+        assert conductor.on(Noted(number), 0.0) == conductor.on(Noted(number), 0.0) == []
+    assert conductor.progress().idle
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_what_earlier_attempts_took_is_in_the_outcome_once(refine: bool) -> None:
+    """Of a dialogue that fails later on, and of one that finishes."""
+    of = builders.settings(
+        plan={"cultures": ["arabic"], "questions": ["wvs7-q28"], "dialogues_per_question": 10},
+        limits={"dialogues_in_flight": 2},
+        refine={"enabled": refine},
+    )
+    plan = builders.plan(of)
+    replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
+    lost = Step(4, b"lost", "speaker", PAID["speaker"], only_usage=True)
+    whole = tuple(
+        Turn(n, (n - 1) % 2, f"turn {n}", usage=Usage(1)) for n in range(1, plan.utterances_of(4) + 1)
+    )
+    begun = [Begun(4, whole, (lost,)), Begun(7, whole[:2], (replace(lost, number=7),))]
+    conductor = Conductor(plan, of, bytes(2), TAKE, replicas, begun)
+    ended, asked = (post.message for post in conductor.fill(0.0))
+    if refine:
+        assert isinstance(ended, Refine)
+        assert ended.steps == (lost,)  # the refiner counts it
+    else:
+        assert isinstance(ended, Outcome)
+        assert ended.usage == {"speaker": PAID["speaker"] + Usage(len(whole))}
+    assert isinstance(asked, Ask)
+    more = {"speaker": Usage(calls=1, prompt_tokens=5)}
+    (post,) = [
+        post
+        for post in conductor.on(Balked(7, TAKE, 3, "refused", "no", more), 0.0)
+        if isinstance(post.message, Outcome)
+    ]
+    assert isinstance(post.message, Outcome)
+    assert post.message.usage == {"speaker": PAID["speaker"] + more["speaker"] + Usage(2)}
+
+
+def test_a_refiner_has_put_on_disk_itself_what_its_failed_calls_took() -> None:
+    _, conductor = crowd(breaker=1000)
+    (first, *_) = conductor.fill(0.0)
+    assert isinstance(first.message, Ask)
+    number, turn, posts = first.message.number, 1, [first]
+    while isinstance(posts[0].message, Ask):
+        conductor.on(Spoke(number, TAKE, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
+        posts = conductor.on(Kept(number, TAKE, turn), 0.0)
+        turn += 1
+    assert not notes(conductor.on(Balked(number, TAKE, 0, "server", "down", {"verifier": Usage(2)}), 0.0))
+    (settled,) = [
+        post.message for post in conductor.on(Recorded(1), 0.0) if isinstance(post.message, Outcome)
+    ]
+    assert settled.usage["verifier"] == Usage(2)
+
+
+def test_a_403_is_the_dialogues_own_once_another_finishes_and_owed_if_none_does() -> None:
+    _, conductor = crowd(breaker=3)
+    conductor.fill(0.0)
+    assert not notes(conductor.on(Balked(0, TAKE, 1, "forbidden", "moderation"), 0.0))
+    (settled,) = [
+        post.message for post in conductor.on(Recorded(1), 0.0) if isinstance(post.message, Outcome)
+    ]
+    assert (settled.number, settled.failed, settled.reason) == (0, "forbidden", "moderation")
+    _, revoked = crowd(breaker=3)
+    revoked.fill(0.0)
+    for number in range(3):
+        revoked.on(Balked(number, TAKE, 1, "forbidden", "no such key"), 0.0)
+    progress = revoked.progress()
+    assert (progress.stopped_by, progress.ended) == ("breaker", 0)
+    assert "no such key" in progress.stopped
 
 
 def test_when_nothing_at_all_finishes_nothing_is_failed_for_good() -> None:

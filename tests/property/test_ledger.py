@@ -15,13 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.errors import RunDirError
-from culturepark.messages import Outcome, Spoke, Step, Turn, decode_outcome, encode
+from culturepark.messages import (
+    RECORD_BYTES,
+    Outcome,
+    Recorded,
+    Spoke,
+    Step,
+    Turn,
+    decode_outcome,
+    encode,
+    on_disk,
+)
 from culturepark.ports import Usage
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.ledger import Ledger, Sealed
 from culturepark.store.lock import RunLock
-from culturepark.store.log import replay
+from culturepark.store.log import MAX_PAYLOAD_BYTES, replay
 from culturepark.store.manifest import Manifest
 from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
@@ -279,6 +289,38 @@ def test_no_turn_is_taken_while_no_take_is_known(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "run", settings_of())
     with pytest.raises(RunDirError, match="no moderator has begun"):
         disk.ledger.append(said(3, 1))
+
+
+def test_what_calls_took_that_brought_nothing_is_counted_once(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "run", settings_of())
+    disk.ledger.begin(7)
+    lost = [Step(3, key, "speaker", Usage(2, 20, unreported=1), only_usage=True) for key in (b"a", b"b")]
+    for one in (*lost, lost[0]):
+        disk.ledger.append(encode(one))
+    disk.ledger.sync()
+    assert disk.ledger.spent() == {"speaker": Usage(4, 40, unreported=2)}
+    disk.crash()
+    (begun,) = disk.ledger.begin(8)
+    assert (begun.number, begun.turns, begun.steps) == (3, (), tuple(lost))
+    usage = {"speaker": Usage(5, 50, unreported=2)}
+    disk.ledger.append(encode(Outcome(3, (), usage=usage)))
+    disk.ledger.append(encode(lost[0]))  # late
+    disk.ledger.sync()
+    assert disk.ledger.spent() == usage
+
+
+def test_an_outcome_that_no_record_can_hold_is_a_failed_one(tmp_path: Path) -> None:
+    assert RECORD_BYTES == MAX_PAYLOAD_BYTES
+    turns = tuple(Turn(i + 1, i % 2, "x" * (4 << 20), usage=Usage(1)) for i in range(16))
+    disk = Disk(tmp_path / "run", settings_of())
+    disk.ledger.begin(1)
+    raw = encode(Outcome(3, turns, usage={"speaker": Usage(16)}))
+    assert on_disk(raw) == Recorded(3, "too_large")  # what the conductor is told
+    recorded = disk.ledger.append(raw)
+    assert recorded is not None
+    assert (recorded.failed, recorded.turns, recorded.usage) == ("too_large", (), {"speaker": Usage(16)})
+    assert "max_tokens" in recorded.reason
+    disk.ledger.sync()
 
 
 def test_a_segment_stays_while_a_dialogue_that_began_in_it_is_under_way(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from tests import runs
 from tests.endpoint import ScriptedEndpoint
 from tests.ray.conftest import children_named, summary, wait_for
 from tests.ray.test_generate import assert_whole
@@ -41,6 +42,7 @@ class Parrot(ScriptedEndpoint):
         self.shown = ""
         self.said = 0
         self.refuses = False
+        self.fails = 0
         self.listed: dict[str, Any] | web.Response | None = None
 
     async def _answer(self, request: web.Request) -> web.Response:
@@ -48,6 +50,9 @@ class Parrot(ScriptedEndpoint):
         headers = {"X-Request-Id": shown, "Retry-After": shown, "Set-Cookie": f"key={shown}", "Server": shown}
         if request.path.endswith("/models") and self.listed is not None:
             return web.json_response(self.listed)
+        if self.fails:
+            words = {"error": {"message": f"{shown}, that is \u200b{shown[:20]}\u200b{shown[20:]}"}}
+            return web.json_response(words, status=self.fails, headers=headers)
         if self.refuses and request.method == "POST":
             words = {"error": {"message": f"Incorrect API key provided: {shown}."}}
             return web.json_response(words, status=401, headers=headers)
@@ -186,3 +191,44 @@ def test_no_command_prints_a_key_that_is_echoed(
     assert done.returncode
     assert b"[key]" in done.stdout + done.stderr
     assert not shows(done.stdout + done.stderr, key)
+
+
+def run_command(*arguments: str) -> tuple[int, bytes]:
+    """Exit code and all that was printed by a command that needs no Ray."""
+    done = subprocess.run(
+        [sys.executable, "-m", "culturepark", *arguments, "--debug"],
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("fails", [0, 400, 401, 403, 500])
+def test_an_evaluation_shows_its_key_nowhere(tmp_path: Path, parrot: Parrot, key: str, fails: int) -> None:
+    parrot.fails = fails
+    out = tmp_path / "evaluation"
+    asked = ("--task", "opinions", "--culture", "korean", "--question", "wvs7-q33", "--draws", "2")
+    code, printed = run_command("evaluate", parrot.url, "--model", "mock", *asked, "--out", str(out))
+    assert parrot.shown == key
+    assert not shows(printed, key)
+    assert code == (3 if fails else 0), printed.decode()
+    assert (b"[key]" in printed) == bool(fails)
+    assert bool(assert_nowhere(key, out)) == (not fails)
+
+
+@pytest.mark.parametrize("fails", [400, 401, 403, 404, 500])
+def test_a_tuning_job_shows_its_key_nowhere(tmp_path: Path, parrot: Parrot, key: str, fails: int) -> None:
+    parrot.fails = fails
+    run = runs.made(tmp_path / "run", plan={"dialogues_per_question": 16}, refine={"clusters": 0})
+    sets = ('training.model="tuned"', 'models.tuned.engine="openai"', 'models.tuned.model="base"')
+    sets += (f'models.tuned.base_urls=["{parrot.url}"]',)
+    code, printed = run_command(
+        "finetune", str(run.root), "--culture", "arabic", "--backend", "openai",
+        *(arg for one in sets for arg in ("--set", one)),
+    )  # fmt: skip
+    assert parrot.shown == key
+    assert code == 3, printed.decode()
+    assert not shows(printed, key)
+    assert (b"[key]" in printed) == (fails != 401)  # of that one it says nothing
+    assert assert_nowhere(key, run.root) > 5

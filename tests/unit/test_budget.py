@@ -51,9 +51,21 @@ def test_money_is_counted_with_the_prices_of_each_role() -> None:
 def test_what_is_unknown_is_never_taken_for_zero() -> None:
     unknown = {"speaker": Usage(calls=3, unreported=1)}
     assert "tells no usage" in Budget(given("budget.tokens=1000")).reached(unknown, 0)
+    mostly = {"speaker": Usage(calls=5, prompt_tokens=20, unreported=3)}
+    assert "tells no usage" in Budget(given("budget.tokens=1000")).reached(mostly, 0)
+    assert "unknown" in Budget(given(*PRICES, "budget.money=1.0")).reached(mostly, 0)
     assert "unknown" in Budget(given(*PRICES, "budget.money=1.0")).reached(unknown, 0)
     embedded = Budget(load_settings(None, ["budget.tokens=1000"]))
     assert embedded.reached({"embedder": Usage(calls=3, unreported=3)}, 0) == ""
+
+
+def test_a_few_calls_whose_count_was_lost_are_taken_for_twice_the_average() -> None:
+    spent = {"speaker": Usage(calls=10, prompt_tokens=600, completion_tokens=200, unreported=2)}
+    assert Budget(given("budget.tokens=1201")).reached(spent, 0) == ""
+    assert "1,200 are spent" in Budget(given("budget.tokens=1200")).reached(spent, 0)
+    money = {"speaker": Usage(calls=10, prompt_tokens=1_000_000, completion_tokens=500_000, unreported=2)}
+    assert Budget(given(*PRICES, "budget.money=3.01")).reached(money, 0) == ""
+    assert "3.00" in Budget(given(*PRICES, "budget.money=3.0")).reached(money, 0)
 
 
 def test_a_budget_of_money_needs_prices() -> None:

@@ -10,7 +10,7 @@ import socket
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
-from tests.hostile import MISDEEDS, RETRY_AFTER, Hostile, framed, good
+from tests.hostile import MISDEEDS, RETRY_AFTER, Hostile, framed, full_backlog, good
 
 KEY = "proj.4f9c2a7e11d0b6338855"
 DEADLINE_S = 0.3
@@ -41,13 +41,13 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 class Client:
     """Models on one endpoint, which wait for nothing between attempts."""
 
-    def __init__(self, url: str, **limits: Any) -> None:
+    def __init__(self, url: str, sleeps: bool = False, **limits: Any) -> None:
         model = ModelSettings(engine="openai", model="asked-model", base_urls=(url,))
         limit = LimitSettings(**{"retries": 0, "deadline_s": DEADLINE_S, **limits})
         self.waits: list[float] = []
 
         async def sleep(seconds: float) -> None:
-            await asyncio.sleep(0)
+            await asyncio.sleep(seconds if sleeps else 0)
 
         self._http = HttpEndpoint(model, limit, on_retry=self._retried, sleep=sleep, rng=random.Random(1))
         self._chat = HttpChatModel(model, limit, self._http)
@@ -72,6 +72,9 @@ class Client:
             return await self._embedder.embed(["text"] * count, told)
         except ModelError as error:
             return error
+
+    def halt(self) -> None:
+        self._http.halt()
 
     async def close(self) -> None:
         await self._http.close()
@@ -143,7 +146,15 @@ async def test_the_largest_together_take_little_memory() -> None:
             pytest.skip("the high-water mark cannot be set back here")
         return highest_kb()
 
-    large = ("10-mb", "gzip-bomb", "deflate-bomb", "endless-gzip", "endless-plain", "500-endless")
+    large = (
+        "10-mb",
+        "gzip-bomb",
+        "deflate-bomb",
+        "endless-gzip",
+        "endless-plain",
+        "endless-two-byte-crumbs",
+        "500-endless",
+    )
     async with Hostile().serving() as server:
         client = Client(server.url, deadline_s=5.0, reply_bytes=1 << 20)
         await client.ask("well")
@@ -165,6 +176,84 @@ async def test_a_connection_that_nobody_accepts(text: str) -> None:
         assert caught.value.kind == "timeout"
         assert time.monotonic() - began < 1.2 * DEADLINE_S + 1
         await client.close()
+
+
+UNSENT = ("connect", "handshake", "refused")
+BILLED = {  # how a call may end that the server may have answered, and billed
+    **dict.fromkeys(("never", "half-a-head", "half-a-body", "drip-body", "reset", "reset-in-head"), True),
+    **dict.fromkeys(("reset-in-body", "cut-length", "cut-gzip", "closed", "10-mb", "gzip-bomb"), True),
+    **dict.fromkeys(("endless-plain", "banner", "two-lengths", "length-of-zeros", "brotli", "502"), True),
+    **dict.fromkeys(("504", "524", "empty", "surrogate", "300-kb-of-text"), True),
+    **dict.fromkeys(("500", "503", "401", "402", "403", "404", "429-soon", "400-format", "redirect"), False),
+}
+
+
+@pytest.mark.parametrize("name", [*BILLED, *UNSENT])
+async def test_what_may_have_been_billed_is_never_nothing(name: str) -> None:
+    """For a chat call and for an embedding, each with one attempt and with two."""
+    async with Hostile().serving() as server, AsyncExitStack() as stack:
+        server.rule = lambda met: name
+        url = server.url
+        if name == "connect":
+            url = f"http://127.0.0.1:{stack.enter_context(full_backlog())}/v1"
+        elif name == "handshake":
+            deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            url = f"https://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        elif name == "refused":
+            with socket.create_server(("127.0.0.1", 0)) as closed:
+                url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        for retries in (0, 1):
+            client = Client(url, retries=retries)
+            end = await client.end_of("d")
+            assert isinstance(end, ModelError)
+            told: list[Usage] = []
+            embedded = await client.embed(1, told)
+            assert isinstance(embedded, ModelError)
+            embedding = sum(told, embedded.usage)
+            await client.close()
+            for usage, attempts in ((end.usage, end.attempts), (embedding, embedded.attempts)):
+                assert usage.calls == (attempts if BILLED.get(name) else 0)
+                assert usage.unreported == usage.calls or name == "300-kb-of-text"
+
+
+async def test_what_failed_attempts_took_is_counted_with_the_reply_that_came() -> None:
+    async with Hostile().serving() as server:
+        server.turns["d"] = ["never", "503", "reset-in-body", "null-content", "504", "well"]
+        client = Client(server.url, retries=9)
+        completion = await client.ask("d")
+        assert completion.usage.calls == 5  # all but the 503
+        assert completion.usage.unreported == 3
+        server.turns[""] = ["reset-in-body", "well"]
+        server.answer = lambda body: framed(EMBEDDINGS)
+        told: list[Usage] = []
+        await client.embed(2, told)
+        assert sum(told, Usage()) == Usage(calls=2, prompt_tokens=5, unreported=1)
+        await client.close()
+
+
+@pytest.mark.parametrize("waits", ["gate", "backoff"])
+async def test_a_halt_ends_who_waits_and_tells_what_was_taken(waits: str) -> None:
+    async with Hostile().serving() as server:
+        misdeeds = ("null-content", "429-billion") if waits == "backoff" else ("never",)
+        server.rule = lambda met: misdeeds[min(met, len(misdeeds) - 1)]
+        client = Client(server.url, retries=9, sleeps=True, requests_in_flight=1, adaptive=False)
+        first = asyncio.create_task(client.end_of("d"))
+        second = asyncio.create_task(client.end_of("e")) if waits == "gate" else None
+        await asyncio.sleep(0.2)  # below the deadline
+        assert server.met.total() == len(misdeeds)
+        client.halt()
+        end = await asyncio.wait_for(first, 5)
+        assert isinstance(end, ModelError)
+        assert end.passing
+        assert end.usage.calls == 1
+        if second is not None:
+            other = await asyncio.wait_for(second, 5)
+            assert isinstance(other, ModelError)
+            assert (other.kind, other.usage) == ("connection", Usage())
+        assert isinstance(await client.end_of("f"), ModelError)
+        met = server.met.total()
+        await client.close()
+    assert met == len(misdeeds)
 
 
 @pytest.mark.parametrize("name", ["stray", "stray-late"])

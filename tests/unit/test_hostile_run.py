@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from culturepark.agent import CulturalSpeaker
+from culturepark.budget import Budget
 from culturepark.conductor import COLLECTOR, Conductor, Post, Progress
 from culturepark.messages import Ask, Outcome, encode, on_disk
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.http import HttpEndpoint
+from culturepark.ports import Usage
 from culturepark.prompts.profile import profile_named
+from culturepark.settings import BudgetSettings
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
@@ -47,6 +52,8 @@ class World:
         self.plan = self.run.plan
         self.answered = 0
         self.ends: list[Outcome] = []
+        self.under_way = 0
+        self.spent = Usage()
         self._takes = itertools.count(1)
         server.answer = self._answer
 
@@ -54,25 +61,28 @@ class World:
         self.answered += 1
         return framed(good(f"In my village we have custom number {self.answered}, which guests praise."))
 
-    async def live(self) -> Progress:
-        """Conduct until nothing more happens."""
+    async def live(self, tokens: int = 0) -> Progress:
+        """Conduct until nothing more happens, or until that many tokens are spent."""
         with RunLock.take(self.run.root) as lock:
             ledger = Ledger(self.run, lock)
             take = next(self._takes)
             begun = ledger.begin(take)
             replicas = dict.fromkeys(self.plan.agent_cultures(), 1)
             conductor = Conductor(self.plan, self.of, ledger.done(), take, replicas, begun)
-            await self._conduct(conductor, ledger)
+            budget = Budget(msgspec.structs.replace(self.of, budget=BudgetSettings(tokens=tokens)))
+            await self._conduct(conductor, ledger, budget)
+            self.spent = ledger.spent().get("speaker", Usage())
             ledger.close()
             publish(self.run, ledger.funnels)
         return conductor.progress()
 
-    async def _conduct(self, conductor: Conductor, ledger: Ledger) -> None:
+    async def _conduct(self, conductor: Conductor, ledger: Ledger, budget: Budget) -> None:
         async def no_wait(seconds: float) -> None:
             await asyncio.sleep(0)
 
         settings, limits = self.of.models["chat"], self.of.limits
-        model = HttpChatModel(settings, limits, HttpEndpoint(settings, limits, sleep=no_wait))
+        endpoint = HttpEndpoint(settings, limits, sleep=no_wait)
+        model = HttpChatModel(settings, limits, endpoint)
         profile = profile_named("full")
         speakers = {
             culture: CulturalSpeaker(self.plan, self.of, model, profile)
@@ -80,8 +90,15 @@ class World:
         }
 
         async def speak(address: str, ask: Ask) -> None:
+            self.under_way += 1
             answer = await speakers[address.split("/")[1]].speak(ask)
+            self.under_way -= 1
             send(conductor.on(answer, 0.0))
+
+        def halt_if_spent() -> None:
+            if reason := budget.reached(ledger.spent(), self.under_way):
+                conductor.halt("budget", reason)
+                endpoint.halt()
 
         def send(posts: list[Post]) -> None:
             for post in posts:
@@ -91,12 +108,14 @@ class World:
                         self.ends.append(post.message)
                     ledger.append(raw)
                     ledger.sync()
+                    halt_if_spent()
                     send(conductor.on(on_disk(raw), 0.0))
                 else:
                     assert isinstance(post.message, Ask)
                     tasks.create_task(speak(post.address, post.message))
 
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            halt_if_spent()
             send(conductor.fill(0.0))
         await model.close()
 
@@ -116,7 +135,19 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "poison",
-    ["never", "drip-body", "reset-in-body", "429-billion", "surrogate", "10-mb", "endless-gzip", "refusal"],
+    [
+        "never",
+        "drip-body",
+        "reset-in-body",
+        "429-billion",
+        "surrogate",
+        "10-mb",
+        "300-kb-of-text",
+        "endless-gzip",
+        "length-of-zeros",
+        "refusal",
+        "403",
+    ],
 )
 async def test_a_poisoned_dialogue_fails_alone_and_holds_up_nobody(tmp_path: Path, poison: str) -> None:
     async with Hostile().serving() as server:
@@ -162,7 +193,13 @@ async def test_an_outage_trips_the_breaker_and_a_resume_goes_on(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"), [("401", "unauthorised"), ("401-cut", "unauthorised"), ("404", "no_such_model")]
+    ("answer", "kind"),
+    [
+        ("401", "unauthorised"),
+        ("401-cut", "unauthorised"),
+        ("402", "unauthorised"),
+        ("404", "no_such_model"),
+    ],
 )
 async def test_a_key_or_model_that_is_lost_in_mid_run(tmp_path: Path, answer: str, kind: str) -> None:
     async with Hostile().serving() as server:
@@ -176,3 +213,55 @@ async def test_a_key_or_model_that_is_lost_in_mid_run(tmp_path: Path, answer: st
         progress = await world.live()
     assert (progress.ended, progress.failed, progress.stopped) == (DIALOGUES, 0, "")
     world.assert_whole()
+
+
+@pytest.mark.parametrize("answer", ["403", "null-content"])
+async def test_what_an_outage_took_is_counted_once_over_all_resumes(tmp_path: Path, answer: str) -> None:
+    """A key that is revoked with a 403, and a model that says nothing and bills it: no dialogue is lost."""
+    before, breaker = 37, 5
+    async with Hostile().serving() as server:
+        world = World(tmp_path, server, breaker=breaker)
+        # It begins with silence, as above.
+        server.rule = lambda met: "well" if met < before else "never" if met < before + AT_ONCE else answer
+        progress = await world.live()
+        assert (progress.stopped_by, progress.failed) == ("breaker", 0)
+        free = server.met.total() - before - AT_ONCE if answer == "403" else 0
+        assert world.spent.calls == server.met.total() - free
+        assert world.spent.unreported == AT_ONCE
+        progress = await world.live()
+        assert progress.stopped_by == "breaker"
+        free = server.met.total() - before - AT_ONCE if answer == "403" else 0
+        assert world.spent.calls == server.met.total() - free
+        server.rule = None
+        progress = await world.live()
+    assert (progress.ended, progress.failed, progress.stopped) == (DIALOGUES, 0, "")
+    world.assert_whole()
+    counted = json.loads((world.run.root / "summary.json").read_text("utf-8"))["usage"]["speaker"]
+    assert counted["calls"] == world.spent.calls == server.met.total() - free
+    assert counted["unreported"] == AT_ONCE
+
+
+A_CALL = 12
+"""Tokens of each of the endpoint's replies."""
+
+
+@pytest.mark.parametrize("third", ["never", "null-content", "reset-in-body"])
+async def test_a_budget_holds_where_calls_are_billed_and_bring_nothing(tmp_path: Path, third: str) -> None:
+    """Each third call is billed like the others, and stalls, is empty, or breaks off."""
+    limit = 1200
+    async with Hostile().serving() as server:
+        world = World(tmp_path, server, retries=3)
+        server.rule = lambda met: third if met % 3 == 2 else "well"
+        progress = await world.live(tokens=limit)
+        assert progress.stopped_by == "budget"
+        billed = A_CALL * server.met.total()
+        assert 0.5 * limit <= billed <= limit + AT_ONCE * A_CALL
+        assert world.spent.calls == server.met.total()
+        again = await world.live(tokens=limit)
+        assert (again.stopped_by, server.met.total()) == ("budget", billed // A_CALL)
+        progress = await world.live()
+    # Some may have met the third call too often in a row.
+    assert (progress.ended, progress.stopped) == (DIALOGUES, "")
+    assert world.spent.calls == server.met.total()
+    told = world.spent.prompt_tokens + world.spent.completion_tokens
+    assert told == A_CALL * (server.met.total() - world.spent.unreported)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import runpy
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from culturepark.models.errors import ModelError
 from culturepark.ports import Usage, Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Labelled, Thresholds
@@ -121,6 +123,81 @@ async def test_a_seed_with_the_same_id_and_other_words_is_embedded_anew():
     assert (await verifier.verify(NOMINAL, 1, "trade")).verdict == "entails"
     other = Seed("gq-1", "What matters?", (Option(1, "climate"), Option(2, "faith")))
     assert (await verifier.verify(other, 1, "climate")).verdict == "entails"
+
+
+class _Paid(_Words):
+    """Takes its time and tells what it took; fails as often as it is told to."""
+
+    def __init__(self, fails: int = 0) -> None:
+        super().__init__()
+        self.fails = fails
+
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        await asyncio.sleep(0.01)
+        vectors = await super().embed(texts)
+        assert told is not None
+        if self.fails:
+            self.fails -= 1
+            raise ModelError("server", "down", usage=Usage(calls=1, unreported=1))
+        told.append(Usage(calls=1, prompt_tokens=len(texts)))
+        return vectors
+
+
+async def _own(texts: Sequence[str]) -> Vectors:
+    return await _Words().embed(texts)
+
+
+async def _judged(verifier: HybridVerifier, seed: Seed = NOMINAL) -> Usage:
+    told: list[Usage] = []
+    await verifier.verify_many(seed, 2, ["faith above all"], embed=_own, told=told)
+    return sum(told, Usage())
+
+
+async def test_many_who_ask_at_once_share_one_call_and_one_of_them_counts_it():
+    embedder = _Paid()
+    verifier = HybridVerifier(embedder, AT)
+    told = await asyncio.gather(*(_judged(verifier) for _ in range(20)))
+    assert len(embedder.calls) == 1
+    assert sum(told, Usage()) == Usage(calls=1, prompt_tokens=3 * len(hybrid.WORDINGS))
+    assert await _judged(verifier) == Usage()
+
+
+async def test_a_call_that_failed_is_counted_once_and_made_again():
+    embedder = _Paid(fails=1)
+    verifier = HybridVerifier(embedder, AT)
+    told: list[Usage] = []
+
+    async def fail() -> None:
+        with pytest.raises(ModelError) as caught:
+            await verifier.verify_many(NOMINAL, 2, ["faith"], embed=_own, told=told)
+        told.append(caught.value.usage)
+
+    await asyncio.gather(*(fail() for _ in range(5)))
+    assert sum(told, Usage()) == Usage(calls=1, unreported=1)
+    assert (await _judged(verifier)).calls == 1
+    assert len(embedder.calls) == 2
+
+
+async def test_who_is_cancelled_takes_the_call_from_nobody():
+    embedder = _Paid()
+    verifier = HybridVerifier(embedder, AT)
+    first = asyncio.create_task(_judged(verifier))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(_judged(verifier))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).calls == 1
+    assert len(embedder.calls) == 1
+
+
+async def test_all_questions_of_a_large_file_are_kept():
+    embedder = _Words()
+    verifier = HybridVerifier(embedder, AT)
+    seeds = [Seed(f"q{n}", f"What matters, {n}?", NOMINAL.options) for n in range(2600)]
+    for _ in range(2):
+        for seed in seeds:
+            await verifier.verify_many(seed, 1, ["trade"], embed=_own)
+    assert len(embedder.calls) == len(seeds)
 
 
 def test_the_labelled_set_covers_every_builtin_seed_evenly():

@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.messages import Opinion, Turn
+from culturepark.messages import Opinion, Step, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief
 from culturepark.ports import Prompt, Sampling, Usage
 from culturepark.prompts.profile import profile_named
 from culturepark.prompts.text import first_person, holds_no_opinion, sentences, tidy, words
+from culturepark.refine import journal
 from culturepark.refine.extract import MAX_OPINIONS, read_opinions, sentences_as_opinions
+from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refinement, Refiner, RoleModel
 from culturepark.refine.verify import read_verdict
 from culturepark.settings import PaperFaults, RefineSettings
@@ -532,6 +534,78 @@ async def test_a_failing_model_fails_the_dialogue_with_all_that_was_spent(role: 
     failing = 2 if role in ("verifier", "rewriter") else 1
     assert usage[role].prompt_tokens >= 100 * failing
     assert usage["extractor"].calls == 2
+
+
+class Book:
+    """A journal's disk."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    async def keep(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def usage(self) -> dict[str, Usage]:
+        """What all that is on it took."""
+        total: dict[str, Usage] = {}
+        for step in self.steps:
+            total[step.role] = total.get(step.role, Usage()) + step.usage
+        return total
+
+
+class PaidEmbedder(builders.CountingEmbedder):
+    """Tells what it took."""
+
+    async def embed(self, texts: Any, told: list[Usage] | None = None) -> Any:
+        assert told is not None
+        told.append(Usage(calls=1, prompt_tokens=len(texts)))
+        return await super().embed(texts, told)
+
+
+async def test_vectors_that_no_record_can_hold_are_counted_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal, "RECORD_BYTES", 100)
+    book, told = Book(), list[Usage]()
+    kept = Journal(0, (), book.keep)
+    vectors = await kept.vectors(b"asked", 1, PaidEmbedder().embed, ["bread"], told)
+    assert vectors.shape[0] == 1
+    assert [(step.only_usage, step.vectors) for step in book.steps] == [(True, b"")]
+    assert book.usage() == {"embedder": sum(told, Usage())} == {"embedder": Usage(1, 1)}
+
+
+@pytest.mark.parametrize("profile", ["full", "small"])
+async def test_all_that_a_refinement_took_is_on_disk_and_counted_once(profile: str) -> None:
+    """Also what failed calls and the positions of the question took, over an attempt that came to nothing."""
+    office, book = Office(), Book()
+    down = ModelError("server", "down", usage=Usage(calls=2, prompt_tokens=7, unreported=1))
+    listed = json.dumps(office.extracted)
+    office.extracted = lambda p: down if "Bread" in p.messages()[1]["content"] else listed
+    embedder = PaidEmbedder()
+    role = RoleModel(builders.FakeChat(office), profile_named(profile), Sampling())
+    roles = dict.fromkeys(("extractor", "verifier", "rewriter"), role)
+    refiner = Refiner(RefineSettings(), roles, embedder, paid_vectors=True)
+    brief = CROSS.brief(0)
+    turns = delegate_turns(brief, "My whole family eats together at home.", "Bread is holy to my old mother.")
+    if profile == "full":
+        with pytest.raises(RefineError) as caught:
+            await refiner.refine(brief, turns, Journal(0, (), book.keep))
+        assert caught.value.usage == book.usage()
+        office.extracted = lambda p: listed
+    done = await refiner.refine(brief, turns, Journal(0, tuple(book.steps), book.keep))
+    assert done.usage == book.usage()
+    paid = sum(len(batch) for batch in embedder.batches)
+    assert done.usage["embedder"] == Usage(calls=len(embedder.batches), prompt_tokens=paid)
+    if profile == "full":
+        assert done.usage["extractor"] == Usage(calls=4, prompt_tokens=27, completion_tokens=10, unreported=1)
+
+
+@pytest.mark.parametrize("kind", ["forbidden", "too_large"])
+async def test_what_may_be_the_keys_fault_costs_no_opinion_unseen(kind: Any) -> None:
+    office = Office()
+    office.verdicts = {office.extracted[0]: ModelError(kind, "no")}
+    with pytest.raises(RefineError):
+        await refine(office, "Family is everything.")
 
 
 @pytest.mark.parametrize("role", ["extractor", "verifier", "rewriter"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from culturepark.errors import ConfigError, EndpointError, TrainingError
+from culturepark.errors import (
+    ConfigError,
+    CultureParkError,
+    EndpointError,
+    LaunchUnknownError,
+    TrainingError,
+)
 from culturepark.settings import ModelSettings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapters_of
@@ -35,6 +42,9 @@ class Service:
         self.course = ["queued", "running", "succeeded"]
         self.refusal: tuple[int, str] | None = None
         self.drop_answer = False
+        self.made_but: int | None = None
+        self.hidden = False
+        self.echoes: set[str] = set()
         self.down = 0
         self.listed = 0
         self._loop = asyncio.new_event_loop()
@@ -44,7 +54,7 @@ class Service:
         self._ready.wait(10)
 
     def _serve(self) -> None:
-        app = web.Application()
+        app = web.Application(middlewares=[self._echo])
         app.router.add_get("/v1/files", self._list_files)
         app.router.add_post("/v1/files", self._upload)
         app.router.add_get("/v1/files/{id}", self._file)
@@ -63,6 +73,21 @@ class Service:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(start())
         self._loop.run_forever()
+
+    @web.middleware
+    async def _echo(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Say the key that was shown: in every answer to what is named in `echoes`."""
+        shown = request.headers.get("Authorization", "")
+        what = f"{request.method} {request.path.removeprefix('/v1/')}"
+        status = next((one for one in (400, 401, 403, 404, 500) if f"{what} {one}" in self.echoes), 0)
+        if status:
+            return self._error(status, f"bad token {shown}, yes \u200b{shown[:20]}\u200b{shown[20:]}")
+        answer = await handler(request)
+        if what in self.echoes and isinstance(answer, web.Response):
+            body: Any = msgspec.json.decode(answer.body or b"{}")
+            body["id"] = f"x-{shown.removeprefix('Bearer ')}"
+            return web.json_response(body)
+        return answer
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -97,6 +122,8 @@ class Service:
         self.listed += 1
         if request.headers.get("Authorization") != f"Bearer {API_KEY}":
             return self._error(401, f"Incorrect API key provided: {request.headers['Authorization']}")
+        if self.hidden:
+            return web.json_response({"object": "list", "data": [], "has_more": False})
         # Newest first, a page at a time, as the service does; the filter is ignored.
         every = list(reversed(self.jobs.values()))
         at = next((i + 1 for i, one in enumerate(every) if one["id"] == request.query.get("after")), 0)
@@ -128,6 +155,8 @@ class Service:
             self.drop_answer = False
             assert request.transport is not None
             request.transport.close()
+        if self.made_but:
+            return self._error(self.made_but, "something went wrong")
         return web.json_response(self.jobs[name])
 
     async def _retrieve(self, request: web.Request) -> web.Response:
@@ -212,6 +241,94 @@ def test_a_creation_whose_answer_was_lost_is_found(service: Service, job: Job, t
     service.drop_answer = True
     assert of(service, job, tmp_path).state == "finished"
     assert len(service.jobs) == 1
+
+
+@pytest.mark.parametrize("status", [408, 409, 500, 502, 504])
+def test_a_job_that_was_made_in_spite_of_the_answer_is_found(
+    service: Service, job: Job, tmp_path: Path, status: int
+) -> None:
+    service.made_but = status
+    assert of(service, job, tmp_path).state == "finished"
+    assert len(service.jobs) == 1
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_job_that_may_have_been_made_is_not_failed_and_looked_for_later(
+    service: Service, job: Job, tmp_path: Path, retry: bool
+) -> None:
+    service.made_but, service.hidden = 504, True
+    with pytest.raises(LaunchUnknownError, match=r"not known.*answered 504"):
+        of(service, job, tmp_path, retry=retry)
+    assert [record.event for record in Records(tmp_path).all()] == ["intended"]
+    service.made_but, service.hidden = None, False
+    assert of(service, job, tmp_path, retry=retry).state == "finished"
+    assert len(service.jobs) == 1
+
+
+def test_a_refusal_of_the_creation_is_a_failure(service: Service, job: Job, tmp_path: Path) -> None:
+    service.refusal = (429, "slow down")
+    with pytest.raises(EndpointError, match="429"):
+        of(service, job, tmp_path)
+    assert Records(tmp_path).all()[-1].event == "failed"
+
+
+ASKED = (
+    "GET files",
+    "POST files",
+    "GET fine_tuning/jobs",
+    "POST fine_tuning/jobs",
+    "GET fine_tuning/jobs/ftjob-0",
+)
+
+
+@pytest.mark.parametrize(
+    "echoes", [f"{what} {status}" for what in ASKED for status in (400, 401, 403, 404, 500)]
+)
+def test_a_key_that_is_echoed_is_in_no_error_and_no_record(
+    service: Service, job: Job, tmp_path: Path, echoes: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    service.echoes = {echoes}
+    said = ""
+    try:
+        outcome = follow(
+            Records(tmp_path), backend_of(service), job, poll_s=0, sleep=lambda _: service.echoes.clear()
+        )
+        said = str(outcome)
+    except CultureParkError as error:
+        said = "".join(traceback.format_exception(error))
+        assert "401" in echoes or "[key]" in said
+    assert API_KEY[:12] not in said
+    assert API_KEY[:12] not in caplog.text
+    for path in (tmp_path / "training").rglob("*"):
+        assert not path.is_file() or API_KEY[:12] not in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("echoes", ["POST fine_tuning/jobs", "POST files"])
+def test_a_name_that_holds_the_key_is_not_written_down(
+    service: Service, job: Job, tmp_path: Path, echoes: str
+) -> None:
+    service.echoes = {echoes}
+    with pytest.raises(EndpointError) as refused:
+        of(service, job, tmp_path)
+    assert API_KEY[:12] not in str(refused.value)
+    for path in (tmp_path / "training").rglob("*.json"):
+        assert API_KEY[:12] not in path.read_text("utf-8")
+
+
+def test_the_words_and_the_model_of_a_job_hold_no_key(service: Service, job: Job, tmp_path: Path) -> None:
+    backend = backend_of(service)
+    job_id = backend.launch(job)
+    service.course = []
+    service.jobs[job_id] |= {
+        "status": "failed",
+        "error": {"code": "bad", "message": f"Bearer {API_KEY}", "param": None},
+    }
+    assert "[key]" in backend.outcome(job, job_id).what
+    service.jobs[job_id] |= {"status": "succeeded", "fine_tuned_model": f"ft:{API_KEY}", "finished_at": 160}
+    outcome = backend.outcome(job, job_id)
+    assert API_KEY[:12] not in str(outcome)
+    assert outcome.state == "failed"
 
 
 def test_a_job_is_found_among_many_without_any_record(service: Service, job: Job, tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from culturepark.models.wire import Address, NotHttpError, TooLargeError, Wire
+from culturepark.models.wire import Address, Answer, NotHttpError, NotSentError, TooLargeError, Wire
+from tests.hostile import full_backlog
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n%b\r\nhi"
 
@@ -136,10 +140,94 @@ async def test_a_call_that_is_cancelled_takes_its_connection_along() -> None:
         wire, to = Wire(1000, 5.0), Address.of(url, {})
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(0.3):
                     await wire.post(to, b"{}")
         await wire.close()
     assert seen.connections == 2
+
+
+async def test_a_connection_that_is_used_again_at_once_owes_the_next_answer_alone() -> None:
+    """Whoever had the first answer has not gone on yet when the second question is on its way."""
+    busy = b"HTTP/1.1 429 Busy\r\nContent-Length: 2\r\n\r\nno"
+    answers = [busy, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi"]
+    async with serving(lambda n: answers[n - 1]) as (url, seen):
+        wire, to = Wire(1000, 0.6), Address.of(url, {})
+        asked: list[asyncio.Task[Answer]] = []
+        keep = wire.keep
+
+        def keep_and_ask(connection: Any) -> None:
+            keep(connection)
+            asked.append(asyncio.create_task(wire.post(to, b"{}")))
+
+        wire.keep = keep_and_ask
+        assert (await wire.post(to, b"{}")).status == 429
+        with pytest.raises(TimeoutError):  # and it has its own deadline
+            await asyncio.wait_for(asked[0], 5)
+        await wire.close()
+    assert seen.connections == 1
+
+
+@pytest.mark.parametrize(
+    "length", [b"9" * 5000, b"0" * 5000 + b"2", b"99999999999999999999999", b"two", b"-2", b"+2", b"2_0", b""]
+)
+async def test_a_length_that_is_none_is_no_http(length: bytes) -> None:
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\nhi" % length
+    async with serving(lambda n: raw) as (url, _):
+        wire = Wire(1000, 1.0)
+        with pytest.raises((NotHttpError, TooLargeError)):
+            await wire.post(Address.of(url, {}), b"{}")
+        await wire.close()
+
+
+@pytest.mark.parametrize("crumb", [1, 2, 7])
+async def test_a_body_in_crumbs_is_whole(crumb: int) -> None:
+    body = bytes(range(256)) * 8
+    pieces = [body[at : at + crumb] for at in range(0, len(body), crumb)]
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(lambda n: head + chunked) as (url, _):
+        wire, to = Wire(len(body), 5.0), Address.of(url, {})
+        for _ in range(2):
+            assert (await wire.post(to, b"{}")).body == body
+        await wire.close()
+        narrow = Wire(len(body) - 1, 5.0)
+        with pytest.raises(TooLargeError):
+            await narrow.post(to, b"{}")
+        await narrow.close()
+
+
+async def test_a_handshake_that_hangs_is_late_and_nothing_went_out() -> None:
+    """A server that takes the connection and never speaks TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        wire = Wire(1000, 0.2)
+        began = time.monotonic()
+        with pytest.raises(NotSentError) as caught:
+            await wire.post(Address.of(f"https://127.0.0.1:{deaf.getsockname()[1]}/v1", {}), b"{}")
+        assert caught.value.late
+        assert time.monotonic() - began < 1.5
+        await wire.close()
+
+
+async def test_a_connect_that_hangs_is_late_and_nothing_went_out() -> None:
+    with full_backlog() as port:
+        wire = Wire(1000, 0.2)
+        began = time.monotonic()
+        with pytest.raises(NotSentError) as caught:
+            await wire.post(Address.of(f"http://127.0.0.1:{port}/v1", {}), b"{}")
+        assert caught.value.late
+        assert time.monotonic() - began < 1.5
+        await wire.close()
+
+
+async def test_nobody_there_is_not_late() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    wire = Wire(1000, 5.0)
+    for url in (f"http://127.0.0.1:{port}/v1", f"http://{'a' * 70}.invalid/v1"):
+        with pytest.raises(NotSentError) as caught:
+            await wire.post(Address.of(url, {}), b"{}")
+        assert not caught.value.late
+    await wire.close()
 
 
 @pytest.mark.parametrize("header", ["a\r\nX-Evil: 1", "a\nb", "a\0b"])
