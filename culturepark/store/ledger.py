@@ -322,13 +322,20 @@ class Ledger:
     def _require_known(self, strays: list[Stray]) -> None:
         """What a crash before a commit left is in the log, too. If it is not, that commit was made, and its
         entry is gone: raises RunDirError naming it."""
-        entry = len(self._manifest.entries) + 1
         for stray in strays:
-            if stray.path.startswith("dialogues/") and stray.path.endswith(".parquet"):
-                shard = Shard(stray.path, 0, 0, "", "dialogues")
-                if not all(self.has(row["number"]) for row in shard_rows(self._root, shard, ("number",))):
-                    why = f", though {stray.path} holds dialogues that are not in the log"
-                    raise missing_entry(self._manifest.path_of(entry), why)
+            if not all(map(self.has, self._dialogues_in(stray.path))):
+                entry = self._manifest.path_of(len(self._manifest.entries) + 1)
+                raise missing_entry(entry, f", though {stray.path} holds dialogues that are not in the log")
+
+    def _dialogues_in(self, path: str) -> list[int]:
+        """The dialogues in a shard that no commit names; none if it has no dialogues or cannot be read."""
+        if not (path.startswith("dialogues/") and path.endswith(".parquet")):
+            return []
+        try:
+            rows = shard_rows(self._root, Shard(path, 0, 0, "", "dialogues"), ("number",))
+            return [row["number"] for row in rows]
+        except RunDirError:
+            return []
 
     def _recall_sealed(self) -> int:
         self._cell_funnels: dict[int, Funnel] = {}
