@@ -293,10 +293,11 @@ def cost_words(cost: Cost) -> str:
     """Money so far, and to come unless nothing is."""
     if cost.local or cost.so_far is None:
         return money(cost.so_far, cost.local)
+    so_far = f"at least {money(cost.so_far)}" if cost.untold else money(cost.so_far)
     if cost.to_come == 0:
-        return money(cost.so_far)
+        return so_far
     to_come = "unknown" if cost.to_come is None else f"about {money(cost.to_come)}"
-    return f"{money(cost.so_far)} so far, {to_come} to come"
+    return f"{so_far} so far, {to_come} to come"
 
 
 def time_words(elapsed_s: float | None, left_s: float | None) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.conductor import Progress
 from culturepark.estimate import turns_planned
+from culturepark.ports import Usage
 from culturepark.settings import CHAT_ROLES, Role, Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
@@ -88,11 +89,13 @@ class Cost(Struct, frozen=True):
     """Money of the dialogues that have ended, and of those that have not; None means unknown.
 
     `to_come` takes the dialogues still owed, those in flight included, to cost what one cost so far.
+    `untold` calls told no usage (most of them broke off): then it is the least that it can be.
     """
 
     so_far: float | None = None
     to_come: float | None = None
     local: bool = False
+    untold: int = 0
 
 
 class Dialogues(Struct, frozen=True):
@@ -248,18 +251,25 @@ def cost_of(
     """Money so far, what is spent on dialogues `underway` included, and to come for `owed` dialogues."""
     if all(model.engine != "openai" for model in settings.models.values()):
         return Cost(0.0, 0.0, local=True)
-    by_role: dict[str, Any] = funnels.usage_view(total, settings)
-    moneys: list[float | None] = [role["money"] for role in by_role.values()]
+    by_role, begun = funnels.usage_of(total), funnels.usage_of(underway or {})
+    moneys = [_told_money(role, usage, settings) for role, usage in by_role.items()]
     ended = total.get("finished", 0) + total.get("failed", 0)
     if None in moneys or not (ended or _priced(settings)):
         return Cost()
     of_ended = sum(m for m in moneys if m is not None)
-    begun: dict[str, Any] = funnels.usage_view(underway or {}, settings)
-    of_begun: list[float | None] = [role["money"] for role in begun.values()]
+    of_begun = [_told_money(role, usage, settings) for role, usage in begun.items()]
     so_far = of_ended + sum(m for m in of_begun if m is not None)
+    untold = sum(usage.unreported for usage in (*by_role.values(), *begun.values()))
     if not owed:
-        return Cost(so_far, 0.0)
-    return Cost(so_far, max(0.0, of_ended / ended * owed - (so_far - of_ended)) if ended else None)
+        return Cost(so_far, 0.0, untold=untold)
+    to_come = max(0.0, of_ended / ended * owed - (so_far - of_ended)) if ended else None
+    return Cost(so_far, to_come, untold=untold)
+
+
+def _told_money(role: str, usage: Usage, settings: Settings) -> float | None:
+    """What those of a role's calls cost that told what they took; None if none did, or prices are unknown."""
+    told = usage.prompt_tokens or usage.completion_tokens
+    return funnels.money_of(role, replace(usage, unreported=0) if told else usage, settings)
 
 
 def _priced(settings: Settings) -> bool:

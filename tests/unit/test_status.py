@@ -18,7 +18,7 @@ from culturepark.cli import run as culturepark
 from culturepark.conductor import Progress
 from culturepark.display import Display
 from culturepark.metrics import PREFIX, TABLE, page_table, values
-from culturepark.status import as_json_text, look, starting, status_of, write_status
+from culturepark.status import as_json_text, cost_words, look, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from culturepark.watching import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of
@@ -95,6 +95,16 @@ def test_nothing_unknown_is_called_zero(tmp_path: Path) -> None:
     assert cost_of({}, run.settings, 24) == Cost(0.0, None)
     told_nothing = {"finished": 2, "usage:speaker:calls": 9, "usage:speaker:unreported": 9}
     assert cost_of(told_nothing, run.settings, 22) == Cost()
+
+
+def test_calls_that_told_nothing_make_a_cost_the_least_it_can_be(tmp_path: Path) -> None:
+    run, snapshot = priced(tmp_path / "run", 6)
+    total = dict(total_of(snapshot.funnels))
+    whole = cost_of(total, run.settings, 0)
+    total["usage:speaker:unreported"] = 3
+    total["usage:speaker:calls"] += 3
+    assert cost_of(total, run.settings, 0) == replace(whole, untold=3)
+    assert cost_words(replace(whole, untold=3)) == f"at least {cost_words(whole)}"
 
 
 def test_the_time_left_is_that_of_the_turns_left(tmp_path: Path) -> None:
