@@ -28,7 +28,8 @@ $(VENV)/.trains: $(READY)
 	@touch $@
 
 loop: $(VENV)/.trains
-	$(BIN)/python scripts/experiment.py --config config/loop.toml --out runs/loop --no-direct --no-joint
+	$(BIN)/python scripts/experiment.py --config config/loop.toml --out runs/loop --no-direct --no-joint \
+	  --task opinions --task vsm
 
 test: $(READY)
 	$(BIN)/python -m pytest

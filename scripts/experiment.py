@@ -6,7 +6,8 @@
 Every step is a `culturepark` command that can be given by hand, and is shown before it runs. What was done
 is not done again, so a run that was stopped goes on. Beside the run, a second one of the same plan asks the
 model directly for opinions instead of holding dialogues (`--no-direct` leaves it out): the baseline that
-dialogues have to beat. The results are in OUT/results.md and, whole, in OUT/*/report.json.
+dialogues have to beat, as data (quality) and as what models are tuned on. The results are in OUT/results.md
+and, whole, in OUT/*/report.json.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from culturepark.evaluation.report import FLOORS
+import msgspec
+
+from culturepark.evaluation.measure import compare
+from culturepark.evaluation.report import FLOORS, read_measurements
 
 ROOT = Path(__file__).resolve().parent.parent
+TASKS = ("opinions", "vsm", "moderation", "forgetting")
+OWN = "own"
 
 
 class Experiment:
     """The steps, in a directory."""
 
-    def __init__(self, config: Path, out: Path, tasks: list[str], sets: list[str], joint: bool) -> None:
+    def __init__(self, config: Path, out: Path, tasks: Sequence[str], sets: list[str], joint: bool) -> None:
         self._config, self._out, self._tasks, self._sets = config, out, tasks, sets
         self._joint = joint
         self._times = out / "times.json"
@@ -55,9 +62,17 @@ class Experiment:
             out = self._out / f"{run.name}-{task}"
             if (out / "report.json").exists():
                 continue
-            adapters = ("--adapter", "own", *(("--adapter", "joint") if self._joint else ()))
+            adapters = ("--adapter", OWN, *(("--adapter", "joint") if self._joint else ()))
             where = ("--task", task, "--out", str(out))
             self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *adapters, *where)
+
+    def judge_data(self, run: Path, baseline: Path | None) -> None:
+        """The quality of what was generated, counted; no model here is judge enough for the rest."""
+        out = self._out / f"{run.name}-quality"
+        if not (out / "report.json").exists():
+            beside = ("--baseline", str(baseline)) if baseline else ()
+            where = ("--task", "quality", "--judge", "none", *beside, "--out", str(out))
+            self._step(f"quality of {run.name}", "evaluate", str(run), *where)
 
     def _step(self, name: str, *command: str) -> None:
         print(f"\n$ culturepark {shlex.join(command)}", flush=True)
@@ -79,9 +94,23 @@ class Experiment:
         parts = [f"# Results of {self._config.name}", ""]
         for report in sorted(self._out.glob("*/report.json")):
             parts += [f"## {report.parent.name}", "", *_tables(json.loads(report.read_text("utf-8"))), ""]
+        parts += self._against_direct()
         parts += ["## Time", "", "| step | minutes |", "|---|---:|"]
         parts += [f"| {name} | {seconds / 60:.1f} |" for name, seconds in self.times().items()]
         return "\n".join(parts) + "\n"
+
+    def _against_direct(self) -> list[str]:
+        """Adapters tuned on dialogues against those tuned on direct generation, question by question."""
+        lines: list[str] = []
+        for task in self._tasks:
+            folders = [self._out / f"{name}-{task}" for name in ("direct", "dialogues")]
+            if not all((folder / "report.json").exists() for folder in folders):
+                continue
+            direct, dialogues = (read_measurements(folder).get(OWN, []) for folder in folders)
+            found = compare("direct", direct, "dialogues", dialogues)
+            lines += _comparisons([msgspec.to_builtins(one) for one in found])
+        title = "## Own adapters: tuned on dialogues against tuned on direct generation"
+        return [title, *lines, ""] if lines else []
 
 
 def _tables(report: dict[str, Any]) -> list[str]:
@@ -95,20 +124,23 @@ def _tables(report: dict[str, Any]) -> list[str]:
             f"| {one['model']} | {one['subset']} {one['metric']} ({one['better']}) | {_number(one['value'])} "
             f"| {_range(one)} | {floors} | {one['n']} | {one['invalid_rate']:.0%} |"
         )
-    if report["comparisons"]:
-        lines += [
-            "",
-            "| comparison | figure | difference | 95 % | p (Holm) | units |",
-            "|---|---|---:|---:|---:|---:|",
-        ]
-    for one in report["comparisons"]:
+    return lines + _comparisons(report["comparisons"])
+
+
+def _comparisons(comparisons: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "| comparison | figure | difference | 95 % | p (Holm) | units |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for one in comparisons:
         found = one["difference"] or {}
         lines.append(
             f"| {one['second']} against {one['first']} | {one['subset']} {one['metric']} ({one['better']}) "
             f"| {_number(found.get('value'))} | {_range(found)} | {_number(one['p_holm'])} "
             f"| {one['n_units']} |"
         )
-    return lines
+    return lines if comparisons else []
 
 
 def _number(value: float | None) -> str:
@@ -127,7 +159,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, default=ROOT / "config" / "experiment.toml")
     parser.add_argument("--out", type=Path, default=Path("runs/experiment"))
-    parser.add_argument("--task", action="append", choices=["opinions", "vsm"], help="only this; repeatable")
+    parser.add_argument("--task", action="append", choices=TASKS, help="only this; repeatable")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--no-direct", action="store_true", help="without the baseline of direct generation")
     parser.add_argument(
@@ -136,11 +168,12 @@ def main() -> None:
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    tasks = given.task or ["opinions", "vsm"]
+    tasks: Sequence[str] = given.task or TASKS
     experiment = Experiment(given.config.resolve(), out, tasks, given.set, not given.no_joint)
     runs = [experiment.generate("dialogues")]
     if not given.no_direct:
         runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))
+    experiment.judge_data(runs[0], runs[1] if len(runs) > 1 else None)
     for run in runs:
         experiment.tune(run)
         experiment.evaluate(run)
