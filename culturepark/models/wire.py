@@ -30,7 +30,7 @@ _WORDS_BYTES = 65_536
 _WORDS_S = 5.0
 """The body of a refusal is not waited for longer than this: the status says what matters."""
 _PIECES = 64
-"""Of a body that comes in more pieces than this, one array is made as they come."""
+"""Of a body that comes in more pieces than this, one array is made after each read."""
 _LOOK_S = 1.0
 _GZIP_OR_ZLIB = 47
 _GIVEN = b"Content-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
@@ -100,7 +100,8 @@ class Wire:
         self.words_s = min(_WORDS_S, 0.5 * deadline_s)
         self._deadline_s = deadline_s
         self._look_s = min(_LOOK_S, deadline_s / 20)
-        self._asked: set[_Connection] = set()
+        self.owing: set[_Connection] = set()
+        """Connections that are to answer, each by its `due_s`."""
         self._looking: asyncio.TimerHandle | None = None
         self._idle: dict[Address, deque[_Connection]] = {}
         self._all: set[_Connection] = set()
@@ -125,21 +126,17 @@ class Wire:
 
     def asked(self, connection: _Connection) -> None:
         """It is to answer by its `due_s`."""
-        self._asked.add(connection)
+        self.owing.add(connection)
         if self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(self._look_s, self._look)
-
-    def answered(self, connection: _Connection) -> None:
-        """It owes no answer any more."""
-        self._asked.discard(connection)
 
     def _look(self) -> None:
         """End what is past its deadline."""
         now_s = time.monotonic()
-        for connection in [one for one in self._asked if one.due_s <= now_s]:
+        for connection in [one for one in self.owing if one.due_s <= now_s]:
             connection.expire()
         self._looking = None
-        if self._asked:
+        if self.owing:
             self._looking = asyncio.get_running_loop().call_later(self._look_s, self._look)
 
     def _kept(self, to: Address) -> _Connection | None:
@@ -233,7 +230,7 @@ class _Connection(asyncio.Protocol):
         """Owe no answer any more; returns who waits for one. At once, and not when that one goes on: another
         may ask before that."""
         answer, self._answer = self._answer, None
-        self._wire.answered(self)
+        self._wire.owing.discard(self)
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
@@ -318,6 +315,8 @@ class _Connection(asyncio.Protocol):
                 self._fail(NotHttpError("its head has no end"))
         elif self._wired > 2 * self._wire.most_bytes + _HEAD_BYTES:
             self._fail(TooLargeError())
+        elif len(self._parts) > _PIECES:
+            self._gather()
 
     def _end(self) -> None:
         """The whole answer is here."""
@@ -379,8 +378,6 @@ class _Connection(asyncio.Protocol):
             body = self._inflated(body, most + 1 - self._size)
         self._size += len(body)
         self._parts.append(body)
-        if len(self._parts) > _PIECES:
-            self._gather()
         if self._size <= most:
             return
         if self._status == 200:
