@@ -69,7 +69,11 @@ def evaluate(
         str, typer.Option(metavar="VARIABLE", help="The environment variable with the endpoint's key.")
     ] = "OPENAI_API_KEY",
     task: Annotated[
-        list[Task] | None, typer.Option(help="Only this task; may be repeated. `quality` has to be named.")
+        list[Task] | None,
+        typer.Option(
+            help="Only this task; may be repeated. `quality`, and `moderation` without --labelled, are "
+            "evaluated only if they are named."
+        ),
     ] = None,
     culture: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this culture; may be repeated.")
