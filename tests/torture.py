@@ -51,8 +51,9 @@ TARGETS = {
 """What is killed, and how often in relation to the others."""
 
 _JUST_NOW_S = 0.5
-"""How long before a kill a reply may have come back and not be on disk yet, and how long after it the endpoint
-may see a call that was made before, or a worker hear of a new moderator: the machine may be busy."""
+"""How long before a kill a reply may have come back and not be on disk yet, and how long after it the
+endpoint may see a call that was made before, or a worker hear of a new moderator: the machine may be busy."""
+
 CALLERS = ("ray::CulturalAgent", "ray::RefinerActor")
 _PAUSE_S = (0.0, 2.0)
 _IN_FLIGHT = 32
