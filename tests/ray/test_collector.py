@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.ray.calm import Calm
 from tests.ray.conftest import alive, children_named, wait_for
-from tests.torture import Kill, may_be_repeated
+from tests.torture import CALLERS, Kill, may_be_repeated
 
 
 def test_turns_since_the_collectors_restart_are_not_paid_for_again(
@@ -27,9 +27,9 @@ def test_turns_since_the_collectors_restart_are_not_paid_for_again(
     wait_for(lambda: log.read_text("utf-8").count('"opened"') == 2, "the collector, again")
     calm.go_on(run, 60)
     killed.append(Kill("driver", time.time(), 0.0))
-    theirs = children_named(run.process.pid, "ray::")
+    theirs = [pid for name in CALLERS for pid in children_named(run.process.pid, name)]
     run.kill()
-    wait_for(lambda: not any(map(alive, theirs)), "the end of its actors")
+    wait_for(lambda: not any(map(alive, theirs)), "the end of its callers")
     killed[-1].over_s = time.time()
     calm.resume(generate, out)
     calm.assert_same(out, may_be_repeated(calm.endpoint, killed, out / "logs"))
