@@ -76,7 +76,7 @@ async def _outcome(
         # Our own fault must not leave a dialogue waiting for ever.
         log.exception("refiner_error", dialogue=brief.id)
         reason = f"in refinement: {type(error).__name__}: {error}"
-        return Balked(message.number, message.take, 0, "internal", reason)
+        return Balked(message.number, message.take, 0, "internal", reason, journal.taken)
     log.info(
         "dialogue_refined",
         dialogue=brief.id,

@@ -47,6 +47,7 @@ from culturepark.settings import Settings
 COLLECTOR = "collector"
 REFINERS = "/refiners"
 """Their key beside those of cultures, which hold no slash."""
+_OWN: frozenset[str] = frozenset({"forbidden", "too_large"})
 
 
 class Post(Struct, frozen=True):
@@ -119,6 +120,7 @@ class Conductor:
         self._turns = 0
         self._failed = 0
         self._finished = 0
+        self._before = self._ended
         self._failures_in_a_row = 0
         self._doubtful: dict[int, tuple[_Slot, Post]] = {}
         self._noting: set[int] = set()
@@ -165,7 +167,7 @@ class Conductor:
         posts = self._on(message, now_s)
         if not self._slots and self._doubtful and not self._stopped:
             # Nothing is left to tell whether these failures are theirs or an outage's.
-            if self._finished:
+            if self._finished or (self._before and self._all_their_own()):
                 posts += self._settle()
             else:
                 self._trip("no dialogue finished")
@@ -345,6 +347,12 @@ class Conductor:
         if posts:
             self._noting.add(message.number)
         return posts
+
+    def _all_their_own(self) -> bool:
+        """Whether nothing is in doubt but what an outage does not bring about. In a run that has ended others
+        before, it is these dialogues' own: they would be owed for ever."""
+        failed = (post.message for _, post in self._doubtful.values())
+        return all(isinstance(one, Outcome) and one.failed in _OWN for one in failed)
 
     def _failure(self, slot: _Slot, message: Balked, now_s: float) -> Outcome:
         """How a dialogue ends with a failure. A refiner knows what calls before this one took."""

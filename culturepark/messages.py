@@ -369,10 +369,14 @@ def only_usage(number: int, usage: Mapping[str, Usage], key: bytes) -> list[Step
 
 def bare_usage(steps: Iterable[Step]) -> dict[str, Usage]:
     """What steps say of calls that brought nothing else, by role."""
+    return step_usage(step for step in steps if step.only_usage)
+
+
+def step_usage(steps: Iterable[Step]) -> dict[str, Usage]:
+    """What the calls of these steps took, by role."""
     usage: dict[str, Usage] = {}
     for step in steps:
-        if step.only_usage:
-            usage[step.role] = usage.get(step.role, Usage()) + step.usage
+        usage[step.role] = usage.get(step.role, Usage()) + step.usage
     return usage
 
 

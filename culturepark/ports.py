@@ -19,7 +19,8 @@ Vectors = NDArray[np.float32]
 class Usage(Struct, frozen=True):
     """What model calls took: counts of calls and tokens, summed with `+`.
 
-    `unreported` counts calls whose endpoint told no usage: their tokens are unknown, not zero.
+    `unreported` counts calls whose tokens nobody told: they are unknown, not zero. Of these, `lost` are
+    the calls whose answer did not come or could not be read; the others' endpoint keeps silent.
     """
 
     calls: int = 0
@@ -27,6 +28,7 @@ class Usage(Struct, frozen=True):
     cached_tokens: int = 0
     completion_tokens: int = 0
     unreported: int = 0
+    lost: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -35,6 +37,7 @@ class Usage(Struct, frozen=True):
             self.cached_tokens + other.cached_tokens,
             self.completion_tokens + other.completion_tokens,
             self.unreported + other.unreported,
+            self.lost + other.lost,
         )
 
 

@@ -185,7 +185,7 @@ class HttpChatModel:
         try:
             reply = _decoded(came.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            usage = spent + Usage(calls=1, unreported=1)
+            usage = spent + Usage(calls=1, unreported=1, lost=1)
             what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
             raise ModelError("invalid_reply", what, usage=usage) from None
         usage = _usage(reply.usage)

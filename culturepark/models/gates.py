@@ -156,6 +156,11 @@ class Pacer:
                 bucket.per_s = rate / 60
         self._pump()
 
+    def end(self) -> None:
+        """Keep no rate any more, so that nobody waits: no request will be sent."""
+        self._requests = self._tokens = None
+        self._pump()
+
     async def turn(self) -> None:
         """Wait until one more request may be sent."""
         if not self._queue and not self._wait_s():

@@ -51,7 +51,7 @@ _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _OWN_PULSE_S = 0.1
 _NOTHING = Usage()
-_UNKNOWN = Usage(calls=1, unreported=1)
+_UNKNOWN = Usage(calls=1, unreported=1, lost=1)
 """What a request took that went out and brought no count: nobody can say, and it is not nothing."""
 _GATEWAY = frozenset({502, 504, 520, 524})
 """Said by what stands before the server and has lost its answer, which may well have been given, and billed.
@@ -229,12 +229,11 @@ class HttpEndpoint:
             replica = self._only or self._choose(affinity, skip, avoid)
             if self._pacer is not None:
                 await self._paced(replica, self._pacer)
+            if self._halted:
+                raise ModelError("connection", "no call is begun any more", usage=lost)
             gate = replica.gate
-            if not gate.try_enter():
-                if self._halted:
-                    raise ModelError("connection", "no call is begun any more", usage=lost)
-                if not await gate.enter():
-                    continue  # sent away: the replica is no longer well, or all is halted
+            if not gate.try_enter() and not await gate.enter():
+                continue  # sent away: the replica is no longer well, or all is halted
             if attempt or skip:
                 replica.retried += 1
             began = now = time.monotonic()
@@ -397,6 +396,8 @@ class HttpEndpoint:
         """Begin no further request. Who waits for one is told so, with what it has taken, since that has to
         be counted; those under way end as they may."""
         self._halted = True
+        if self._pacer is not None:
+            self._pacer.end()
         for replica in self._replicas:
             replica.gate.close()
             replica.gate.send_away()

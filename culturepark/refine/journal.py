@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from culturepark.messages import RECORD_BYTES, Step, bare_usage, only_usage
+from culturepark.messages import RECORD_BYTES, Step, bare_usage, only_usage, step_usage
 from culturepark.ports import Completion, Usage, Vectors
 
 _KEY_BYTES = 12
@@ -27,8 +27,14 @@ class Journal:
         self._known = {step.key: step for step in steps}
         self.before = bare_usage(self._known.values())
         """What calls of the dialogue took, by role, that brought nothing, in attempts before this one."""
-        self._keep = keep
+        self.taken = step_usage(self._known.values())
+        """What all calls of the refinement took, by role, as far as it was kept."""
+        self._keep_step = keep
         self._asked: Counter[bytes] = Counter()
+
+    async def _keep(self, step: Step) -> None:
+        self.taken[step.role] = self.taken.get(step.role, Usage()) + step.usage
+        await self._keep_step(step)
 
     def key(self, role: str, asked: bytes) -> bytes:
         """What tells this call apart. The same question asked again is another call."""

@@ -17,7 +17,7 @@ from culturepark.refine.select import Choice
 from culturepark.settings import Settings
 
 Funnel = Counter[str]
-_USAGE = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "unreported")
+_USAGE = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "unreported", "lost")
 
 
 def of_outcome(outcome: Outcome) -> Funnel:

@@ -320,8 +320,10 @@ class Ledger:
         return [f"{stray.path} -> {stray.moved_to}" for stray in found if stray.moved_to]
 
     def _require_known(self, strays: list[Stray]) -> None:
-        """What a crash before a commit left is in the log, too. If it is not, that commit was made, and its
-        entry is gone: raises RunDirError naming it."""
+        """What a crash before a commit left is in the log, too. If it is not, though the log is whole, that
+        commit was made, and its entry is gone: raises RunDirError naming it."""
+        if self._log.damage:
+            return  # what is not there any more is reported, and done again
         for stray in strays:
             if not all(map(self.has, self._dialogues_in(stray.path))):
                 entry = self._manifest.path_of(len(self._manifest.entries) + 1)

@@ -341,6 +341,22 @@ def test_a_403_is_the_dialogues_own_once_another_finishes_and_owed_if_none_does(
     assert "no such key" in progress.stopped
 
 
+@pytest.mark.parametrize("kind", ["forbidden", "too_large", "server"])
+def test_what_only_some_dialogues_meet_is_not_owed_for_ever(kind: Any) -> None:
+    """A resume in which nothing is owed but them: no other can finish and tell."""
+    plan, _ = crowd()
+    done = bytes([0b11111111, 0])  # the first eight of ten
+    replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
+    conductor = Conductor(plan, builders.settings(), done, TAKE, replicas)
+    conductor.fill(0.0)
+    posts: list[Post] = []
+    for number in (8, 9):
+        posts += conductor.on(Balked(number, TAKE, 1, kind, "no"), 0.0)
+    failed = [post.message.failed for post in posts if isinstance(post.message, Outcome)]
+    assert failed == ([] if kind == "server" else [kind, kind])
+    assert conductor.progress().stopped_by == ("breaker" if kind == "server" else "")
+
+
 def test_when_nothing_at_all_finishes_nothing_is_failed_for_good() -> None:
     plan, conductor = crowd(breaker=1000)
     waiting = conductor.fill(0.0)

@@ -68,6 +68,21 @@ def test_a_few_calls_whose_count_was_lost_are_taken_for_twice_the_average() -> N
     assert "3.00" in Budget(given(*PRICES, "budget.money=3.0")).reached(money, 0)
 
 
+def test_a_lost_call_is_no_reason_to_stop() -> None:
+    """A cold server's first calls time out; a role's only call may. A resume has to go on, too."""
+    lost = Usage(calls=4, unreported=4, lost=4)
+    tokens, money = Budget(given("budget.tokens=10000")), Budget(given(*PRICES, "budget.money=100.0"))
+    for spent in ({"speaker": lost}, {"speaker": Usage(1000, 1000, 0, 1000), "verifier": lost}):
+        assert tokens.reached(spent, 0) == ""
+        assert money.reached(spent, 0) == ""
+    # Eight guesses of 1,200 tokens; with others to go by, as many as those took, twice over.
+    assert "9,600 are spent" in Budget(given("budget.tokens=9600")).reached({"speaker": lost}, 0)
+    known = {"speaker": Usage(996, 2000, 0, 992), "verifier": lost}
+    assert "3,016 are spent" in Budget(given("budget.tokens=3016")).reached(known, 0)
+    silent = {"speaker": lost + Usage(calls=1, unreported=1)}
+    assert "tells no usage" in tokens.reached(silent, 0)
+
+
 def test_a_budget_of_money_needs_prices() -> None:
     with pytest.raises(ConfigError, match="has no prices"):
         given("budget.money=1.0")

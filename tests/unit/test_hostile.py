@@ -227,16 +227,19 @@ async def test_what_failed_attempts_took_is_counted_with_the_reply_that_came() -
         server.answer = lambda body: framed(EMBEDDINGS)
         told: list[Usage] = []
         await client.embed(2, told)
-        assert sum(told, Usage()) == Usage(calls=2, prompt_tokens=5, unreported=1)
+        assert sum(told, Usage()) == Usage(calls=2, prompt_tokens=5, unreported=1, lost=1)
         await client.close()
 
 
-@pytest.mark.parametrize("waits", ["gate", "backoff"])
+@pytest.mark.parametrize("waits", ["gate", "backoff", "rate"])
 async def test_a_halt_ends_who_waits_and_tells_what_was_taken(waits: str) -> None:
     async with Hostile().serving() as server:
-        misdeeds = ("null-content", "429-billion") if waits == "backoff" else ("never",)
+        misdeeds = {"backoff": ("null-content", "429-billion"), "rate": ("null-content",)}.get(
+            waits, ("never",)
+        )
         server.rule = lambda met: misdeeds[min(met, len(misdeeds) - 1)]
-        client = Client(server.url, retries=9, sleeps=True, requests_in_flight=1, adaptive=False)
+        rates = {"requests_per_minute": 6} if waits == "rate" else {"requests_in_flight": 1}
+        client = Client(server.url, retries=9, sleeps=True, adaptive=False, **rates)
         first = asyncio.create_task(client.end_of("d"))
         second = asyncio.create_task(client.end_of("e")) if waits == "gate" else None
         await asyncio.sleep(0.2)  # below the deadline

@@ -36,6 +36,34 @@ def many_small_segments() -> Iterator[None]:
         yield
 
 
+def test_damage_beside_what_a_killed_commit_left_is_reported_and_done_again(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    run = builders.run_in(root, OF)
+    lock = RunLock.take(root)
+    ledger = Ledger(run, lock)
+    ledger.begin(7)
+    for outcome in builders.outcomes(run.plan):
+        ledger.append(encode(outcome))
+    with (
+        mock.patch.object(ledger_module.Manifest, "append", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        ledger.sync()
+    lock.release()
+    assert list((root / "dialogues").glob("*.parquet"))
+    segment = sorted((root / "log").glob("*.wal"))[-1]
+    content = bytearray(segment.read_bytes())
+    content[200] ^= 1
+    segment.write_bytes(content)
+    with RunLock.take(root) as lock:
+        ledger = Ledger(run, lock)
+        assert any("damaged" in one for one in ledger.report.set_aside)
+        for outcome in builders.outcomes(run.plan):
+            ledger.append(encode(outcome))
+        ledger.close()
+    assert [one for one in check_run(root).problems if "summary" not in one] == []
+
+
 def halfway(root: Path, under_way: bool = True) -> Path:
     """A run whose collector was killed twice: commits, dialogues that ended since, and, if wanted, two that
     are under way, which keep what is old in the log."""
