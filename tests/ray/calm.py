@@ -33,19 +33,21 @@ class Calm(NamedTuple):
     endpoint: ScriptedEndpoint
     out: Path
     paid: Counter[bytes]
+    plan: tuple[str, ...]
 
     @classmethod
-    def made(cls, out: Path, endpoint: ScriptedEndpoint) -> Calm:
-        """Make that run."""
-        code, printed = Generate(out, *PLAN, *models_at(endpoint)).wait()
+    def made(cls, out: Path, endpoint: ScriptedEndpoint, *changed: str) -> Calm:
+        """Make that run; `changed` are settings that differ from the usual ones."""
+        plan = (*PLAN, *changed)
+        code, printed = Generate(out, *plan, *models_at(endpoint)).wait()
         assert code == 0, printed
-        return cls(endpoint, out, endpoint.begin_again())
+        return cls(endpoint, out, endpoint.begin_again(), plan)
 
     def start(self, generate: Any, out: Path, latency_s: float = SLOW_S) -> Generate:
         """Start the same elsewhere, slowly."""
         self.endpoint.begin_again()
         self.endpoint.latency_s = latency_s
-        return generate(out, *PLAN, *models_at(self.endpoint))
+        return generate(out, *self.plan, *models_at(self.endpoint))
 
     def go_on(self, run: Generate, calls: int) -> None:
         """Wait until a run has made this many calls more; it must not be over then."""
@@ -62,7 +64,7 @@ class Calm(NamedTuple):
     def resume(self, generate: Any, out: Path) -> None:
         """Give the same command again."""
         self.endpoint.latency_s = 0.0
-        self.end(generate(out, *PLAN, *models_at(self.endpoint)))
+        self.end(generate(out, *self.plan, *models_at(self.endpoint)))
 
     def assert_same(self, out: Path, repeated: int | Counter[bytes]) -> None:
         """That run lost nothing, doubled nothing, changed nothing, and paid again for no more calls than so
