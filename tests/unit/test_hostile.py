@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import random
 import socket
@@ -229,6 +230,21 @@ async def test_what_failed_attempts_took_is_counted_with_the_reply_that_came() -
         await client.embed(2, told)
         assert sum(told, Usage()) == Usage(calls=2, prompt_tokens=5, unreported=1, lost=1)
         await client.close()
+
+
+async def test_jumps_of_the_clock_change_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = itertools.cycle((0.0, 4e9, -1e9, 86_400.0))
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    async with Hostile().serving() as server:
+        server.turns["d"] = ["503", "never", "429-date", "well"]
+        client = Client(server.url, retries=9)
+        began = time.monotonic()
+        completion = await client.ask("d")
+        took_s = time.monotonic() - began
+        await client.close()
+    assert completion.usage.calls == 2  # the well one, and the one that never came
+    assert DEADLINE_S <= took_s < DEADLINE_S + 2
+    assert max(client.waits) <= LimitSettings().backoff_max_s
 
 
 @pytest.mark.parametrize("waits", ["gate", "backoff", "rate"])
