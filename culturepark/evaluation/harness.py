@@ -20,6 +20,7 @@ from msgspec import Struct
 from culturepark.errors import ConfigError
 from culturepark.evaluation.forgetting import TASK
 from culturepark.evaluation.measure import Better, Measurement
+from culturepark.models.http import api_key_of, base_urls_of
 from culturepark.settings import ModelSettings
 from culturepark.store.files import disk_errors, make_dirs
 
@@ -59,13 +60,14 @@ async def evaluate(model: ModelSettings, tasks: Sequence[str], folder: Path) -> 
     Raises ConfigError, with the harness's last words, if it fails; RunDirError about the disk.
     """
     require_harness()
+    command, environment = command_of(model, tasks, folder), environment_of(model, os.environ)
     make_dirs(folder)
     log = folder / LOG
     with disk_errors(log), log.open("wb") as said:
         # It inherits our terminal's signals: Ctrl-C ends both.
         child = await asyncio.create_subprocess_exec(
-            *command_of(model, tasks, folder),
-            env=environment_of(model, os.environ),
+            *command,
+            env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -83,10 +85,10 @@ async def evaluate(model: ModelSettings, tasks: Sequence[str], folder: Path) -> 
 
 
 def command_of(model: ModelSettings, tasks: Sequence[str], folder: Path) -> list[str]:
-    """The command line; the key goes by the environment."""
+    """The command line; the key goes by the environment. Raises ConfigError if the address is none."""
     arguments = {
         "model": model.model or "embedded",
-        "base_url": f"{model.base_urls[0].rstrip('/')}/chat/completions",
+        "base_url": f"{base_urls_of(model)[0]}/chat/completions",
         "num_concurrent": model.parallel if model.engine == "embedded" else _AT_ONCE,
         "max_retries": 3,
         "tokenized_requests": False,
@@ -97,11 +99,10 @@ def command_of(model: ModelSettings, tasks: Sequence[str], folder: Path) -> list
 
 
 def environment_of(model: ModelSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """The harness takes its key from OPENAI_API_KEY, whatever variable the model's is in; a model on this
-    machine needs none."""
-    made = {name: value for name, value in environment.items() if name != "OPENAI_API_KEY"}
-    key = environment.get(model.api_key_env, "") if model.engine == "openai" else ""
-    return made | {"OPENAI_API_KEY": key}
+    """The harness takes its key from OPENAI_API_KEY, whatever variable or file the model's is in; a model on
+    this machine needs none. Raises ConfigError if the key cannot be read."""
+    key = api_key_of(model) if model.engine == "openai" else ""
+    return {**environment, "OPENAI_API_KEY": key}
 
 
 def read_results(folder: Path) -> list[Measurement]:

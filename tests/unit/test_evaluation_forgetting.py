@@ -164,18 +164,42 @@ def test_results_that_are_none(tmp_path: Path, content: str) -> None:
         harness.read_results(tmp_path)
 
 
-def test_the_key_goes_by_the_environment_alone(tmp_path: Path) -> None:
+def test_the_key_goes_by_the_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "secret")
     model = ModelSettings(engine="openai", model="m,x=y", base_urls=(URL,), api_key_env="MINE")
     command = harness.command_of(model, ["gsm8k", "bbh"], tmp_path)
     arguments = json.loads(command[command.index("--model_args") + 1])
     assert arguments["base_url"] == f"{URL}/chat/completions"
     assert arguments["model"] == "m,x=y"
     assert command[command.index("--tasks") + 1 :][:2] == ["gsm8k", "bbh"]
-    environment = harness.environment_of(model, {"MINE": "secret", "OPENAI_API_KEY": "another"})
-    assert environment["OPENAI_API_KEY"] == "secret"
+    environment = harness.environment_of(model, {"PATH": "here", "OPENAI_API_KEY": "another"})
+    assert environment == {"PATH": "here", "OPENAI_API_KEY": "secret"}
     assert "secret" not in " ".join(command)
+    monkeypatch.delenv("MINE")
+    file = tmp_path / "key"
+    file.write_text("from-a-file\n", "utf-8")
+    file.chmod(0o600)
+    monkeypatch.setenv("MINE_FILE", str(file))
+    assert harness.environment_of(model, {})["OPENAI_API_KEY"] == "from-a-file"
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="others may read"):
+        harness.environment_of(model, {})
     here = ModelSettings(engine="embedded")
     assert harness.environment_of(here, {"OPENAI_API_KEY": "another"})["OPENAI_API_KEY"] == ""
+
+
+def test_an_address_that_no_setting_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def address() -> str:
+        command = harness.command_of(ModelSettings(engine="openai", model="m"), ["gsm8k"], tmp_path)
+        return json.loads(command[command.index("--model_args") + 1])["base_url"]
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert address() == "https://api.openai.com/v1/chat/completions"
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{URL}/")
+    assert address() == f"{URL}/chat/completions"
+    monkeypatch.setenv("OPENAI_BASE_URL", "nowhere")
+    with pytest.raises(ConfigError, match="not an http"):
+        address()
 
 
 # --- the command
