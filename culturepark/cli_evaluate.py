@@ -144,7 +144,7 @@ def evaluate(
     from culturepark.cultures import load_cultures
     from culturepark.evaluation import forgetting, vsm
     from culturepark.evaluation.harness import require_harness, require_plain
-    from culturepark.evaluation.measure import Comparison, compare_all
+    from culturepark.evaluation.measure import Comparison, compare_all, corrected
     from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
     from culturepark.evaluation.targets import adapter_target, target_of
@@ -202,7 +202,7 @@ def evaluate(
         of_data, compared, notes = asyncio.run(measure_data(console, ask))
     benchmarks = (harness or ()) if Task.forgetting in tasks else ()
     measured = asyncio.run(_measured(console, suite, targets, benchmarks, out)) if targets else Measured()
-    comparisons = [*(compare_all(measured) if measured else ()), *compared]
+    comparisons = corrected([*(compare_all(measured) if measured else ()), *compared])
     measured |= of_data
     report = report_of(measured, comparisons, notes)
     write_report(out, report, measured)

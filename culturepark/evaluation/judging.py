@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from msgspec import Struct
 
 from culturepark.evaluation.asking import Answer, Asker, Question
@@ -185,33 +186,36 @@ def _turn_question(metric: str, turn: Turn, demonyms: Mapping[str, str]) -> str:
 
 
 async def _verdicts(asker: Asker, made: Made, judged: Sequence[Opinion]) -> list[Measurement]:
-    """Cohen's kappa of the run's verifier and this judge; what the judge leaves open is missing."""
     if not judged:
         return []
     asked = [
         (f"verdict/{o.id}", words.verdict_question(o.statement, o.stance, o.text), words.VERDICTS)
         for o in judged
     ]
-    answers = await _chosen(asker, asked)
-    pairs = [
-        (one.id, (float(VERDICTS.index(one.verdict)), float(part.index(1.0))))  # pyright: ignore[reportArgumentType]
-        for one, answer in zip(judged, answers, strict=True)
-        if (part := answer.parts) and 1.0 in part
-    ]
-    return [
-        Measurement(
-            task=TASK,
-            subset=ALL,
-            metric="verifier_kappa",
-            better="higher",
-            unit="opinion",
-            units=tuple(identity for identity, _ in pairs),
-            values=tuple(pair for _, pair in pairs),
-            n=len(pairs),
-            draws=sum(answer.draws for answer in answers),
-            invalid_rate=invalid_rate(answers),
-            statistic="kappa",
-            floors={"constant": 0.0, "random": 0.0},
-            paired=False,
-        )
-    ]
+    return [agreement(judged, await _chosen(asker, asked))]
+
+
+def agreement(judged: Sequence[Opinion], answers: Sequence[Answer]) -> Measurement:
+    """Cohen's kappa of the run's verifier and this judge; what the judge leaves open is missing. A dialogue
+    is one row: how often the one said this and the other that."""
+    tables = {one.talk: np.zeros((len(VERDICTS), len(VERDICTS))) for one in judged}
+    n = 0
+    for one, answer in zip(judged, answers, strict=True):
+        if (parts := answer.parts) and 1.0 in parts:
+            tables[one.talk][VERDICTS.index(one.verdict), parts.index(1.0)] += 1  # pyright: ignore[reportArgumentType]
+            n += 1
+    return Measurement(
+        task=TASK,
+        subset=ALL,
+        metric="verifier_kappa",
+        better="higher",
+        unit="dialogue",
+        units=tuple(tables),
+        values=tuple(tuple(float(count) for count in table.flat) for table in tables.values()),
+        n=n,
+        draws=sum(answer.draws for answer in answers),
+        invalid_rate=invalid_rate(answers),
+        statistic="kappa_of_tables",
+        floors={"constant": 0.0, "random": 0.0},
+        paired=False,
+    )

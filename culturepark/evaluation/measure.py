@@ -98,18 +98,19 @@ def compare(
     """Second against first wherever both measured the same and one can be better, by paired bootstrap
     over the units that both have, or else each over its own (`Measurement.paired`), with p-values corrected
     after Holm over all of them."""
-    return _corrected(_differences(first_name, first, second_name, second))
+    return corrected(_differences(first_name, first, second_name, second))
 
 
 def compare_all(measured: Mapping[str, Sequence[Measurement]]) -> list[Comparison]:
     """Each further model against the first, corrected over all that is compared."""
     (name, first), *others = measured.items()
-    return _corrected([one for other, found in others for one in _differences(name, first, other, found)])
+    return corrected([one for other, found in others for one in _differences(name, first, other, found)])
 
 
-def _corrected(found: list[Comparison]) -> list[Comparison]:
-    corrected = iter(stats.holm([c.difference.p for c in found if c.difference is not None]))
-    return [replace(c, p_holm=next(corrected)) if c.difference is not None else c for c in found]
+def corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """P-values corrected for how many of these there are, whatever they were corrected for before."""
+    p_values = iter(stats.holm([c.difference.p for c in found if c.difference is not None]))
+    return [replace(c, p_holm=next(p_values)) if c.difference is not None else c for c in found]
 
 
 def _differences(
@@ -155,17 +156,13 @@ def _class_f1(values: Floats, of: int) -> float:
     return stats.class_f1(values[:, 0], values[:, 1], of)
 
 
-def _kappa(values: Floats) -> float:
-    return stats.cohen_kappa([float(v) for v in values[:, 0]], [float(v) for v in values[:, 1]])
-
-
 _STATISTICS: dict[str, Any] = {
     "mean": stats.mean,
     "ratio": stats.ratio,
     "total": stats.total,
     "macro_f1": _macro_f1,
     "class_f1": _class_f1,
-    "kappa": _kappa,
+    "kappa_of_tables": stats.cohen_kappa,
     "vsm_rmse": hofstede.rmse_of,
     "vsm_euclid": hofstede.euclid_of,
     "vsm_spearman": hofstede.spearman_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -226,14 +226,20 @@ def ranks(values: ArrayLike) -> Floats:
     return (last - (counts - 1) / 2)[which]
 
 
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """Agreement of two judges beyond chance (Cohen 1960); NaN when chance alone would agree always."""
-    if not first or len(first) != len(second):
+def cohen_kappa(tables: Floats) -> float:
+    """Agreement of two judges beyond chance (Cohen 1960); NaN when chance alone would agree always.
+
+    Each row is a table of counts, flattened: how often the first said the one and the second the other.
+    The rows are added up, so that what hangs together can be drawn together.
+    """
+    side = math.isqrt(tables.shape[1])
+    counts = tables.sum(axis=0).reshape(side, side)
+    n = counts.sum()
+    if not n:
         return math.nan
-    n = len(first)
-    agreed = sum(a == b for a, b in zip(first, second, strict=True)) / n
-    chance = sum(first.count(one) * second.count(one) for one in set(first)) / (n * n)
-    return (agreed - chance) / (1 - chance) if chance < 1 else math.nan
+    agreed = counts.trace() / n
+    chance = float(counts.sum(axis=0) @ counts.sum(axis=1)) / (n * n)
+    return float((agreed - chance) / (1 - chance)) if chance < 1 else math.nan
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

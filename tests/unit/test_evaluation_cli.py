@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from culturepark.cli import run as culturepark
 from culturepark.evaluation import report, targets
 from culturepark.evaluation.measure import compare, compare_all
+from culturepark.evaluation.statistics import holm
 from culturepark.training.split import held_out_questions
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, evenly
@@ -90,6 +91,19 @@ def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
     whole = json.loads((out / "report.json").read_text("utf-8"))
     assert {one["model"] for one in whole["figures"]} == {"even #1", "even #2"}
     assert all(one["difference"]["value"] == 0 and one["p_holm"] == 1 for one in whole["comparisons"])
+
+
+def test_p_values_are_corrected_over_all_that_is_compared(tmp_path: Path) -> None:
+    runs.made(tmp_path / "run")
+    runs.made(tmp_path / "other", plan={"seed": 8})
+    out = tmp_path / "out"
+    them = (str(tmp_path / "run"), "--against", str(tmp_path / "other"), "--judge", "none")
+    tasks = ("--task", "quality", "--task", "opinions", "--question", "wvs7-q33")
+    assert evaluate(*them, *tasks, "--out", str(out)) == 0
+    found = json.loads((out / "report.json").read_text("utf-8"))["comparisons"]
+    assert {one["task"] for one in found} == {"quality", "opinions"}
+    there = [one for one in found if one["difference"]]
+    assert [one["p_holm"] for one in there] == holm([one["difference"]["p"] for one in there])
 
 
 def test_labelled_texts(tmp_path: Path, models: dict[str, Shares], capsys: Any) -> None:

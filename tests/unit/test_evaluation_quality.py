@@ -18,13 +18,14 @@ from culturepark.cli import run as culturepark
 from culturepark.errors import ConfigError
 from culturepark.evaluation import judge, judging, quality, report, stances, targets
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.asking import Asker
+from culturepark.evaluation.asking import Answer, Asker
 from culturepark.evaluation.made import Made, Opinion, Talk, read, sampled, sampled_turns
 from culturepark.evaluation.measure import Measurement, compare
 from culturepark.messages import Outcome
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.ports import Usage
 from culturepark.prompts import judge as words
+from culturepark.refine.verify import VERDICTS
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, always, at_place, evenly
 
@@ -307,6 +308,31 @@ def test_a_second_judge_of_one_mind_with_the_verifier(run_made: Made) -> None:
     kappa = judged(unique, same)["verifier_kappa"]
     assert kappa.interval().value == pytest.approx(1)
     assert kappa.n == sum(bool(one.verdict) for one in run_made.opinions)
+
+
+def test_an_interval_of_agreement_is_as_wide_as_dialogues_make_it() -> None:
+    """The judge agrees with all of a dialogue or with little of it, as judges do that misread a question."""
+
+    def kappa(seed: int, dialogues: int = 40, opinions: int = 5) -> Measurement:
+        rng = np.random.default_rng(seed)
+        judged: list[Opinion] = []
+        answers: list[Answer] = []
+        for of in range(dialogues):
+            agrees = rng.random() < 0.5
+            for number in range(opinions):
+                mine, other = (int(place) for place in rng.permutation([0, 2]))
+                said = mine if agrees or rng.random() < 0.3 else other
+                judged.append(replace(opinion(number, of, (1, 0)), verdict=VERDICTS[mine]))
+                answers.append(Answer(tuple(float(at == said) for at in range(3)), 3, 0.0, "logprobs"))
+        return judging.agreement(judged, answers)
+
+    many = [kappa(seed) for seed in range(200)]
+    assert (many[0].unit, len(many[0].units), many[0].n) == ("dialogue", 40, 200)
+    true = np.std([stats.cohen_kappa(one.array) for one in many])
+    told = many[0].interval()
+    assert told.low is not None
+    assert told.high is not None
+    assert (told.high - told.low) / (2 * 1.96) == pytest.approx(true, rel=0.35)
 
 
 def test_unreadable_verdicts_of_a_judge_are_missing(run_made: Made) -> None:

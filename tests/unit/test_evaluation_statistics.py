@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.evaluation import statistics as stats
+from culturepark.evaluation.measure import Comparison, corrected
+from culturepark.evaluation.statistics import Difference
 
 shares = st.integers(2, 8).flatmap(
     lambda k: st.tuples(
@@ -77,7 +79,10 @@ def test_ranks_correlation_and_kappa(pairs: list[tuple[int, int]]) -> None:
         assert stats.spearman(a, [-x for x in b]) == pytest.approx(-rho)
     n = len(pairs)
     chance = sum((x == y) for x, y in itertools.product(a, b)) / n**2
-    kappa = stats.cohen_kappa(a, b)
+    tables = np.zeros((n, 5, 5))
+    tables[np.arange(n), a, b] = 1
+    kappa = stats.cohen_kappa(tables.reshape(n, -1))
+    assert math.isnan(kappa) == (chance == 1)
     if chance < 1:
         assert kappa == pytest.approx((sum(x == y for x, y in pairs) / n - chance) / (1 - chance))
 
@@ -93,6 +98,15 @@ def test_holm_never_helps_and_keeps_the_order(p_values: list[float]) -> None:
 
 def test_holm_by_hand() -> None:
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_groups_that_were_corrected_apart_are_corrected_together() -> None:
+    def compared(p: float, alone: float) -> Comparison:
+        return Comparison("t", "all", "m", "higher", "a", "b", Difference(0.1, 0, 0.2, p), 9, alone)
+
+    without = Comparison("t", "all", "m", "higher", "a", "b", None, 0)
+    found = corrected([compared(0.01, 0.01), without, compared(0.04, 0.06), compared(0.03, 0.06)])
+    assert [one.p_holm for one in found] == [pytest.approx(0.03), None, *[pytest.approx(0.06)] * 2]
 
 
 @given(st.integers(0, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
