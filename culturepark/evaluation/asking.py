@@ -71,9 +71,10 @@ class Answer(Struct, frozen=True):
     method: Method
 
     @property
-    def choice(self) -> int:
-        """The likeliest option's place, the first of equals; -1 if nothing could be read."""
-        return -1 if self.shares is None else int(np.argmax(self.shares))
+    def likeliest(self) -> tuple[int, ...]:
+        """Places of the likeliest option and of those that are level with it; none if nothing could be
+        read."""
+        return tuple(place for place, part in enumerate(self.parts or ()) if part)
 
     @property
     def parts(self) -> tuple[float, ...] | None:

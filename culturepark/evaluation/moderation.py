@@ -3,11 +3,15 @@
 It answers as the assistant of the text's culture. The text is quoted, so that what it says is neither an
 instruction nor an option. Where the endpoint tells log-probabilities each option stands in each place
 once; elsewhere one reply is drawn a text. Figures are macro-F1 and the F1 of each class.
+
+Where options come out level, as for a model that goes by their place, a class is drawn among them: so that
+model guesses, which is what it reaches elsewhere and in the tasks where level options share.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,7 +56,11 @@ async def evaluate(
 def measurements(of: LabelledSet, answers: Sequence[Answer]) -> list[Measurement]:
     """Figures of one set, from one answer a text: macro-F1, and F1 of each class that is there."""
     truth = np.array([row.label for row in of.rows])
-    values = tuple((float(row.label), float(a.choice)) for row, a in zip(of.rows, answers, strict=True))
+    units = tuple(f"{row.culture}/{of.task.name}/{row.number}" for row in of.rows)
+    said = [said_in(answer, unit) for answer, unit in zip(answers, units, strict=True)]
+    values = tuple((float(row.label), float(one)) for row, one in zip(of.rows, said, strict=True))
+    level = sum(len(answer.likeliest) > 1 for answer in answers)
+    notes = (*of.notes, *([_level_note(of.task.name, level, len(answers))] if level else []))
     draws = sum(answer.draws for answer in answers)
     invalid = sum(answer.invalid * answer.draws for answer in answers)
     found: list[Measurement] = []
@@ -65,7 +73,7 @@ def measurements(of: LabelledSet, answers: Sequence[Answer]) -> list[Measurement
                 metric=metric,
                 better="higher",
                 unit="text",
-                units=tuple(f"{row.culture}/{of.task.name}/{row.number}" for row in of.rows),
+                units=units,
                 values=values,
                 n=sum(answer.shares is not None for answer in answers),
                 draws=draws,
@@ -73,7 +81,7 @@ def measurements(of: LabelledSet, answers: Sequence[Answer]) -> list[Measurement
                 statistic=statistic,
                 parameters=dict(parameters),
                 floors=floors_of(truth, len(of.task.classes), statistic, parameters),
-                notes=of.notes,
+                notes=notes,
             )
         )
 
@@ -82,6 +90,17 @@ def measurements(of: LabelledSet, answers: Sequence[Answer]) -> list[Measurement
         if (truth == place).any():
             add(f"f1 {name}", "class_f1", of=place)
     return found
+
+
+def said_in(answer: Answer, unit: str) -> int:
+    """The place of the class that an answer names; of level ones one is drawn, for the same text the same;
+    -1 if nothing could be read."""
+    places = answer.likeliest
+    return random.Random(f"level:{unit}").choice(places) if places else -1
+
+
+def _level_note(name: str, level: int, n: int) -> str:
+    return f"{name}: of {level} of {n} texts classes came out level, and one of them was drawn."
 
 
 def floors_of(

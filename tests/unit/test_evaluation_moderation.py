@@ -13,12 +13,12 @@ from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.evaluation import labelled, moderation
-from culturepark.evaluation.asking import Asker, Method, prompt_of
+from culturepark.evaluation.asking import Answer, Asker, Method, prompt_of
 from culturepark.evaluation.labelled import LabelledSet, Task
 from culturepark.evaluation.measure import Measurement
 from culturepark.prompts.rows import judged_of
 from tests.builders import cultures
-from tests.evaluation_models import OptionsModel, Shares, always, evenly
+from tests.evaluation_models import OptionsModel, Shares, always, at_place, evenly
 
 TASK = Task(
     name="ours",
@@ -265,6 +265,21 @@ def test_what_cannot_be_read_is_invalid_and_finds_nothing(uneven: LabelledSet) -
     silent = figures(uneven, evenly, logprobs=False, words="no idea")
     assert (silent["macro_f1"].n, silent["macro_f1"].invalid_rate) == (0, 1)
     assert value(silent["macro_f1"]) == 0
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_model_that_goes_by_place_alone_guesses(tmp_path: Path, place: int) -> None:
+    """Whether its shares are equal or differ by rounding, and on whichever side."""
+    words = "text,label\n" + "".join(f"text {n},{'r' if n % 5 else 'k'}\n" for n in range(1000))
+    found = of(tmp_path, words)
+    rounded = [Answer((0.5 + 1e-12 * n, 0.5 - 1e-12 * n), 2, 0.0, "logprobs") for n in range(-500, 500)]
+    by_place = figures(found, at_place(place))["macro_f1"]
+    assert by_place.values == moderation.measurements(found, rounded)[0].values
+    assert value(by_place) == pytest.approx(by_place.floors["random"], abs=0.03)
+    assert "of 1000 of 1000 texts classes came out level" in by_place.notes[-1]
+    sampled = figures(found, at_place(place), logprobs=False)["macro_f1"]
+    assert value(sampled) == pytest.approx(by_place.floors["random"], abs=0.03)
+    assert not sampled.notes
 
 
 def test_a_class_that_is_not_there_has_no_figure(tmp_path: Path) -> None:
