@@ -154,8 +154,8 @@ def _opinion(row: dict[str, Any]) -> Opinion:
 
 
 class Turn(Struct, frozen=True):
-    """A delegate's turn with what was said before it, oldest first. `meets` says whether the other speaker
-    is of another culture."""
+    """A delegate's turn with what was said before it, oldest first and without names: speakers take turns.
+    `meets` says whether the other speaker is of another culture."""
 
     id: str
     talk: str
@@ -191,7 +191,7 @@ def _turns(row: dict[str, Any]) -> Iterable[Turn]:
         if place == 0 or speakers[turn["speaker"]]["stance_code"] is None:
             continue
         other = speakers[1 - turn["speaker"]]["culture"] if len(speakers) > 1 else row["culture"]
-        before = tuple(f"{one['name']}: {one['text']}" for one in turns[:place])
+        before = tuple(one["text"] for one in turns[:place])
         identity = f"{row['id']}-t{turn['number']}"
         yield Turn(identity, row["id"], row["culture"], other, row["statement"], before, turn["text"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from culturepark.prompts.text import tidy
+from culturepark.prompts.rows import judged_of_several
 
 SYSTEM = "You label texts for a study of culture. You go by what a text says, not by whether you agree."
 
@@ -50,44 +50,49 @@ UNDERSTANDS: dict[str, str] = {
 _REMEMBERED = 6
 """Earlier turns that a judge is shown, the latest ones."""
 _LONGEST = 600
-"""Characters of a turn or an opinion that a judge is shown."""
+"""Characters of a text that a judge is shown."""
 
 
 def kind_question(text: str) -> str:
     """Asks for the kind of an opinion."""
-    return f'Somebody said: "{_shown(text)}"\nWhat is this above all?'
+    return _about("Somebody said this. What is it above all?", [("Text", text)])
 
 
 def subtype_question(text: str, kind: str) -> str:
     """Asks for the subtype of an opinion of a kind."""
-    return f'Somebody told of a {kind}: "{_shown(text)}"\nWhat is it about above all?'
+    return _about(f"Somebody told of this {kind}. What is it about above all?", [("Text", text)])
 
 
 def verdict_question(statement: str, stance: str, text: str) -> str:
     """Asks how an opinion stands to the answer that its speaker gave."""
-    return (
-        f'In a survey on "{statement}" somebody answered: {stance}.\nAn opinion: "{_shown(text)}"\n'
-        "How does the opinion stand to that answer?"
+    return _about(
+        "Somebody answered a survey, and gave an opinion. How does the opinion stand to that answer?",
+        [("The survey's statement", statement), ("The answer", stance), ("The opinion", text)],
     )
 
 
 def extends_question(statement: str, before: Sequence[str], text: str) -> str:
-    """Asks whether a turn brings anything new."""
-    return f"{_talk(statement, before, text)}\nDoes the latest turn extend the topic?"
+    """Asks whether a turn brings anything new. `before` holds what was said until then, oldest first, by
+    two who take turns."""
+    return _about("Does the latest turn of this talk extend the topic?", _talk(statement, before, text))
 
 
 def understands_question(statement: str, before: Sequence[str], text: str, mine: str, other: str) -> str:
     """Asks whether a turn shows understanding of the other speaker's culture; both as adjectives."""
-    return (
-        f"{_talk(statement, before, text)}\nThe latest speaker's culture is {mine}, the other's {other}. "
-        "Does the latest turn show understanding of the other's culture?"
+    return _about(
+        f"The latest speaker's culture is {mine}, the other's {other}. Does the latest turn of this talk show "
+        "understanding of the other's culture?",
+        _talk(statement, before, text),
     )
 
 
-def _talk(statement: str, before: Sequence[str], text: str) -> str:
-    lines = "\n".join(f"- {_shown(one)}" for one in before[-_REMEMBERED:])
-    return f'A talk on "{statement}". Said before:\n{lines}\nThe latest turn: "{_shown(text)}"'
+def _about(question: str, texts: Sequence[tuple[str, str]]) -> str:
+    return judged_of_several(question, texts, _LONGEST)
 
 
-def _shown(text: str) -> str:
-    return tidy(text).replace("\n", " ")[:_LONGEST]
+def _talk(statement: str, before: Sequence[str], text: str) -> list[tuple[str, str]]:
+    said = [
+        ("Before, by the other" if back % 2 else "Before, by the latest speaker", one)
+        for back, one in zip(range(len(before), 0, -1), before, strict=True)
+    ]
+    return [("The topic", statement), *said[-_REMEMBERED:], ("The latest turn", text)]
