@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +37,24 @@ class Task(StrEnum):
 OF_MODELS = frozenset(Task) - {Task.quality}
 """Tasks that ask a model; quality is of a run's data."""
 
+_NEEDS: dict[str, frozenset[Task]] = {
+    "--adapter": OF_MODELS,
+    "--baseline": frozenset({Task.quality}),
+    "--by": OF_MODELS,
+    "--draws": frozenset({Task.opinions}),
+    "--harness": frozenset({Task.forgetting}),
+    "--judge": frozenset({Task.quality}),
+    "--judge-model": frozenset({Task.quality}),
+    "--labelled": frozenset({Task.moderation}),
+    "--people": frozenset({Task.vsm}),
+    "--question": frozenset({Task.opinions}),
+    "--rows": frozenset({Task.moderation, Task.quality}),
+    "--seeds": frozenset({Task.opinions}),
+    "--vsm-items": frozenset({Task.vsm}),
+}
+"""Options that do something for these tasks alone."""
 _JUDGED_ROWS = 200
+_PEOPLE = 50
 
 
 class By(StrEnum):
@@ -88,7 +106,9 @@ def evaluate(
     draws: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="opinions: times each question is asked.")
     ] = None,
-    people: Annotated[int, typer.Option(help="vsm: people of each culture, at least 50.")] = 50,
+    people: Annotated[
+        int | None, typer.Option(help=f"vsm: people of each culture, at least and by default {_PEOPLE}.")
+    ] = None,
     vsm_items: Annotated[
         Path | None, typer.Option("--vsm-items", metavar="FILE.csv", help="vsm: the official questionnaire.")
     ] = None,
@@ -152,20 +172,32 @@ def evaluate(
     from culturepark.terminal import out as console_for
 
     tasks = set(task or OF_MODELS - (set[Task]() if labelled else {Task.moderation}))
-    if labelled and Task.moderation not in tasks:
-        raise ConfigError(
-            "--labelled", "moderation is not evaluated.", "Add --task moderation, or leave it out."
-        )
+    given = {
+        "--adapter": adapter,
+        "--baseline": baseline,
+        "--by": by,
+        "--draws": draws,
+        "--harness": harness,
+        "--judge": judge,
+        "--judge-model": judge_model,
+        "--labelled": labelled,
+        "--people": people,
+        "--question": question,
+        "--rows": rows,
+        "--seeds": seeds,
+        "--vsm-items": vsm_items,
+    }
+    _refuse_idle([name for name, value in given.items() if value not in (None, "")], tasks)
     check_free(out, force)
     of_models = tasks & OF_MODELS
     targets = [target_of(target, model, api_key_env)] if of_models else []
     if of_models and against is not None:
         targets.append(target_of(against, against_model, api_key_env))
-    if adapter and not (of_models and Path(target).is_dir()):
-        what = f"{target} is no run, so it has no adapters." if of_models else "quality asks no adapter."
-        raise ConfigError("--adapter", what, "Name a run's directory, and a task that asks its models.")
+    if adapter and not Path(target).is_dir():
+        what = f"{target} is no run, so it has no adapters."
+        raise ConfigError("--adapter", what, "Name a run's directory.")
     targets += [adapter_target(Path(target), name) for name in adapter or ()]
-    if harness and Task.forgetting in tasks:
+    if harness:
         require_harness()
         for one in targets:
             require_plain(one.adapters)
@@ -175,7 +207,7 @@ def evaluate(
     suite = Suite(
         cultures=registry,
         asked=tuple(_asked(seeds or ["builtin"], question, seen, chosen)) if Task.opinions in tasks else (),
-        groups=tuple(vsm.groups_of(chosen, people, rng_seed)) if Task.vsm in tasks else (),
+        groups=tuple(vsm.groups_of(chosen, _PEOPLE if people is None else people, rng_seed)) if Task.vsm in tasks else (),
         items=vsm.read_items(vsm_items),
         labelled=tuple(_labelled(labelled, chosen, rows, rng_seed)) if Task.moderation in tasks else (),
         abilities=forgetting.read_items() if Task.forgetting in tasks else (),
@@ -200,14 +232,23 @@ def evaluate(
             rng_seed=rng_seed,
         )
         of_data, compared, notes = asyncio.run(measure_data(console, ask))
-    benchmarks = (harness or ()) if Task.forgetting in tasks else ()
-    measured = asyncio.run(_measured(console, suite, targets, benchmarks, out)) if targets else Measured()
+    measured = asyncio.run(_measured(console, suite, targets, harness or (), out)) if targets else Measured()
     comparisons = corrected([*(compare_all(measured) if measured else ()), *compared])
     measured |= of_data
     report = report_of(measured, comparisons, notes)
     write_report(out, report, measured)
     show_report(console, report)
     console.print(line_of(f"Written to {out}", "dim"), soft_wrap=True)
+
+
+def _refuse_idle(given: Sequence[str], tasks: AbstractSet[Task]) -> None:
+    """Refuse an option that would do nothing. Raises ConfigError."""
+    for name in given:
+        if not (needs := _NEEDS[name]) & tasks:
+            *others, last = sorted(needs)
+            what = f"{', '.join(others)} or {last}" if others else last
+            fix = f"Add `--task {last}`, or leave {name} out."
+            raise ConfigError(name, f"it is for {what}, which is not evaluated.", fix)
 
 
 def _cultures(

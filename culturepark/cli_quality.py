@@ -170,6 +170,9 @@ def _judge_of(run: Run, ask: Ask) -> Target | None:
     from culturepark.evaluation.targets import EMBEDDED, Target, target_of
     from culturepark.models.embedded import embedded_name, require_engine
 
+    if ask.judge_model and ask.judge in (None, NONE):
+        what = "it is the model of a judge, and --judge names none."
+        raise ConfigError("--judge-model", what, "Add `--judge URL`, or leave it out.")
     if ask.judge == NONE:
         return None
     if ask.judge is not None:

@@ -131,7 +131,8 @@ def test_labelled_texts(tmp_path: Path, models: dict[str, Shares], capsys: Any) 
 
 
 def test_when_labelled_texts_are_asked(tmp_path: Path, capsys: Any) -> None:
-    one = (URL, "--model", "even", "--culture", "german", "--question", "wvs7-q33", "--people", "50")
+    few = (URL, "--model", "even", "--culture", "german")
+    one = (*few, "--question", "wvs7-q33", "--people", "50")
     assert evaluate(*one, "--out", str(tmp_path / "without")) == 0
     assert "synthetic" not in capsys.readouterr().out
     assert evaluate(*one, "--labelled", "synthetic", "--out", str(tmp_path / "with")) == 0
@@ -139,7 +140,7 @@ def test_when_labelled_texts_are_asked(tmp_path: Path, capsys: Any) -> None:
         "opinions", "vsm", "moderation", "forgetting",
     }  # fmt: skip
     assert "112 texts left out" in capsys.readouterr().out
-    assert evaluate(*one, "--task", "vsm", "--labelled", "synthetic", "--out", str(tmp_path / "no")) == 2
+    assert evaluate(*few, "--task", "vsm", "--labelled", "synthetic", "--out", str(tmp_path / "no")) == 2
     assert "--task moderation" in capsys.readouterr().err
 
 
@@ -164,6 +165,35 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     assert evaluate(*arguments, "--out", str(tmp_path / "out")) == code
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "task", "needed"),
+    [
+        (("--adapter", "own"), "quality", "vsm"),
+        (("--baseline", "runs/direct"), "opinions", "quality"),
+        (("--by", "logprobs"), "quality", "vsm"),
+        (("--draws", "5"), "vsm", "opinions"),
+        (("--harness", "gsm8k"), "opinions", "forgetting"),
+        (("--judge", "none"), "opinions", "quality"),
+        (("--judge-model", "wise"), "opinions", "quality"),
+        (("--labelled", "synthetic"), "vsm", "moderation"),
+        (("--people", "50"), "forgetting", "vsm"),
+        (("--question", "wvs7-q33"), "vsm", "opinions"),
+        (("--rows", "9"), "opinions", "quality"),
+        (("--seeds", "builtin"), "vsm", "opinions"),
+        (("--vsm-items", "items.csv"), "opinions", "vsm"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, capsys: Any, option: tuple[str, ...], task: str, needed: str
+) -> None:
+    given = (URL, "--model", "even", *option, "--task", task, "--out", str(tmp_path / "out"))
+    assert evaluate(*given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{option[0]}: it is for" in said
+    assert f"Add `--task {needed}`" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -511,7 +511,9 @@ def test_with_a_judge(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPat
         (("RUN",), "scripted"),
         (("RUN", "--judge", "somebody"), "no address"),
         (("RUN", "--judge", "none", "--baseline", "nowhere"), "no run's directory"),
-        (("RUN", "--judge", "none", "--adapter", "own"), "asks no adapter"),
+        (("RUN", "--judge", "none", "--adapter", "own"), "--adapter: it is for"),
+        (("RUN", "--judge", "none", "--judge-model", "wise"), "--judge names none"),
+        (("RUN", "--judge-model", "wise"), "--judge names none"),
         (("RUN", "--judge", "none", "--against", "embedded"), "no run's directory"),
     ],
 )
