@@ -207,7 +207,9 @@ def evaluate(
     suite = Suite(
         cultures=registry,
         asked=tuple(_asked(seeds or ["builtin"], question, seen, chosen)) if Task.opinions in tasks else (),
-        groups=tuple(vsm.groups_of(chosen, _PEOPLE if people is None else people, rng_seed)) if Task.vsm in tasks else (),
+        groups=tuple(vsm.groups_of(chosen, _PEOPLE if people is None else people, rng_seed))
+        if Task.vsm in tasks
+        else (),
         items=vsm.read_items(vsm_items),
         labelled=tuple(_labelled(labelled, chosen, rows, rng_seed)) if Task.moderation in tasks else (),
         abilities=forgetting.read_items() if Task.forgetting in tasks else (),

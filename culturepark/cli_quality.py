@@ -59,12 +59,16 @@ async def measure_data(console: Console, ask: Ask) -> tuple[Measured, list[Compa
     every = [*runs, *([baseline] if baseline else [])]
     names = [f"data of {name}" for name in names_apart([one.run.root.resolve().name for one in every])]
     notes = [note for name, one in zip(names, every, strict=True) for note in _left_out(name, one)]
+    same = _same_embedder(runs[0], runs[-1])
+    if len(runs) > 1:
+        notes += _differences(names[0], runs[0], names[1], runs[1])
     originals = [await _originals(name, one, notes) for name, one in zip(names, every, strict=True)]
     measured: Measured = {
-        name: quality.measurements(one, vectors)
+        name: quality.measurements(one, vectors, same_embedder=same)
         for name, one, vectors in zip(names, runs, originals, strict=False)
     }
     if baseline:
+        notes += _differences(names[0], every[0], names[-1], baseline)
         first, second = _on_one_budget(every, originals, notes)
         measured[names[0]] = [*measured[names[0]], *first]
         measured[names[-1]] = second
@@ -107,6 +111,22 @@ def _left_out(name: str, made: Made) -> list[str]:
     ]
 
 
+def _same_embedder(first: Made, second: Made) -> bool:
+    return first.run.file.models.get("embedder") == second.run.file.models.get("embedder")
+
+
+def _differences(name: str, first: Made, other: str, second: Made) -> list[str]:
+    """What makes two runs differ, whatever they are worth."""
+    notes: list[str] = []
+    if not _same_embedder(first, second):
+        notes.append(f"{name} and {other} have different embedders: no figure of vectors is compared.")
+    if {seed.id for seed in first.run.plan.seeds} != {seed.id for seed in second.run.plan.seeds}:
+        notes.append(f"{name} and {other} talk about different questions: that alone makes them differ.")
+    if set(first.cultures) != set(second.cultures):
+        notes.append(f"{name} and {other} are of different cultures: that alone makes them differ.")
+    return notes
+
+
 # --- vectors
 
 
@@ -146,19 +166,15 @@ def _on_one_budget(
     from culturepark.evaluation.quality import budget_measurements, shared_budget, words_in
 
     first, second, budget = shared_budget(every[0], every[-1])
-    notes.append(f"Budget figures: the first dialogues of each plan, up to {budget:,} tokens.")
-    same = first.run.file.models.get("embedder") == second.run.file.models.get("embedder")
-    if not same:
-        notes.append("The two runs have different embedders: no figure of vectors is compared.")
-    if {seed.id for seed in first.run.plan.seeds} != {seed.id for seed in second.run.plan.seeds}:
-        notes.append("The two runs talk about different questions: that alone makes them differ.")
-    if first.run.plan.planned().keys() != second.run.plan.planned().keys():
-        notes.append("The two runs are of different cultures: that alone makes them differ.")
+    without = f", without those of the {', '.join(sorted(first.silent))}" if first.silent else ""
+    notes.append(f"Budget figures: the first dialogues of each plan, up to {budget:,} tokens{without}.")
+    same = _same_embedder(first, second)
     fewest = min(words_in(made.kept) for made in (first, second))
+    samples = min(len(made.kept) for made in (first, second))
     both = originals[0] is not None and originals[-1] is not None
     return (
-        budget_measurements(first, fewest, originals[0] if both else None, vectors=same),
-        budget_measurements(second, fewest, originals[-1] if both else None, vectors=same),
+        budget_measurements(first, fewest, samples, originals[0] if both else None, vectors=same),
+        budget_measurements(second, fewest, samples, originals[-1] if both else None, vectors=same),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,8 +24,8 @@ ALL = "all"
 
 
 class Talk(Struct, frozen=True):
-    """One dialogue that is in the shards. `stances` are the answers that its delegates drew, `usage` is
-    by role."""
+    """One dialogue that is in the shards. `stances` are the answers that its delegates drew. `usage` is
+    what was told, by role; `untold` an estimate of what calls took that told nothing."""
 
     id: str
     number: int
@@ -33,11 +33,11 @@ class Talk(Struct, frozen=True):
     question: str
     stances: tuple[int, ...]
     usage: dict[str, Usage]
+    untold: dict[str, Usage] = {}
 
     def tokens(self, roles: Iterable[str]) -> int:
-        """Tokens of these roles, prompt and completion."""
-        of = (self.usage[role] for role in roles if role in self.usage)
-        return sum(usage.prompt_tokens + usage.completion_tokens for usage in of)
+        """Tokens of these roles, prompt and completion, told and estimated."""
+        return sum(tokens_of(of[role]) for role in roles for of in (self.usage, self.untold) if role in of)
 
 
 class Opinion(Struct, frozen=True):
@@ -57,12 +57,14 @@ class Opinion(Struct, frozen=True):
 
 class Made(Struct, frozen=True):
     """Dialogues in the order of the plan, and their opinions in the same order. `owed` counts planned
-    dialogues that are not in the shards."""
+    dialogues that are not in the shards. `silent` are roles whose tokens are in no sum; None: nobody has
+    looked yet (`with_estimates`)."""
 
     run: Run
     talks: tuple[Talk, ...]
     opinions: tuple[Opinion, ...]
     owed: int
+    silent: frozenset[str] | None = None
 
     @property
     def kept(self) -> list[Opinion]:
@@ -76,21 +78,24 @@ class Made(Struct, frozen=True):
         return [culture for culture in self.run.plan.planned() if culture in there]
 
     @property
-    def silent_roles(self) -> frozenset[str]:
-        """Roles some of whose calls told no tokens."""
-        return frozenset(
-            role for talk in self.talks for role, usage in talk.usage.items() if usage.unreported
-        )
+    def usage(self) -> dict[str, Usage]:
+        """What was told, by role."""
+        return _by_role(talk.usage for talk in self.talks)
+
+    @property
+    def untold(self) -> dict[str, Usage]:
+        """The estimate of what was not, by role."""
+        return _by_role(talk.untold for talk in self.talks)
 
     def only(self, cultures: Iterable[str]) -> Made:
         """What was made for these cultures."""
         wanted, planned = frozenset(cultures), self.run.plan.planned()
         talks = tuple(talk for talk in self.talks if talk.culture in wanted)
-        return Made(
-            self.run,
-            talks,
-            tuple(one for one in self.opinions if one.culture in wanted),
-            sum(n for culture, n in planned.items() if culture in wanted) - len(talks),
+        return replace(
+            self,
+            talks=talks,
+            opinions=tuple(one for one in self.opinions if one.culture in wanted),
+            owed=sum(n for culture, n in planned.items() if culture in wanted) - len(talks),
         )
 
     def up_to(self, tokens: int, roles: frozenset[str]) -> Made:
@@ -103,6 +108,58 @@ class Made(Struct, frozen=True):
             chosen.append(talk)
         ids = {talk.id for talk in chosen}
         return replace(self, talks=tuple(chosen), opinions=tuple(o for o in self.opinions if o.talk in ids))
+
+
+def tokens_of(usage: Usage) -> int:
+    """Prompt and completion."""
+    return usage.prompt_tokens + usage.completion_tokens
+
+
+def _by_role(of: Iterable[dict[str, Usage]]) -> dict[str, Usage]:
+    found: dict[str, Usage] = {}
+    for usage in of:
+        for role, one in usage.items():
+            found[role] = found.get(role, Usage()) + one
+    return dict(sorted(found.items()))
+
+
+# --- what nobody told
+
+
+def is_silent(usage: Usage) -> bool:
+    """Whether a role's tokens are unknown, since most of its calls told nothing: as a budget judges it, for
+    which an estimate would be a guess at most of what was spent."""
+    told = usage.calls - usage.unreported
+    return bool(usage.unreported) and (usage.unreported > told or not tokens_of(usage))
+
+
+def with_estimates(made: Made) -> Made:
+    """The same, each call that told nothing taken for the average one of its role in this run, but for
+    roles that are silent. Looks once: what is cut from the result keeps its estimates."""
+    if made.silent is not None:
+        return made
+    usage = made.usage
+    silent = frozenset(role for role, of in usage.items() if is_silent(of))
+    talks = tuple(replace(talk, untold=_untold(talk, usage, silent)) for talk in made.talks)
+    return replace(made, talks=talks, silent=silent)
+
+
+def _untold(talk: Talk, told: Mapping[str, Usage], silent: frozenset[str]) -> dict[str, Usage]:
+    return {
+        role: _average(told[role], usage.unreported)
+        for role, usage in talk.usage.items()
+        if usage.unreported and role not in silent
+    }
+
+
+def _average(of: Usage, calls: int) -> Usage:
+    """So many calls like those that told what they took."""
+    times = calls / (of.calls - of.unreported)
+    tokens = (round(times * one) for one in (of.prompt_tokens, of.cached_tokens, of.completion_tokens))
+    return Usage(calls, *tokens)
+
+
+# --- read
 
 
 _TALK = ("id", "number", "culture", "seed_id", "speakers", "usage")

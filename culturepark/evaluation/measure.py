@@ -48,6 +48,9 @@ class Measurement(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     paired: bool = True
     """Whether another model is measured on the same units; else each is resampled by itself."""
+    compared: bool = True
+    """Whether another one can be better: not where the figure changes with how much was made, or lacks what
+    nobody told."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -120,7 +123,7 @@ def _differences(
     found: list[Comparison] = []
     for one in first:
         other = others.get(one.key)
-        if other is None or one.better == "neither":
+        if other is None or one.better == "neither" or not (one.compared and other.compared):
             continue
         if (one.statistic, one.parameters) != (other.statistic, other.parameters):
             continue  # by other means, so no difference would be the models'

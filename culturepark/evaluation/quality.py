@@ -11,15 +11,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.evaluation import stances
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.made import ALL, TASK, Made, Opinion, Talk, Turn, vectors_of
+from culturepark.evaluation.made import ALL, TASK, Made, Opinion, Talk, Turn, vectors_of, with_estimates
 from culturepark.evaluation.measure import Better, Measurement
 from culturepark.evaluation.statistics import Floats
-from culturepark.ports import Vectors
+from culturepark.ports import Usage, Vectors
 from culturepark.settings import RefineSettings, Settings
 from culturepark.store.funnel import money_of
 
@@ -32,21 +33,23 @@ Part = tuple[float | None, float]
 """What a dialogue adds above and below the line; None is unknown."""
 
 
-def measurements(made: Made, originals: Vectors | None) -> list[Measurement]:
-    """Every figure, of all and, if there are several, by culture.
+def measurements(made: Made, originals: Vectors | None, *, same_embedder: bool = True) -> list[Measurement]:
+    """Every figure, of all and, if there are several, by culture. What changes with how much was made is
+    compared with no other run (`Measurement.compared`), but on one budget.
 
     `originals` are vectors of the statements talked about, by the run's own embedder; without them there is
-    no `diversity_gain`.
+    no `diversity_gain`. Without `same_embedder` vectors are compared with no other run's.
     """
     return [
         one
-        for subset, of in _subsets(made).items()
+        for subset, of in _subsets(with_estimates(made)).items()
         for one in (
             *_words(TASK, subset, of, of.kept),
-            *_vectors(TASK, subset, of, originals),
+            *(replace(one, compared=same_embedder) for one in _vectors(TASK, subset, of, originals)),
             *_duplicates(TASK, subset, of),
+            _kept_alike(TASK, subset, of, len(of.kept)),
             *stances.measurements(subset, of),
-            *_costs(subset, of),
+            *_costs(TASK, subset, of),
         )
     ]
 
@@ -70,6 +73,7 @@ def summed(
     statistic: str = "ratio",
     floors: Mapping[str, float | None] | None = None,
     notes: tuple[str, ...] = (),
+    compared: bool = True,
 ) -> Measurement:
     """A figure whose parts are known by dialogue; a dialogue without one adds nothing."""
     return Measurement(
@@ -87,6 +91,7 @@ def summed(
         floors=dict(floors or {}),
         notes=notes,
         paired=False,
+        compared=compared,
     )
 
 
@@ -107,9 +112,12 @@ def _known(value: float) -> float | None:
 
 
 def _words(task: str, subset: str, made: Made, kept: Sequence[Opinion]) -> list[Measurement]:
+    """distinct-n of these: compared on one budget, where two runs have as many words of each."""
+    compared = task == BUDGET
     return [
-        summed(task, subset, f"distinct_{n}", "higher", made.talks, distinct_parts(kept, n), n=len(kept))
+        summed(task, subset, f"distinct_{n}", "higher", made.talks, parts, n=len(kept), compared=compared)
         for n in (1, 2, 3)
+        for parts in [distinct_parts(kept, n)]
     ]
 
 
@@ -173,23 +181,29 @@ def gains(vectors: Vectors, originals: Vectors) -> Floats:
 
 
 def _duplicates(task: str, subset: str, made: Made) -> list[Measurement]:
-    """What selection threw out, of what came to it; and what of the kept is still alike."""
+    """What selection threw out, of what came to it. The more there is, the more of it is alike, so runs
+    are not compared."""
     selected = [one for one in made.opinions if one.vector is not None]
-    kept = [one for one in selected if one.kept]
-    threshold = threshold_of(made.run.settings.refine)
-    alike = [float(one >= threshold) for one in nearest(vectors_of(kept))]
     reasons: tuple[tuple[str, str, Better], ...] = (
         ("near_duplicates", "near_duplicate", "lower"),
         ("clustered", "cluster", "neither"),
     )
     return [
-        *(
-            summed(task, subset, metric, better, made.talks, parts, n=len(selected))
-            for metric, reason, better in reasons
-            for parts in [by_talk(selected, [float(one.rejected == reason) for one in selected])]
-        ),
-        summed(task, subset, "near_duplicates_kept", "lower", made.talks, by_talk(kept, alike), n=len(kept)),
+        summed(task, subset, metric, better, made.talks, parts, n=len(selected), compared=False)
+        for metric, reason, better in reasons
+        for parts in [by_talk(selected, [float(one.rejected == reason) for one in selected])]
     ]
+
+
+def _kept_alike(task: str, subset: str, made: Made, samples: int) -> Measurement:
+    """What of the first `samples` kept is still alike: compared on one budget, where they are as many."""
+    kept = [one for one in made.kept if one.vector is not None][:samples]
+    threshold = threshold_of(made.run.settings.refine)
+    alike = [float(one >= threshold) for one in nearest(vectors_of(kept))]
+    parts, compared = by_talk(kept, alike), task == BUDGET
+    return summed(
+        task, subset, "near_duplicates_kept", "lower", made.talks, parts, n=len(kept), compared=compared
+    )
 
 
 def threshold_of(refine: RefineSettings) -> float:
@@ -213,56 +227,98 @@ def nearest(vectors: Vectors) -> Floats:
 # --- cost
 
 
-def _costs(subset: str, made: Made) -> list[Measurement]:
-    """Tokens, calls and money for each kept sample, of all cultures also by role. Who told no tokens is in
-    no sum: see the notes."""
+def _costs(task: str, subset: str, made: Made) -> list[Measurement]:
+    """Tokens, calls and money for each kept sample, of all cultures also by role. Silent roles are in no
+    sum, so that it is compared with none but one of the same roles: on one budget."""
     kept = Counter(one.talk for one in made.kept)
-    silent, settings = made.silent_roles, made.run.settings
-    roles = sorted({role for talk in made.talks for role in talk.usage})
+    roles, silent = list(made.usage), made.silent or frozenset()
     told = frozenset(roles) - silent
 
-    def cost(metric: str, of: Callable[[Talk], float | None], note: str = "") -> Measurement:
+    def cost(metric: str, of: Callable[[Talk], float | None], notes: Sequence[str] = ()) -> Measurement:
         parts: dict[str, Part] = {talk.id: (of(talk), float(kept[talk.id])) for talk in made.talks}
-        notes = (note,) if note else ()
-        return summed(TASK, subset, metric, "lower", made.talks, parts, n=kept.total(), notes=notes)
+        said = tuple(notes) if subset == ALL else ()
+        return summed(task, subset, metric, "lower", made.talks, parts, n=kept.total(), notes=said)
 
-    missing = f"tokens_per_sample lacks what nobody told: that of the {', '.join(sorted(silent))}."
-    found = [
-        cost(
-            "tokens_per_sample",
-            lambda talk: float(talk.tokens(told)) if told else None,
-            missing if silent else "",
-        ),
-        cost("calls_per_sample", lambda talk: float(sum(usage.calls for usage in talk.usage.values()))),
-    ]
+    tokens = cost("tokens_per_sample", lambda talk: float(talk.tokens(told)) if told else None, _untold(made))
+    calls = cost("calls_per_sample", lambda talk: float(sum(usage.calls for usage in talk.usage.values())))
+    found = [replace(tokens, compared=task == BUDGET or not silent), calls]
     if subset != ALL:
         return found
     for role in roles:
-        silently = role in silent
+        known = (role,) if role in told else ()
         found.append(
             cost(
                 f"{role}_tokens",
-                lambda talk, role=role, silently=silently: None if silently else float(talk.tokens((role,))),
+                lambda talk, known=known: float(talk.tokens(known)) if known else None,
             )
         )
-    unpriced = sorted({role for talk in made.talks for role in _unpriced(talk, settings)})
-    unknown = f"money_per_sample is unknown: prices or tokens of the {', '.join(unpriced)} are not known."
-    found.append(
-        cost(
-            "money_per_sample",
-            lambda talk: None if unpriced else _money(talk, settings),
-            unknown if unpriced else "",
+    bill = _bill(made)
+    money = cost("money_per_sample", lambda talk: _money(talk, made, bill.roles), bill.notes)
+    return [*found, replace(money, compared=bill.whole)]
+
+
+def _untold(made: Made) -> list[str]:
+    """Notes on the calls that told no tokens."""
+    usage, silent = made.usage, made.silent or frozenset()
+    name = made.run.root.resolve().name
+    notes = [
+        f"{name}: {of.calls} of {usage[role].calls} calls of the {role} told no tokens; each counts as the "
+        "average of its other calls."
+        for role, of in made.untold.items()
+    ]
+    if silent:
+        notes.append(
+            f"{name}: tokens_per_sample lacks those of the {', '.join(sorted(silent))}: most calls told "
+            "none, here or in the run beside it."
         )
-    )
-    return found
+    return notes
 
 
-def _money(talk: Talk, settings: Settings) -> float:
-    return sum(money_of(role, usage, settings) or 0.0 for role, usage in talk.usage.items())
+class _Bill(Struct, frozen=True):
+    """Whose money is summed; None if that would say nothing. `whole`: nobody's is missing."""
+
+    roles: frozenset[str] | None
+    whole: bool
+    notes: tuple[str, ...] = ()
 
 
-def _unpriced(talk: Talk, settings: Settings) -> list[str]:
-    return [role for role, usage in talk.usage.items() if money_of(role, usage, settings) is None]
+def _bill(made: Made) -> _Bill:
+    """Silent roles are missing where they cost anything; without a price, or if nobody who costs is left,
+    there is no sum."""
+    name, settings = made.run.root.resolve().name, made.run.settings
+    usage, silent = made.usage, made.silent or frozenset()
+    unpriced = [role for role, of in usage.items() if _money_of(role, of, settings) is None]
+    # Of calls that tell nothing, only those that cost nothing are known.
+    paid = {role for role in usage if money_of(role, Usage(calls=1, unreported=1), settings) is None}
+    missing = sorted(paid & silent)
+    if unpriced or (missing and paid == set(missing)):
+        unknown = ", ".join(unpriced or missing)
+        what = f"{name}: money_per_sample is unknown: prices or tokens of the {unknown} are not known."
+        return _Bill(None, False, (what,))
+    notes: list[str] = []
+    if missing:
+        notes.append(
+            f"{name}: money_per_sample is at least this: tokens of the {', '.join(missing)} are not known."
+        )
+    if (estimated := sorted(paid & made.untold.keys())) and (samples := len(made.kept)):
+        told = sum(_money_of(role, of, settings) or 0.0 for role, of in usage.items() if role not in silent)
+        notes.append(
+            f"{name}: money_per_sample is at least {told / samples:.4g} by what was told; calls of the "
+            f"{', '.join(estimated)} that told nothing are estimated."
+        )
+    return _Bill(frozenset(usage.keys() - missing), not missing, tuple(notes))
+
+
+def _money(talk: Talk, made: Made, roles: frozenset[str] | None) -> float | None:
+    if roles is None:
+        return None
+    of = ((role, usage) for by_role in (talk.usage, talk.untold) for role, usage in by_role.items())
+    return sum(_money_of(role, usage, made.run.settings) or 0.0 for role, usage in of if role in roles)
+
+
+def _money_of(role: str, usage: Usage, settings: Settings) -> float | None:
+    """What the told tokens cost; None without prices."""
+    return money_of(role, replace(usage, unreported=0), settings)
 
 
 # --- two runs on the same budget
@@ -271,11 +327,12 @@ def _unpriced(talk: Talk, settings: Settings) -> list[str]:
 def shared_budget(first: Made, second: Made) -> tuple[Made, Made, int]:
     """Two runs cut to as many tokens as the smaller one took, and that number.
 
-    Roles some of whose calls told no tokens in either run count for neither. Raises ConfigError if no
-    role is left.
+    Roles that are silent in either run count for neither. Raises ConfigError if no role is left.
     """
-    roles = frozenset(role for made in (first, second) for talk in made.talks for role in talk.usage)
-    roles -= first.silent_roles | second.silent_roles
+    first, second = with_estimates(first), with_estimates(second)
+    silent = (first.silent or frozenset()) | (second.silent or frozenset())
+    first, second = replace(first, silent=silent), replace(second, silent=silent)
+    roles = frozenset(role for made in (first, second) for role in made.usage) - silent
     budget = min(sum(talk.tokens(roles) for talk in made.talks) for made in (first, second))
     if not budget:
         what = "one of the runs tells of no tokens, so there is no budget that both share."
@@ -284,24 +341,25 @@ def shared_budget(first: Made, second: Made) -> tuple[Made, Made, int]:
 
 
 def budget_measurements(
-    made: Made, words: int, originals: Vectors | None, *, vectors: bool = True
+    made: Made, words: int, samples: int, originals: Vectors | None, *, vectors: bool = True
 ) -> list[Measurement]:
-    """Figures of a run that was cut to a budget. distinct-n is over its first `words` words, the same
-    number for both: more words repeat more. Without `vectors`, nothing that another embedder would see
-    otherwise."""
+    """Figures of a run that was cut to a budget. distinct-n is over its first `words` words, and what is
+    alike among its first `samples` kept, the same numbers for both: more words repeat more. Without
+    `vectors`, nothing that another embedder would see otherwise."""
     kept = made.kept
     counts = Counter(one.talk for one in kept)
-    samples: dict[str, Part] = {talk: (float(n), 1.0) for talk, n in counts.items()}
+    each: dict[str, Part] = {talk: (float(n), 1.0) for talk, n in counts.items()}
     found = [
         summed(
-            BUDGET, ALL, "samples", "higher", made.talks, samples, n=len(kept), statistic="total"
+            BUDGET, ALL, "samples", "higher", made.talks, each, n=len(kept), statistic="total"
         ),
         *_words(BUDGET, ALL, made, first_words(kept, words)),
-        *(one for one in _costs(ALL, made) if one.metric == "tokens_per_sample"),
+        *(one for one in _costs(BUDGET, ALL, made) if one.metric == "tokens_per_sample"),
     ]  # fmt: skip
     if vectors:
         found += _vectors(BUDGET, ALL, made, originals) + _duplicates(BUDGET, ALL, made)
-    return [replace(one, task=BUDGET) for one in found]
+        found.append(_kept_alike(BUDGET, ALL, made, samples))
+    return found
 
 
 def first_words(opinions: Sequence[Opinion], words: int) -> list[Opinion]:

@@ -57,6 +57,7 @@ def measurements(subset: str, made: Made) -> list[Measurement]:
         },
         notes=(CHANCE,),
         paired=False,
+        compared=False,  # the fewer drew, the further off they are by chance
     )
     return [measured]
 

@@ -80,8 +80,8 @@ def extends_question(statement: str, before: Sequence[str], text: str) -> str:
 def understands_question(statement: str, before: Sequence[str], text: str, mine: str, other: str) -> str:
     """Asks whether a turn shows understanding of the other speaker's culture; both as adjectives."""
     return _about(
-        f"The latest speaker's culture is {mine}, the other's {other}. Does the latest turn of this talk show "
-        "understanding of the other's culture?",
+        f"The latest speaker's culture is {mine}, the other's {other}. Does the latest turn of this talk "
+        "show understanding of the other's culture?",
         _talk(statement, before, text),
     )
 

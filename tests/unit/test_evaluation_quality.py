@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from culturepark.budget import Budget
 from culturepark.cli import run as culturepark
 from culturepark.errors import ConfigError
 from culturepark.evaluation import judge, judging, quality, report, stances, targets
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.asking import Answer, Asker, Question, prompt_of
-from culturepark.evaluation.made import Made, Opinion, Talk, read, sampled, sampled_turns
+from culturepark.evaluation.made import Made, Opinion, Talk, is_silent, read, sampled, sampled_turns
 from culturepark.evaluation.measure import Measurement, compare
 from culturepark.messages import Outcome
 from culturepark.models.scripted import ScriptedEmbedder
@@ -217,14 +219,122 @@ def test_two_runs_on_the_smaller_ones_budget(run_made: Made) -> None:
     first, second, budget = quality.shared_budget(one, other)
     assert (budget, len(first.talks), len(second.talks)) == (50, 5, 2)
     assert [o.talk for o in first.opinions] == [f"d{n}" for n in range(5)]
-    cut = figures(quality.budget_measurements(first, 4, None))
+    cut = figures(quality.budget_measurements(first, 4, 3, None))
     assert cut["samples"].interval().value == 5
     assert cut["distinct_1"].n == 2  # four words, two each
+    assert cut["near_duplicates_kept"].n == 3
     assert {m.task for m in cut.values()} == {"budget"}
-    assert "spread" not in figures(quality.budget_measurements(first, 4, None, vectors=False))
+    assert "spread" not in figures(quality.budget_measurements(first, 4, 3, None, vectors=False))
     silent = made_of(run_made, [talk(1, speaker=Usage(calls=1, unreported=1))], [])
     with pytest.raises(ConfigError, match="no budget"):
         quality.shared_budget(one, silent)
+
+
+def test_one_lost_call_does_not_move_the_budget(run_made: Made) -> None:
+    """It counts as the average one of its role; a role most of whose calls told nothing is left out."""
+
+    def dialogues(tokens: int, lost: int = 0) -> Made:
+        usage = {"extractor": Usage(2, 20, 0, 5)}
+        talks = [
+            talk(n, speaker=Usage(10 + (n < lost), tokens, 0, tokens, int(n < lost)), **usage)
+            for n in range(100)
+        ]
+        return made_of(run_made, talks, [opinion(n, n, (1, 0)) for n in range(100)])
+
+    assert quality.shared_budget(dialogues(100), dialogues(1000))[2] == 22_500
+    first, second, budget = quality.shared_budget(dialogues(100), dialogues(1000, lost=1))
+    assert (budget, len(first.talks), len(second.talks)) == (22_500, 100, 11)
+    assert sum(one.tokens(["speaker", "extractor"]) for one in second.talks) == 11 * 2025 + 200
+    whole = figures(quality.measurements(dialogues(1000, lost=1), None))["tokens_per_sample"]
+    assert whole.interval().value == pytest.approx((100 * 2025 + 200) / 100)
+    assert whole.compared
+    assert "1 of 1001 calls of the speaker told no tokens" in whole.notes[0]
+    cut = figures(quality.budget_measurements(second, 4, 3, None))["tokens_per_sample"]
+    assert cut.interval().value == pytest.approx((11 * 2025 + 200) / 11)
+
+    mute = {"speaker": Usage(10, 90, 0, 0, 6), "extractor": Usage(2, 20, 0, 5)}
+    dark = made_of(run_made, [talk(n, **mute) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)])
+    first, second, budget = quality.shared_budget(dialogues(100), dark)
+    assert (budget, len(first.talks)) == (9 * 25, 9)  # of both the extractor alone
+    both = [
+        figures(quality.budget_measurements(one, 4, 3, None))["tokens_per_sample"] for one in (first, second)
+    ]
+    assert [one.interval().value for one in both] == [25, 25]
+    assert all(one.compared and "lacks those of the speaker" in one.notes[0] for one in both)
+    found = compare("a", quality.measurements(dialogues(100), None), "b", quality.measurements(dark, None))
+    assert "tokens_per_sample" not in {one.metric for one in found}  # the speaker is in one of them
+
+
+def test_money_of_lost_calls(tmp_path: Path) -> None:
+    chat = {"engine": "openai", "model": "m", "base_urls": [URL], "price_prompt": 2.0}
+    chat["price_completion"] = 10.0
+    like = read(runs.made(tmp_path / "run", models={"chat": chat, "vectors": {"engine": "scripted"}}))
+
+    def money(**usage: Usage) -> Measurement:
+        made = made_of(like, [talk(1, **usage), talk(2, **usage)], [opinion(1, 1, (1, 0))])
+        return figures(quality.measurements(made, None))["money_per_sample"]
+
+    told = Usage(4, 3_000_000, 0, 300_000, 1)
+    some = money(speaker=told)
+    assert some.interval().value == pytest.approx(2 * (6 + 3) * 4 / 3)
+    assert "at least 18 by what was told" in some.notes[0]
+    mute = Usage(4, 1_000_000, 0, 100_000, 3)
+    less = money(speaker=told, extractor=mute)
+    assert less.interval().value == pytest.approx(2 * (6 + 3) * 4 / 3)
+    assert "at least this: tokens of the extractor" in less.notes[0]
+    assert (some.compared, less.compared) == (True, False)
+    none = money(extractor=mute)
+    assert none.interval().value is None
+    assert "unknown" in none.notes[0]
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 10**6))
+def test_a_role_is_silent_as_a_budget_says(calls: int, unreported: int, tokens: int) -> None:
+    """One judgement in two places: whether a budget can be kept, and whether a role's tokens are known."""
+    usage = Usage(calls + unreported, tokens if calls else 0, 0, 0, unreported)
+    chat = {"engine": "openai", "model": "m", "base_urls": [URL]}
+    models = {"chat": chat, "vectors": {"engine": "scripted"}}
+    limited = runs.settings(models=models, budget={"tokens": 10**12})
+    reason = Budget(limited).reached({"speaker": usage}, 0)
+    assert is_silent(usage) == ("cannot be kept" in reason)
+
+
+def test_more_of_the_same_is_not_said_to_be_worse(run_made: Made) -> None:
+    """The same generator at 400 and at 50 dialogues: what falls or rises with size is compared with none,
+    and on one budget at the same size."""
+    rng = random.Random(1)
+    vocabulary, weights = [f"w{n}" for n in range(400)], [1 / (n + 1) for n in range(400)]
+
+    def dialogues(n: int, prefix: str) -> Made:
+        talks = [replace(talk(at, stances=(at % 4 + 1,)), id=f"{prefix}{at}") for at in range(n)]
+        opinions: list[Opinion] = []
+        for at in range(3 * n):
+            turn = rng.random() * 6.3
+            said = " ".join(rng.choices(vocabulary, weights, k=15))
+            one = opinion(at, at // 3, (math.cos(turn), math.sin(turn)), text=said)
+            opinions.append(replace(one, id=f"{prefix}o{at}", talk=f"{prefix}{at // 3}"))
+        return made_of(run_made, talks, opinions)
+
+    many, few = dialogues(400, "a"), dialogues(50, "b")
+    mine, other = quality.measurements(many, None), quality.measurements(few, None)
+    sized = {"distinct_1", "distinct_2", "distinct_3", "near_duplicates", "near_duplicates_kept", "stance_js"}
+    assert sized <= figures(mine).keys()
+    found = {one.metric for one in compare("many", mine, "few", other)}
+    assert not found & sized
+    assert {"spread", "tokens_per_sample"} <= found
+
+    first, second, _ = quality.shared_budget(many, few)
+    sizes = (15 * 150, 150)
+    on_budget = compare(
+        "many",
+        quality.budget_measurements(first, *sizes, None),
+        "few",
+        quality.budget_measurements(second, *sizes, None),
+    )
+    there = {one.metric: one for one in on_budget}
+    assert {"distinct_1", "distinct_2", "near_duplicates_kept"} <= there.keys()
+    assert "near_duplicates" not in there
+    assert all((one.p_holm or 0) > 0.05 for one in there.values())
 
 
 def test_unpaired_comparison() -> None:
