@@ -127,8 +127,8 @@ def _by_role(of: Iterable[dict[str, Usage]]) -> dict[str, Usage]:
 
 
 def is_silent(usage: Usage) -> bool:
-    """Whether a role's tokens are unknown, since most of its calls told nothing: as a budget judges it, for
-    which an estimate would be a guess at most of what was spent."""
+    """Whether a role's tokens are unknown, since most of its calls told nothing: an estimate would be a guess
+    at most of them. A budget judges likewise (`budget.py`), but sees lost calls apart; shards do not."""
     told = usage.calls - usage.unreported
     return bool(usage.unreported) and (usage.unreported > told or not tokens_of(usage))
 

@@ -290,7 +290,7 @@ def test_money_of_lost_calls(tmp_path: Path) -> None:
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 10**6))
 def test_a_role_is_silent_as_a_budget_says(calls: int, unreported: int, tokens: int) -> None:
-    """One judgement in two places: whether a budget can be kept, and whether a role's tokens are known."""
+    """Whether a budget can be kept, and whether a role's tokens are known: alike where no call is lost."""
     usage = Usage(calls + unreported, tokens if calls else 0, 0, 0, unreported)
     chat = {"engine": "openai", "model": "m", "base_urls": [URL]}
     models = {"chat": chat, "vectors": {"engine": "scripted"}}
