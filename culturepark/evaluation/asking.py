@@ -106,6 +106,7 @@ class Asker:
         self._model = model
         self._method: Method | None = method
         self._finding_out = asyncio.Lock()
+        self._answers = False
         self._rng_seed = rng_seed
         self._told = told or (lambda: None)
 
@@ -184,11 +185,14 @@ class Asker:
     ) -> Completion | None:
         """A reply; None where the model has none to this prompt, be it empty or a refusal."""
         try:
-            return await self._model.complete(prompt, sampling, affinity=key)
+            completion = await self._model.complete(prompt, sampling, affinity=key)
+            self._answers = True
+            return completion
         except ModelError as error:
             if strictly and error.kind == "bad_request":
                 raise
-            if error.kind in ("empty_reply", "refused"):
+            # A 403 may be the key's; of an endpoint that answers other prompts it is this one's.
+            if error.kind in ("empty_reply", "refused") or (error.kind == "forbidden" and self._answers):
                 return None
             fix = "Nothing was written. See to the endpoint, then evaluate again."
             raise EndpointError(self.name, f"it gave out: {error.kind}: {error.reason}", fix) from error

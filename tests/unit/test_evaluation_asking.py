@@ -99,6 +99,25 @@ def test_an_endpoint_that_refuses_log_probabilities_is_sampled() -> None:
     assert ask(model).method == "sampling"
 
 
+def test_a_prompt_that_is_forbidden_is_no_answer_once_others_are_given() -> None:
+    forbidden = ModelError("forbidden", "moderation")
+    asked = 0
+
+    async def complete(prompt: object, sampling: object, **rest: object) -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise forbidden
+        return await OptionsModel.complete(model, prompt, sampling, **rest)  # type: ignore[arg-type]
+
+    model = OptionsModel(always(lambda option: True))
+    model.complete = complete  # type: ignore[assignment,method-assign]
+    assert ask(model, draws=4).invalid == pytest.approx(0.25)
+    asked = 1
+    with pytest.raises(EndpointError, match="forbidden"):
+        ask(model, draws=4)
+
+
 def test_more_options_than_digits_are_sampled() -> None:
     many = Question("q2", "", "Which?", tuple(f"the {word}" for word in "abcdefghijkl"))
     answer = ask(OptionsModel(always(lambda option: option == "the k")), draws=3, question=many)
