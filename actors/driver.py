@@ -21,8 +21,7 @@ from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.status import EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
-from culturepark.training.datasets import JOINT
-from culturepark.training.launch import due
+from culturepark.training.launch import all_due
 from culturepark.watching import Endpoint, Snapshot, Watch, total_of
 
 _POLL_S = 0.5
@@ -120,9 +119,7 @@ def _see_trained(
     began: float,
 ) -> None:
     """Wait for all trainings of a run that is over. Tells of all again, as the trainer may have died."""
-    names = due(snapshot.funnels, run.plan.planned())
-    if len(names) > 1:
-        names.append(JOINT)
+    names = all_due(snapshot.funnels, run.plan.planned())
     while True:
         _ask(trainer.train, names)
         states = _ask(trainer.status)

@@ -23,6 +23,7 @@ from culturepark.errors import ConfigError, CultureParkError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from culturepark.browse import View
     from culturepark.plan import Plan
     from culturepark.seeds import Seed
     from culturepark.settings import Settings
@@ -180,7 +181,7 @@ def generate(
     if (out / "run.json").exists():
         this = open_run(out, settings, plan)
         before = View(out)
-        if before.complete:
+        if before.complete and not _to_tune(settings, before):
             _say_complete(console, before.root, len(plan), before.total["failed"])
             if quiet:
                 console.print(f"See: culturepark show {shlex.quote(str(out))}", markup=False)
@@ -208,6 +209,15 @@ def generate(
         console.print(f"See: culturepark show {shlex.quote(str(out))}")
     else:
         show_closing(console, view)
+
+
+def _to_tune(settings: Settings, view: View) -> list[str]:
+    """Trainings that a run launches by itself and that have not ended."""
+    from culturepark.training.launch import all_due, untrained
+
+    if not settings.training.launch:
+        return []
+    return untrained(view.root, all_due(view.funnels, view.plan.planned()))
 
 
 def _planned(config: Path | None, sets: list[str] | None, shard: str | None) -> tuple[Settings, Plan]:

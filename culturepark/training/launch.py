@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,18 @@ def due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) ->
         if ended >= count and funnel.get("kept", 0):
             found.append(culture)
     return found
+
+
+def all_due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) -> list[str]:
+    """The same of a run that is over, and the joint one where there are several."""
+    names = due(funnels, planned)
+    return [*names, JOINT] if len(names) > 1 else names
+
+
+def untrained(root: Path, names: Iterable[str]) -> list[str]:
+    """Those of these whose training has not ended, in whatever way. Raises RunDirError."""
+    last = {record.job.name: record.event for record in Records(root).all()}
+    return [name for name in names if last.get(name) not in ("finished", "failed", "cancelled")]
 
 
 def names_of(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:
