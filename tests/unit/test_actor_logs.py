@@ -34,6 +34,7 @@ class _Careless(Worker):
 
     def __init__(self) -> None:
         self._busy = {}
+        self._life = "one"
         self._failure = None
         self._broken = None
         self._work = self.open()
@@ -47,7 +48,7 @@ class _Careless(Worker):
 
 async def test_work_that_raises_is_told_to_whoever_watches() -> None:
     worker = _Careless()
-    watching = asyncio.create_task(worker.watch())
+    watching = asyncio.create_task(worker.watch("one"))
     await asyncio.sleep(0)
     worker.take(pack([encode(Ask(1, 1, 1, ""))]))
     with pytest.raises(OSError, match="no space"):
