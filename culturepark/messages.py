@@ -105,11 +105,12 @@ class Ask(Struct, frozen=True, tag="ask"):
 
 
 class Spoke(Struct, frozen=True, tag="spoke"):
-    """The answer to an ask."""
+    """The answer to an ask, and a record of the log."""
 
     number: int
     take: int
     turn: Turn
+    schema: int = SCHEMA
 
 
 class Unknown(Struct, frozen=True, tag="unknown"):
@@ -153,6 +154,7 @@ class Step(Struct, frozen=True, tag="step"):
     latency_s: float = 0.0
     vectors: bytes = b""
     only_usage: bool = False
+    schema: int = SCHEMA
 
 
 class Refine(Struct, frozen=True, tag="refine"):
