@@ -187,7 +187,7 @@ def show_report(console: Console, report: Report) -> None:
 def _figures_table(figures: Sequence[Figure]) -> Table:
     """Those that can be good or bad, and of the others those of all cultures; the files hold all."""
     made = table("figure", "value", "95 %", "const", "rand", "maj", "oth", "n", "bad")
-    made.columns[0].no_wrap = False
+    made.columns[0].no_wrap, made.columns[0].overflow = False, "fold"
     for column in made.columns[1:]:
         column.no_wrap, column.min_width = True, 3
     last = ""
