@@ -43,6 +43,7 @@ class Collector(Station):
         self._unwritable: CultureParkError | None = None
         self._writer: asyncio.Task[None] | None = None
         self._lock: RunLock | None = None
+        self._finished = False
         self._ledger: Ledger
         self._log: structlog.stdlib.BoundLogger
 
@@ -85,7 +86,10 @@ class Collector(Station):
         }
 
     async def finish(self) -> None:
-        """Seal, publish the datasets, the card and the summary, and let go of the directory."""
+        """Seal, publish the datasets, the card and the summary, and let go of the directory.
+
+        Calling it again does nothing: the answer to the first call can be lost.
+        """
         async with self._writing:
             await asyncio.to_thread(self._finish)
 
@@ -107,12 +111,15 @@ class Collector(Station):
         )
 
     def _finish(self) -> None:
+        if self._finished:
+            return
         self._open()
         self._ledger.close()
         publish(self._run, self._ledger.funnels)
         self._log.info("closed")
         assert self._lock is not None  # it was opened
         self._lock.release()
+        self._finished = True
 
     async def _write_all(self) -> None:
         try:

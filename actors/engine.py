@@ -7,8 +7,10 @@ need not be told: their next attempt just succeeds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
+from collections.abc import Sequence
 
 import msgspec
 
@@ -19,14 +21,15 @@ _START_S = 60.0
 
 
 class ChatEngine:
-    """llama.cpp's server in an actor."""
+    """llama.cpp's servers of a node in an actor."""
 
-    def __init__(self, model: bytes, host: str, port: int) -> None:
-        self._server = ChatServer(msgspec.msgpack.decode(model, type=ModelSettings), port, host)
+    def __init__(self, models: bytes, host: str, ports: Sequence[int]) -> None:
+        shares = msgspec.msgpack.decode(models, type=list[ModelSettings])
+        self._servers = [ChatServer(one, port, host) for one, port in zip(shares, ports, strict=True)]
 
-    def url(self) -> str:
-        """Where it listens."""
-        return self._server.url
+    def urls(self) -> list[str]:
+        """Where they listen."""
+        return [server.url for server in self._servers]
 
 
 class EmbeddingEngine:
@@ -38,13 +41,15 @@ class EmbeddingEngine:
         started = asyncio.run_coroutine_threadsafe(EmbeddingServer(port, host).start(), loop)
         self._url = started.result(_START_S)
 
-    def url(self) -> str:
+    def urls(self) -> list[str]:
         """Where it listens."""
-        return self._url
+        return [self._url]
 
 
-def free_port(host: str) -> int:
-    """A port that is free on this machine now; the engine takes it at once, and again after a restart."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that are free on this machine now; an engine takes them at once, and again after a restart."""
+    with contextlib.ExitStack() as held:
+        socks = [held.enter_context(socket.socket()) for _ in range(count)]
+        for sock in socks:
+            sock.bind((host, 0))
+        return [int(sock.getsockname()[1]) for sock in socks]

@@ -107,10 +107,10 @@ class Inputs(Struct, frozen=True, dict=True):
 
 
 def _retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
-    def told(dialogue: str, url: str, error: ModelError, wait_s: float) -> None:
+    def told(affinity: str, url: str, error: ModelError, wait_s: float) -> None:
         log.warning(
             "call_retried",
-            dialogue=dialogue,
+            dialogue=affinity.rpartition(".")[2],
             url=url,
             kind=error.kind,
             reason=error.reason,

@@ -42,8 +42,3 @@ def engine_nodes(nodes: Sequence[Node], engines: int) -> list[Node]:
 def engine_host(nodes: Sequence[Node], node: Node) -> str:
     """Where a server on `node` listens: on loopback, unless other machines have to reach it."""
     return node.ip if len({one.ip for one in nodes}) > 1 else LOOPBACK
-
-
-def engine_threads(node: Node) -> int:
-    """Threads of an engine on this node: its share of the machine's CPUs."""
-    return max(1, int(node.cpus))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import secrets
@@ -26,16 +27,16 @@ from actors import METRICS_INTERVAL, METRICS_SELDOM
 from actors.collector import Collector
 from actors.cultural_agent import CulturalAgent
 from actors.directory import cause_of
-from actors.engine import ChatEngine, EmbeddingEngine, free_port
+from actors.engine import ChatEngine, EmbeddingEngine, free_ports
 from actors.inputs import Inputs
 from actors.moderator import Moderator
-from actors.placement import Node, engine_host, engine_nodes, engine_threads, staff
+from actors.placement import Node, engine_host, engine_nodes, staff
 from actors.raylet import Raylet
 from actors.refiner import RefinerActor
 from actors.trainer import Trainer
 from culturepark.conductor import REFINERS
 from culturepark.errors import ConfigError
-from culturepark.models.embedded import embedded_name
+from culturepark.models.embedded import embedded_name, shares
 from culturepark.settings import ModelSettings, Settings, shown_address
 from culturepark.store.rundir import Run
 
@@ -228,7 +229,7 @@ class Crew:
         return replace(settings, models=models)
 
     def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
-        """Start one server of a model, or one a node: replicas of one endpoint."""
+        """Start the servers of a model, on each of its nodes: replicas of one endpoint."""
         model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
         starting: list[Any] = []
         for node in engine_nodes(self._nodes, self._engines_wanted):
@@ -237,24 +238,25 @@ class Crew:
                 "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
             }
             host = engine_host(self._nodes, node)
+            servers = [model] if embedder else shares(model, int(node.cpus))
             if node is self._nodes[0]:
-                port = free_port(host)
+                ports = free_ports(host, len(servers))
             else:
-                port = ray.get(ray.remote(free_port).options(**options).remote(host), timeout=_ENGINE_START_S)
+                asked = ray.remote(free_ports).options(**options).remote(host, len(servers))
+                ports = ray.get(asked, timeout=_ENGINE_START_S)
+            options["max_restarts"] = -1
             if embedder:
-                engine: Any = ray.remote(EmbeddingEngine)
-                engine = engine.options(**options, max_restarts=-1).remote(host, port)
+                engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(host, *ports)
             else:
-                own = msgspec.msgpack.encode(replace(model, threads=model.threads or engine_threads(node)))
-                engine = ray.remote(ChatEngine)
-                engine = engine.options(**options, max_restarts=-1).remote(own, host, port)
+                packed = msgspec.msgpack.encode(servers)
+                engine = ray.remote(ChatEngine).options(**options).remote(packed, host, ports)
             self._engines.append(engine)
-            starting.append(engine.url.remote())
+            starting.append(engine.urls.remote())
         try:
-            urls: list[str] = ray.get(starting, timeout=_ENGINE_START_S)
+            urls: list[list[str]] = ray.get(starting, timeout=_ENGINE_START_S)
         except RayTaskError as error:
             raise cause_of(error) from None
-        return replace(model, base_urls=tuple(urls))
+        return replace(model, base_urls=tuple(itertools.chain(*urls)))
 
 
 def _nodes(driver: str) -> list[Node]:

@@ -73,9 +73,10 @@ class CulturalSpeaker:
         speaker = self._speaker(ask.turn, brief)
         spent, before = Usage(), None
         late = health.is_late(ask.turn, brief.utterances)
+        sampling = self._sampling[brief.kind]
         for attempt in range(1 + _SPEAKS_AGAIN):
             try:
-                completion = await self._model.complete(whole, self._sampling[brief.kind], affinity=brief.id)
+                completion = await self._model.complete(whole, sampling, affinity=brief.affinity)
             except ModelError as error:
                 if before is not None:  # a turn with a flaw is better than none
                     return replace(before, usage=spent + error.usage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 
@@ -368,7 +370,9 @@ async def _benchmarked(
 
     if not benchmarks:
         return []
-    async with served(target.model) as ready:
+    # The harness knows one address only: one server, with all CPUs.
+    whole = replace(target.model, threads=target.model.threads or os.cpu_count() or 1)
+    async with served(whole) as ready:
         words = f"{name}: lm-evaluation-harness on {', '.join(benchmarks)}; its output is in {folder / LOG}"
         with console.status(line_of(words)):
             return await evaluate(ready, benchmarks, folder)

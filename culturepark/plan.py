@@ -84,6 +84,11 @@ class Brief(Struct, frozen=True):
     language: str
     direct_reasons: int
 
+    @property
+    def affinity(self) -> str:
+        """What keeps its calls on one replica; see ports.ChatModel."""
+        return f"{self.number}.{self.id}"
+
 
 class _Span(Struct, frozen=True):
     """Rounds on end that ask the same pairs of culture and question, in cells of one size.

@@ -121,8 +121,9 @@ class ChatModel(Protocol):
     ) -> Completion:
         """Answer `prompt`.
 
-        `affinity` keeps calls of one dialogue on one replica. `schema` is a JSON schema the reply
-        must obey, where the endpoint can hold it to that. Raises ModelError.
+        `affinity` keeps calls of one dialogue on one replica. It may begin with a number and a dot: then
+        dialogues of neighbouring numbers are on different replicas. `schema` is a JSON schema the reply must
+        obey, where the endpoint can hold it to that. Raises ModelError.
         """
         ...
 

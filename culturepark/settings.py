@@ -106,10 +106,11 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     and by nothing else."""
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
     """embedded: context of one conversation."""
-    parallel: Annotated[int, Meta(ge=1, le=512)] = 8
-    """embedded: conversations decoded at once."""
+    parallel: Annotated[int, Meta(ge=0, le=512)] = 0
+    """embedded: conversations decoded at once on a node; 0: 4 for each CPU, or 8 with a model of your own."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """embedded: CPU threads of a server; 0 means all CPUs of its node."""
+    """embedded: CPU threads of a node's one server; 0: all CPUs of the node, with the packaged model as
+    servers of one thread each, at most 16."""
     gpu_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
     """embedded: layers put on a GPU."""
     dimensions: Count = 0
@@ -261,7 +262,7 @@ class ActorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     refiners: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Processes that refine dialogues. 0: half of the cores, at least one."""
     engines: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """Servers of each embedded model, at most one a node. 0: one on each node that has CPUs."""
+    """Nodes that serve an embedded model. 0: each node that has CPUs."""
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """Where Prometheus finds a run's metrics on this machine, on loopback; 0: nowhere. A cluster serves
     them in any case, where it serves its own."""

@@ -5,8 +5,9 @@
 
 The first compares, in turn and several times, (a) a bare client that holds the same dialogues on the
 packaged model, with no actors, no refinement but the same rewriting requests, and nothing kept, at the
-best concurrency that was found, and (b) `culturepark generate`, refinement and embedder beside it. The
-second measures what it saves that prompts only grow and stay with one replica.
+best concurrency that was found, once on one server with all CPUs and once on a server for each CPU, and
+(b) `culturepark generate`, refinement and embedder beside it. The second measures what it saves that
+prompts only grow and stay with one replica.
 
 CPU time that other programs took meanwhile is given beside each figure ("others"): the engine's
 threads wait for each other, so a neighbour costs more than its share. Needs Linux.
@@ -27,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,7 +42,7 @@ from msgspec.structs import asdict, replace
 from culturepark.agent import CulturalSpeaker
 from culturepark.cultures import load_cultures
 from culturepark.messages import Ask, Spoke
-from culturepark.models.embedded import WEIGHTS_NAME, ChatServer
+from culturepark.models.embedded import WEIGHTS_NAME, ChatServer, shares
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.prompts.profile import profile_named
@@ -92,28 +93,35 @@ class Whole(Struct, frozen=True):
 # --- the engine by itself
 
 
+class Engine(NamedTuple):
+    """A process that serves the packaged model: the base URLs of its servers, and its id."""
+
+    urls: list[str]
+    pid: int
+
+
 @contextmanager
-def engine(model: ModelSettings) -> Iterator[tuple[str, int]]:
-    """The package's chat server in a process of its own, new and with nothing cached: URL and process id."""
-    command = [sys.executable, __file__, "--serve", msgspec.json.encode(model).decode()]
+def engine(servers: Sequence[ModelSettings]) -> Iterator[Engine]:
+    """The package's chat servers in a process of their own, new and with nothing cached."""
+    command = [sys.executable, __file__, "--serve", msgspec.json.encode(servers).decode()]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     try:
-        url = process.stdout.readline().strip()
-        if not url:
+        urls = process.stdout.readline().split()
+        if not urls:
             raise SystemExit("The engine did not start; try `culturepark doctor`.")
-        yield url, process.pid
+        yield Engine(urls, process.pid)
     finally:
         process.kill()
         process.wait()
 
 
-def serve(model: str) -> None:
+def serve(models: str) -> None:
     """Be that process, until it is ended."""
-    server = ChatServer(msgspec.json.decode(model, type=ModelSettings), 0)
-    print(server.url, flush=True)
+    servers = [ChatServer(one, 0) for one in msgspec.json.decode(models, type=list[ModelSettings])]
+    print(*(server.url for server in servers), flush=True)
     sys.stdin.read()
     os._exit(0)
 
@@ -179,27 +187,27 @@ def bare(
     settings: Settings,
     rewrites: Mapping[int, Sequence[Asked]],
     in_flight: int,
-    engines: Sequence[tuple[str, int]],
+    served: Engine,
     *,
     sticky: bool = True,
     reuse: bool = True,
 ) -> Figures:
-    """Measure the bare client. A dialogue stays with one engine if `sticky`; else each call draws one."""
+    """Measure the bare client. A dialogue stays with one server if `sticky`; else each call draws one."""
     rng = random.Random(1)
-    urls = [url for url, _ in engines]
+    urls = served.urls
     homes: dict[str, str] = {}
 
     def choose(affinity: str) -> str:
-        # Round robin, so that each engine gets its share of these few dialogues.
+        # Round robin, so that each server gets its share of these few dialogues.
         return homes.setdefault(affinity, urls[len(homes) % len(urls)]) if sticky else rng.choice(urls)
 
     model, plan = BareModel(choose, reuse), plan_of(settings)
-    pids = [os.getpid(), *(pid for _, pid in engines)]
-    busy, own, engine_s = _busy_s(), sum(map(cpu_s_of, pids)), sum(map(cpu_s_of, pids[1:]))
+    pids = [os.getpid(), served.pid]
+    busy, own, engine_s = _busy_s(), sum(map(cpu_s_of, pids)), cpu_s_of(served.pid)
     began = time.monotonic()
     asyncio.run(_talk(model, settings, plan, rewrites, in_flight))
     wall_s = time.monotonic() - began
-    engine_s = sum(map(cpu_s_of, pids[1:])) - engine_s
+    engine_s = cpu_s_of(served.pid) - engine_s
     others_s = _busy_s() - busy - (sum(map(cpu_s_of, pids)) - own)
     return _figures(name, model.usage, wall_s, engine_s, others_s)
 
@@ -333,51 +341,57 @@ def plan_of(settings: Settings) -> Plan:
 
 
 def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Whole runs against the bare client at its best."""
+    """Whole runs against the bare client at its best, with one server as the engine comes, and with ours."""
     settings = load_settings(None, overrides)
-    model = settings.model_of("speaker")
-    short = replace(settings, plan=replace(settings.plan, utterances=4))
-    tried: list[Figures] = []
-    for slots in sweep if len(sweep) > 1 else ():
-        with engine(replace(model, parallel=slots)) as one:
-            tried.append(_told(bare(f"bare, {slots} at once", short, {}, slots, [one])))
+    model, cpus = settings.model_of("speaker"), os.cpu_count() or 1
+    short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=2))
+
+    def bare_with(
+        threads: int, at_once: int, held: Settings, rewrites: Mapping[int, Sequence[Asked]]
+    ) -> Figures:
+        with engine(shares(replace(model, parallel=at_once, threads=threads), cpus)) as served:
+            name = f"bare, {'one server' if threads else 'a server a CPU'}, {at_once} at once"
+            return _told(bare(name, held, rewrites, at_once, served))
+
+    layouts = {"one_server": cpus, "a_server_a_cpu": 0}
+    tried = {name: [bare_with(threads, n, short, {}) for n in sweep] for name, threads in layouts.items()}
     # By all that the engine worked on: how long replies are is a matter of chance.
-    best = sweep[max(range(len(tried)), key=lambda i: tried[i].processed_per_s) if tried else 0]
-    bares: list[Figures] = []
+    best = {
+        name: sweep[max(range(len(sweep)), key=lambda i: of[i].processed_per_s)] for name, of in tried.items()
+    }
+    bares: dict[str, list[Figures]] = {name: [] for name in layouts}
     wholes: list[Whole] = []
     for _ in range(repeats):
         made, rewrites = whole(overrides)
-        wholes.append(made)
         _told(made.asked)
-        with engine(replace(model, parallel=best)) as one:
-            bares.append(_told(bare(f"bare, {best} at once", settings, rewrites, best, [one])))
-    pairs = list(zip(wholes, bares, strict=True))
+        wholes.append(made)
+        for name, threads in layouts.items():
+            bares[name].append(bare_with(threads, best[name], settings, rewrites))
     return {
         "dialogues": len(plan_of(settings)),
         "utterances": settings.plan.utterances,
         "in_flight": settings.limits.dialogues_in_flight,
         "best_at_once": best,
-        "tried": _plain(tried),
-        "bare": _plain(bares),
+        "tried": {name: _plain(of) for name, of in tried.items()},
+        "bare": {name: _plain(of) for name, of in bares.items()},
         "whole": msgspec.to_builtins(wholes),
-        "ratio": {
-            "completions_while_asked": _spread(
-                w.asked.completions_per_s / b.completions_per_s for w, b in pairs
-            ),
-            "processed_while_asked": _spread(w.asked.processed_per_s / b.processed_per_s for w, b in pairs),
-            "completions_whole_command": _spread(
-                w.asked.completion_tokens / w.command_s / b.completions_per_s for w, b in pairs
-            ),
-        },
+        "ratio": {name: _ratios(wholes, of) for name, of in bares.items()},
         "completions_per_s": {
-            "bare": _spread(b.completions_per_s for b in bares),
+            **{name: _spread(b.completions_per_s for b in of) for name, of in bares.items()},
             "while_asked": _spread(w.asked.completions_per_s for w in wholes),
             "whole_command": _spread(w.asked.completion_tokens / w.command_s for w in wholes),
         },
-        "evaluated_per_s": {
-            "bare": _spread(b.evaluated_tokens / b.wall_s for b in bares),
-            "while_asked": _spread(w.asked.evaluated_tokens / w.asked.wall_s for w in wholes),
-        },
+    }
+
+
+def _ratios(wholes: Sequence[Whole], bares: Sequence[Figures]) -> dict[str, dict[str, float]]:
+    pairs = list(zip(wholes, bares, strict=True))
+    return {
+        "completions_while_asked": _spread(w.asked.completions_per_s / b.completions_per_s for w, b in pairs),
+        "processed_while_asked": _spread(w.asked.processed_per_s / b.processed_per_s for w, b in pairs),
+        "completions_whole_command": _spread(
+            w.asked.completion_tokens / w.command_s / b.completions_per_s for w, b in pairs
+        ),
     }
 
 
@@ -385,20 +399,19 @@ def prefix_cache(overrides: Sequence[str], repeats: int) -> dict[str, Any]:
     """The same dialogues with prefixes used again or not, and with or without a replica of their own."""
     settings = load_settings(None, overrides)
     model, cores = settings.model_of("speaker"), os.cpu_count() or 2
-    half = replace(model, parallel=max(1, model.parallel // 2), threads=max(1, cores // 2))
-    cases: dict[str, tuple[int, bool, bool]] = {
-        "one engine, prefixes used again": (1, True, True),
-        "one engine, each prompt evaluated whole": (1, True, False),
-        "two engines, a dialogue stays with one": (2, True, True),
-        "two engines, each call goes to either": (2, False, True),
+    one = replace(model, parallel=8, threads=cores)
+    half = replace(model, parallel=4, threads=max(1, cores // 2))
+    cases = {
+        "one server, prefixes used again": ([one], True, True),
+        "one server, each prompt evaluated whole": ([one], True, False),
+        "two servers, a dialogue stays with one": ([half, half], True, True),
+        "two servers, each call goes to either": ([half, half], False, True),
     }
     made: dict[str, list[Figures]] = {name: [] for name in cases}
     for _ in range(repeats):
-        for name, (engines, sticky, reuse) in cases.items():
-            with engine(half if engines == 2 else model) as one, engine(half) as other:
-                given = [one, other][:engines]
-                figures = bare(name, settings, {}, model.parallel, given, sticky=sticky, reuse=reuse)
-                made[name].append(_told(figures))
+        for name, (servers, sticky, reuse) in cases.items():
+            with engine(servers) as served:
+                made[name].append(_told(bare(name, settings, {}, 8, served, sticky=sticky, reuse=reuse)))
     return {
         "dialogues": len(plan_of(settings)),
         "utterances": settings.plan.utterances,
@@ -462,7 +475,7 @@ def main() -> None:
     parser.add_argument("--per-question", type=int, default=4, help="dialogues of each of the eight cultures")
     parser.add_argument("--utterances", type=int, default=6, help="turns of a dialogue")
     parser.add_argument(
-        "--at-once", default="4,8,16,32", help="requests at once (and slots) that the bare client tries"
+        "--at-once", default="8,16", help="requests at once (and slots) that the bare client tries"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `generate`")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -487,8 +500,10 @@ def main() -> None:
     else:
         results = compare(overrides, [int(n) for n in given.at_once.split(",")], given.repeats)
         print()
-        for name, ratio in results["ratio"].items():
-            print(f"{name:42}{ratio['median']:10.1%} of bare ({ratio['min']:.1%} to {ratio['max']:.1%})")
+        for layout, ratios in results["ratio"].items():
+            for name, ratio in ratios.items():
+                words = f"{name}, {layout}".replace("_", " ")
+                print(f"{words:42}{ratio['median']:10.1%} of bare ({ratio['min']:.1%} to {ratio['max']:.1%})")
     if given.json:
         whole_of = {"machine": _machine(), "model": WEIGHTS_NAME} | results
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole_of), indent=2) + b"\n")

@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from culturepark.cultures import load_cultures
 from culturepark.messages import Verdict
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.embedded import ChatServer
+from culturepark.models.serving import served
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Usage, Vectors
 from culturepark.prompts.profile import profile_named
@@ -201,13 +201,12 @@ async def measure_both(opinions: int, judged: int, rng_seed: int) -> dict[str, d
     """Both verifiers; with `judged` 0 the hybrid one alone."""
     found = {"hybrid": await measure(hybrid_judge(), cases_of(opinions, rng_seed))}
     if judged:
-        server = ChatServer(ModelSettings(engine="embedded"), 0)
-        settings = ModelSettings(engine="embedded", base_urls=(server.url,))
-        model = HttpChatModel(settings, LimitSettings(requests_in_flight=8, adaptive=False))
-        try:
-            found["model"] = await measure(model_judge(model), cases_of(judged, rng_seed))
-        finally:
-            await model.close()
+        async with served(ModelSettings(engine="embedded")) as settings:
+            model = HttpChatModel(settings, LimitSettings(requests_in_flight=8, adaptive=False))
+            try:
+                found["model"] = await measure(model_judge(model), cases_of(judged, rng_seed))
+            finally:
+                await model.close()
     return found
 
 

@@ -41,8 +41,6 @@ class ScriptedEndpoint:
         self.served = self.refused = self.tokens = 0
         self.paid: Counter[bytes] = Counter()
         self.calls: list[Call] = []
-        self.in_flight = 0
-        self.replied_s: list[float] = []
         self.url = ""
 
     @contextmanager
@@ -70,16 +68,6 @@ class ScriptedEndpoint:
         """The requests that were in flight at some moment of this time, by the clock of the wall."""
         return Counter(c.key for c in self.calls if c.began_s <= end_s and c.ended_s >= start_s)
 
-    def open_calls(self, within_s: float) -> tuple[int, int]:
-        """Requests in flight now, and those that were answered within the last seconds."""
-        since = time.monotonic() - within_s
-        recent = 0
-        for at in reversed(self.replied_s):
-            if at < since:
-                break
-            recent += 1
-        return self.in_flight, recent
-
     async def _start(self) -> web.AppRunner:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/v1/{what:.*}", self._answer)
@@ -103,14 +91,11 @@ class ScriptedEndpoint:
         self.paid[key] += 1
         call = Call(key, time.time())
         self.calls.append(call)
-        self.in_flight += 1
         try:
             await asyncio.sleep(self.latency_s)
             reply = await self._reply(body)
         finally:
-            self.in_flight -= 1
             call.ended_s = time.time()
-            self.replied_s.append(time.monotonic())
         return web.json_response(reply)
 
     async def _reply(self, body: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.settings import ModelSettings
@@ -33,6 +34,10 @@ WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 WEIGHTS_NAME = "SmolLM2-135M-Instruct-Q4_1"
 EMBEDDER_NAME = "multilingual-e5-small-q4"
 LOOPBACK = "127.0.0.1"
+_MOST_SERVERS = 16
+_PARALLEL_SMALL, _PARALLEL = 4, 8
+_CACHED_MIB = 64
+"""Room for the prompts of waiting conversations, for each that is decoded at once."""
 _INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."
 
 
@@ -148,8 +153,23 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shares(model: ModelSettings, cpus: int) -> list[ModelSettings]:
+    """The servers of a model on a machine that has so many CPUs for them, each with its `threads` and
+    `parallel`.
+
+    The packaged model gets one server of one thread for each CPU: threads of one server wait for each other
+    at every layer, and so at whatever else runs on the machine. Any other model gets one server with all
+    CPUs, since decoding it is a matter of how often its weights are read.
+    """
+    small = not (model.path or model.hub or model.threads or model.gpu_layers)
+    count = min(max(1, cpus), _MOST_SERVERS) if small else 1
+    threads = 1 if small else model.threads or max(1, cpus)
+    parallel = -(-model.parallel // count) or (_PARALLEL_SMALL if small else _PARALLEL)
+    return [replace(model, threads=threads, parallel=parallel)] * count
+
+
 class ChatServer:
-    """llama.cpp's server in this process. Listening when the constructor returns.
+    """llama.cpp's server in this process, one of a model's `shares`. Listening when the constructor returns.
 
     `adapters` are LoRA adapters in GGUF; a request chooses one by its place, see `with_adapter`.
     """
@@ -170,10 +190,9 @@ class ChatServer:
         params.port = port
         params.n_parallel = model.parallel
         params.n_ctx = model.context_tokens * model.parallel
-        threads = model.threads or os.cpu_count() or 1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = model.threads
         params.cache_prompt = True
-        params.cache_ram_mib = 512
+        params.cache_ram_mib = _CACHED_MIB * model.parallel
         params.n_gpu_layers = model.gpu_layers
         params.fit_params = False
         params.offline = True
@@ -190,6 +209,11 @@ class ChatServer:
     def url(self) -> str:
         """The base URL for an OpenAI client."""
         return f"{str(self._server.listening_address).rstrip('/')}/v1"
+
+
+def serve_here(model: ModelSettings, adapters: Sequence[Path] = ()) -> list[ChatServer]:
+    """Serve a model from this process, on all its CPUs, for as long as the servers are held."""
+    return [ChatServer(part, 0, adapters=adapters) for part in shares(model, os.cpu_count() or 1)]
 
 
 def with_adapter(place: int | None) -> dict[str, Any]:

@@ -289,7 +289,8 @@ class HttpEndpoint:
             replica.pacing -= 1
 
     def _choose(self, affinity: str, skip: int, avoid: list[_Replica]) -> _Replica:
-        """Weighted rendezvous: a changed weight moves only the dialogues that it must."""
+        """The replica whose turn the dialogue's number is, or else by weighted rendezvous: a changed weight
+        moves only the dialogues that it must."""
         well = [replica for replica in self._replicas if replica.well]
         if len(well) < len(self._replicas):
             now = time.monotonic()
@@ -302,8 +303,21 @@ class HttpEndpoint:
         if len(able) == 1:
             return able[0]
         key = zlib.crc32(affinity.encode()) if affinity else self._rng.getrandbits(32)
-        able.sort(key=lambda r: _rank(key, r.salt, r.weight))
+        home = self._home(affinity, key, able)
+        if home is not None and not skip:
+            return home
+        able.sort(key=lambda r: (r is not home, _rank(key, r.salt, r.weight)))
         return able[skip % len(able)]
+
+    def _home(self, affinity: str, key: int, able: list[_Replica]) -> _Replica | None:
+        """The replica whose turn a dialogue's number is, if it can take its share of them: by chance alone
+        one of two replicas would now and then have six of eight dialogues."""
+        number = affinity.partition(".")[0]
+        if not number.isdecimal():
+            return None
+        home = self._replicas[int(number) % len(self._replicas)]
+        most = max(one.weight for one in able) or 1.0
+        return home if home in able and _share(key, ~home.salt) <= home.weight / most else None
 
     def _failed(self, replica: _Replica, error: ModelError) -> None:
         """Count a failure, and act on it here at once, before any coordinator says so."""
@@ -498,10 +512,15 @@ def _lost(kind: FailureKind, reason: str) -> ModelError:
 
 def _rank(key: int, salt: int, weight: float) -> float:
     """The place of a replica for a key, least first (Thaler and Ravishankar 1998; weighted)."""
+    return -math.log(_share(key, salt)) / (weight or 1.0)
+
+
+def _share(key: int, salt: int) -> float:
+    """A number above 0, at most 1, that is evenly spread over keys, and independent for each salt."""
     # A CRC alone is linear, so that two replicas' places would hang together; two rounds of mixing part them.
     mixed = (key ^ salt) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
     mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    return -math.log(((mixed >> 11) + 1) / 9007199254740993) / (weight or 1.0)
+    return ((mixed >> 11) + 1) / 9007199254740993
 
 
 def seconds_of(retry_after: str | None) -> float | None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
-from culturepark.models.embedded import ChatServer, EmbeddingServer, require_engine
+from culturepark.models.embedded import EmbeddingServer, require_engine, serve_here
 from culturepark.settings import ModelSettings
 
 
@@ -27,5 +27,5 @@ async def served(model: ModelSettings, embedder: bool = False) -> AsyncGenerator
         finally:
             await vectors.stop()
         return
-    server = await asyncio.to_thread(ChatServer, model, 0)
-    yield replace(model, base_urls=(server.url,))
+    servers = await asyncio.to_thread(serve_here, model)
+    yield replace(model, base_urls=tuple(server.url for server in servers))

@@ -111,6 +111,7 @@ class _Work:
         self._turns = turns
         self._usage = dict(journal.before)
         self._notes: list[str] = []
+        self._vectors: dict[str, Vectors] = {}
 
     async def run(self) -> Refinement:
         try:
@@ -286,8 +287,13 @@ class _Work:
         return out
 
     async def _embed(self, texts: Sequence[str]) -> Vectors:
-        if not texts:
-            return await self._refiner.embed(texts)
+        """One row a text. What was judged by its vector is not embedded a second time to be kept."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors |= zip(new, await self._embedded_now(new), strict=True)
+        return np.stack([self._vectors[text] for text in texts])
+
+    async def _embedded_now(self, texts: Sequence[str]) -> Vectors:
         told: list[Usage] = []
         try:
             if self._refiner.paid_vectors:
@@ -340,7 +346,7 @@ class _Work:
             completion = await self._journal.completion(
                 role,
                 prompt.encoded(),
-                lambda: of.model.complete(prompt, of.sampling, affinity=self._brief.id, schema=schema),
+                lambda: of.model.complete(prompt, of.sampling, affinity=self._brief.affinity, schema=schema),
             )
         except ModelError as error:
             await self._lost(role, error.usage)

@@ -282,7 +282,9 @@ class Ledger:
             self.report = structs.replace(self.report, set_aside=(*self.report.set_aside, *set_aside))
 
     def close(self) -> None:
-        """Seal what can be sealed and close the log."""
+        """Seal what can be sealed and close the log. Calling it again does nothing."""
+        if self._log.closed:
+            return
         self.sync()
         self.seal()
         self._log.close()

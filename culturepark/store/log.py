@@ -147,6 +147,7 @@ class Log:
         self._buffering = threading.Lock()
         self._writing = threading.Lock()
         self._failure = ""
+        self._closed = False
         path = directory / names[self.segment]
         with disk_errors(path):
             self._size_bytes = path.stat().st_size
@@ -197,6 +198,11 @@ class Log:
     def size_bytes(self) -> int:
         """Length of that segment with all that is appended, synced or not."""
         return self._size_bytes
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def segments(self) -> tuple[int, ...]:
         """The numbers of all segments, oldest first; the last is the one written to."""
@@ -291,6 +297,7 @@ class Log:
                 if not self._failure:
                     self._sync()
             finally:
+                self._closed = True
                 self._failure = self._failure or "the log is closed"
                 if self._fd >= 0:
                     fd, self._fd = self._fd, -1

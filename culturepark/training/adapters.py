@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from culturepark.errors import ConfigError, TrainingError
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.embedded import ChatServer, sha256_of, with_adapter
+from culturepark.models.embedded import serve_here, sha256_of, with_adapter
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.training.lora import GGUF_FILE
@@ -119,8 +119,8 @@ async def served_adapters(
 ) -> AsyncGenerator[dict[str, ChatModel]]:
     """Serve a model and adapters of it from this process for as long: by name, the plain model as BASE.
 
-    One server answers for all of them, each request with its own adapter. `model` are the settings of the
-    embedded model that the adapters were trained on. Raises ConfigError if it is another one,
+    The same servers answer for all of them, each request with its own adapter. `model` are the settings of
+    the embedded model that the adapters were trained on. Raises ConfigError if it is another one,
     TrainingError if an adapter cannot be served here.
     """
     from culturepark.models.embedded import weights_of
@@ -139,8 +139,9 @@ async def served_adapters(
             what = f"it was trained on {adapter.base.name}, and the model here is another one."
             raise ConfigError(f"adapter {adapter.name}", what, "Name the model that it was trained on.")
         files.append(path)
-    server = await asyncio.to_thread(ChatServer, model, 0, adapters=files)
-    chat = HttpChatModel(msgspec.structs.replace(model, base_urls=(server.url,)), limits or LimitSettings())
+    servers = await asyncio.to_thread(serve_here, model, files)
+    at = tuple(server.url for server in servers)
+    chat = HttpChatModel(msgspec.structs.replace(model, base_urls=at), limits or LimitSettings())
     try:
         named: dict[str, ChatModel] = {BASE: AdapterChat(chat, None)}
         for place, adapter in enumerate(adapters):

@@ -21,7 +21,7 @@ _SERVER = """
 import os, sys
 from culturepark.models.embedded import ChatServer
 from culturepark.settings import ModelSettings
-server = ChatServer(ModelSettings(engine="embedded", parallel=1), 0)
+server = ChatServer(ModelSettings(engine="embedded", parallel=1, threads=2), 0)
 print(server.url, flush=True)
 sys.stdin.read()
 os._exit(0)

@@ -66,6 +66,11 @@ class Calm(NamedTuple):
         self.endpoint.latency_s = 0.0
         self.end(generate(out, *self.plan, *models_at(self.endpoint)))
 
+    def open_between(self, start_s: float, end_s: float) -> Counter[bytes]:
+        """The calls that were in flight at some moment of this time, by the clock of the wall, or had come
+        back so shortly before that they may not have been on disk."""
+        return self.endpoint.open_between(start_s - JUST_NOW_S, end_s + JUST_NOW_S)
+
     def assert_same(self, out: Path, repeated: int | Counter[bytes]) -> None:
         """That run lost nothing, doubled nothing, changed nothing, and paid again for no more calls than so
         many, or for none but these."""

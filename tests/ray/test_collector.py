@@ -1,7 +1,8 @@
-"""The collector dies alone, and the run goes on for a while before it is cut off, too."""
+"""The collector dies alone and the run goes on for a while; what is lost is an answer of its."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from actors.collector import Collector
+from actors.inputs import Inputs
+from tests.builders import run_in, settings
 from tests.endpoint import ScriptedEndpoint
 from tests.ray.calm import IN_FLIGHT, Calm
 from tests.ray.conftest import alive, children_named, wait_for
@@ -46,3 +50,12 @@ def test_turns_since_the_collectors_restart_are_not_paid_for_again(
     killed[-1].over_s = time.time()
     calm.resume(generate, out)
     calm.assert_same(out, may_be_repeated(calm.endpoint, killed, out / "logs"))
+
+
+def test_the_answer_to_its_last_call_is_lost_and_it_is_called_again(tmp_path: Path) -> None:
+    """Ray then tells of a failure, and the actor lives: the run is whole, and does not fail."""
+    run = run_in(tmp_path / "run", settings())
+    collector = Collector(Inputs.of(run, run.settings).handed_out(), ("here", "token"))
+    for _ in range(2):
+        asyncio.run(collector.finish())
+    assert (run.root / "summary.json").is_file()

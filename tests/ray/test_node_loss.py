@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ray.calm import JUST_NOW_S, REFINERS, Calm
+from tests.ray.calm import REFINERS, Calm
 from tests.ray.conftest import alive, children_named, summary, wait_for
 from tests.ray.test_cluster import Raylets
 from tests.ray.test_generate import assert_whole
@@ -49,17 +51,18 @@ def test_two_of_three_machines_die_one_after_the_other(
     tmp_path: Path, generate: Any, calm: Calm, raylets: Raylets
 ) -> None:
     run = calm.start(generate, tmp_path / "run")
-    repeated = 0
+    killed: list[float] = []
     for raylet in others(raylets):
         calm.go_on(run, 20)
         actors = [pid for name in ACTORS for pid in children_named(raylet, name)]
+        killed.append(time.time())
         for pid in (raylet, *actors):
             os.kill(pid, signal.SIGKILL)
-        repeated += sum(calm.endpoint.open_calls(JUST_NOW_S))
         wait_for(lambda: sum(raylets.nodes_with("RefinerActor")) == REFINERS, "the refiners, elsewhere")
     calm.go_on(run, 1)
     calm.end(run)
-    calm.assert_same(tmp_path / "run", repeated)
+    repeated = (calm.open_between(at_s, at_s) for at_s in killed)
+    calm.assert_same(tmp_path / "run", sum(repeated, Counter[bytes]()))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -73,20 +76,21 @@ def test_a_raylet_dies_or_is_taken_for_dead(
     lost = [pid for name in ACTORS for pid in children_named(raylet, name)]
     before = set(children_named(raylets.process.pid, "ray::RefinerActor"))
     calm.go_on(run, 20)
+    killed_s = time.time()
     os.kill(raylet, how)
-    repeated = 0
     if how is signal.SIGKILL:
         wait_for(lambda: not any(map(alive, lost)), "the end of the actors")
-        repeated = sum(calm.endpoint.open_calls(JUST_NOW_S + 0.1))
+        over_s = time.time()
     wait_for(
         lambda: set(children_named(raylets.process.pid, "ray::RefinerActor")) - before, "a refiner in place"
     )
     if how is signal.SIGSTOP:
         assert all(map(alive, lost))
-        repeated = sum(calm.endpoint.open_calls(3.0))
+        over_s = time.time()
+        killed_s = over_s - 3.0  # when the others gave it up
     calm.go_on(run, 1)
     calm.end(run)
-    calm.assert_same(tmp_path / "run", repeated)
+    calm.assert_same(tmp_path / "run", calm.open_between(killed_s, over_s))
 
 
 def test_the_node_of_the_driver_dies(tmp_path: Path, generate: Any, calm: Calm, raylets: Raylets) -> None:
@@ -102,12 +106,10 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     run = calm.start(generate, out)
     calm.go_on(run, 40)
     (moderator,) = children_named(os.getpid(), "ray::Moderator")
-    (collector,) = children_named(os.getpid(), "ray::Collector")
     raylet = int(Path(f"/proc/{moderator}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    actors = children_named(os.getpid(), "ray::")
     os.kill(raylet, signal.SIGKILL)
-    # What came back and was not on disk when the collector ended is asked for again.
-    wait_for(lambda: not alive(collector), "the collector's end")
-    repeated = sum(calm.endpoint.open_calls(JUST_NOW_S + 0.1))
+    repeated = _open_while_they_end(calm, actors)
     code, printed = run.wait(60)
     assert code == 1, printed
     assert "Ray: its process on this node has died" in printed
@@ -115,6 +117,23 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     assert "state-dump" not in printed
     calm.resume(generate, out)
     calm.assert_same(out, repeated)
+
+
+def _open_while_they_end(calm: Calm, actors: list[int]) -> Counter[bytes]:
+    """The calls that were in flight while these processes ended, one after the other in any order. Until the
+    first of them has ended, all that comes back gets to the disk."""
+    began_s = [time.time()]
+
+    def one_ended() -> bool:
+        before_s, began_s[0] = began_s[0], time.time()
+        if all(map(alive, actors)):
+            return False
+        began_s[0] = before_s
+        return True
+
+    wait_for(one_ended, "the end of an actor")
+    wait_for(lambda: not any(map(alive, actors)), "the end of all actors")
+    return calm.open_between(began_s[0], time.time())
 
 
 def test_the_head_of_a_session_dies(
@@ -126,17 +145,9 @@ def test_the_head_of_a_session_dies(
     run = calm.start(generate, out)
     calm.go_on(run, 40)
     (head,) = children_named(run.process.pid, "gcs/gcs_server")
-    (collector,) = children_named(run.process.pid, "ray::Collector")
+    actors = children_named(run.process.pid, "ray::")
     os.kill(head, signal.SIGKILL)
-    # Processes end one by one, each with what is under way in it: no more than was at any one moment.
-    seen: list[int] = []
-
-    def collector_ended() -> bool:
-        seen.append(sum(calm.endpoint.open_calls(JUST_NOW_S + 0.1)))
-        return not alive(collector)
-
-    wait_for(collector_ended, "the collector's end")
-    repeated = max(seen)
+    repeated = _open_while_they_end(calm, actors)
     code, printed = run.wait(60)
     assert code != 0, printed
     assert "GCS may have been killed" in printed

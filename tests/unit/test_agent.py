@@ -216,4 +216,4 @@ async def test_settings_overrule_the_profiles_sampling_and_calls_carry_the_dialo
     await agent.speak(Ask(0, TAKE, 1, ""))
     assert (model.samplings[0].temperature, model.samplings[0].top_p) == (0.0, 0.5)
     assert model.samplings[0].max_tokens > 1
-    assert model.affinities == [plan.brief(0).id]
+    assert model.affinities == [plan.brief(0).affinity]

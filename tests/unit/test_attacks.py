@@ -85,7 +85,7 @@ class Hostile:
         self.calls.append((role, prompt.copy()))
         self._n[affinity + role] += 1
         n = self._n[affinity + role]
-        attack = self._said[affinity]
+        attack = self._said[affinity.rpartition(".")[2]]
         if role == "opinions":
             opinion = {"opinion": f"My mother says, {attack} and so it is in our house.", "quote": attack}
             text = json.dumps({"opinions": [opinion]})

@@ -299,18 +299,26 @@ def far(*hosts: str, **limits: Any) -> HttpEndpoint:
     return HttpEndpoint(model, LimitSettings(**limits))
 
 
-def chosen(endpoint: HttpEndpoint, dialogues: int = 2000) -> list[str]:
-    return [endpoint._choose(f"dialogue-{i}", 0, []).url for i in range(dialogues)]
+def chosen(endpoint: HttpEndpoint, named: str, dialogues: int = 2000) -> list[str]:
+    return [endpoint._choose(named.format(i), 0, []).url for i in range(dialogues)]
 
 
+def test_dialogues_of_neighbouring_numbers_are_on_different_replicas() -> None:
+    urls = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
+    assert all(set(urls[i : i + 3]) == set(endpoint.urls) for i in range(1998))
+    endpoint.obey([Share(url, "m", 10, weight=0.0) for url in endpoint.urls])  # all are sick: any will do
+    assert set(chosen(endpoint, "{}.dialogue")) == set(endpoint.urls)
+
+
+@pytest.mark.parametrize("named", ["dialogue-{}", "{0}.dialogue-{0}"])
 @pytest.mark.parametrize("weight", [0.0, 0.25, 0.5])
-async def test_a_weight_moves_only_the_dialogues_that_it_must(weight: float) -> None:
+async def test_a_weight_moves_only_the_dialogues_that_it_must(weight: float, named: str) -> None:
     endpoint = far("a", "b", "c", "d")
-    before = chosen(endpoint)
+    before = chosen(endpoint, named)
     url = endpoint.urls[1]
     endpoint.obey([Share(url, "m", 10, weight=weight)])
     endpoint._by_url[url].trial_s = float("inf")
-    after = chosen(endpoint)
+    after = chosen(endpoint, named)
     assert {a for a, b in zip(before, after, strict=True) if a != b} <= {url}
     assert Counter(after)[url] / 2000 == pytest.approx(weight / (3 + weight), abs=0.03)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from actors.placement import Node, engine_host, engine_nodes, engine_threads, staff
-from culturepark.settings import ActorSettings
+from actors.placement import Node, engine_host, engine_nodes, staff
+from culturepark.models.embedded import shares
+from culturepark.settings import ActorSettings, ModelSettings
 
 DRIVER = Node("a", "10.0.0.1", 4)
 WORKER = Node("b", "10.0.0.2", 16.5)
@@ -30,11 +33,29 @@ def test_engines_go_to_nodes_with_cpus_the_drivers_first() -> None:
     assert engine_nodes([BARE, DRIVER, WORKER], 1) == [DRIVER]
     assert engine_nodes([DRIVER, WORKER], 9) == [DRIVER, WORKER]
     assert engine_nodes([BARE], 0) == [BARE]
-    assert engine_threads(WORKER) == 16
-    assert engine_threads(BARE) == 1
 
 
 def test_an_engine_leaves_loopback_only_for_other_machines() -> None:
     assert engine_host([DRIVER], DRIVER) == "127.0.0.1"
     assert engine_host([DRIVER, Node("d", DRIVER.ip, 2)], DRIVER) == "127.0.0.1"
     assert engine_host([DRIVER, WORKER], WORKER) == WORKER.ip
+
+
+@pytest.mark.parametrize(
+    ("changed", "cpus", "expected"),
+    [
+        ({}, 2, [(1, 4)] * 2),
+        ({}, 0, [(1, 4)]),
+        ({}, 64, [(1, 4)] * 16),
+        ({"parallel": 9}, 2, [(1, 5)] * 2),
+        ({"threads": 2}, 4, [(2, 8)]),
+        ({"path": "own.gguf"}, 4, [(4, 8)]),
+        ({"hub": "owner/name:own.gguf", "parallel": 3}, 4, [(4, 3)]),
+        ({"gpu_layers": 99}, 4, [(4, 8)]),
+    ],
+)
+def test_the_packaged_model_gets_a_server_for_each_cpu(
+    changed: dict[str, Any], cpus: int, expected: list[tuple[int, int]]
+) -> None:
+    parts = shares(ModelSettings(engine="embedded", **changed), cpus)
+    assert [(part.threads, part.parallel) for part in parts] == expected

@@ -41,6 +41,7 @@ def made(root: Path, of: Settings, share: float = 1.0) -> tuple[Run, dict[str, A
         for outcome in outcomes[: int(share * len(outcomes))]:
             ledger.append(encode(outcome))
         ledger.close()
+        ledger.close()  # the answer to the first call can be lost
         return run, publish(run, ledger.funnels)
 
 

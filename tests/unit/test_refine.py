@@ -642,3 +642,5 @@ async def test_a_small_models_opinions_are_its_own_sentences() -> None:
         assert said[opinion.start : opinion.end] == opinion.extracted
     assert refined.opinions[1].rejected == "no_opinion"
     assert refined.opinions[0].first_verdict in VERDICTS
+    embedded = [text for batch in embedder.batches for text in batch]
+    assert embedded.count(refined.opinions[0].text) == 1  # judged and kept by one vector
