@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 
@@ -364,6 +363,8 @@ async def _measured(
 async def _benchmarked(
     console: Console, name: str, target: Target, benchmarks: Sequence[str], folder: Path
 ) -> list[Measurement]:
+    from msgspec.structs import replace
+
     from culturepark.evaluation.harness import LOG, evaluate
     from culturepark.models.serving import served
     from culturepark.terminal import line_of

@@ -21,6 +21,7 @@ from tests.ray.test_cluster import Raylets
 from tests.ray.test_generate import assert_whole
 
 ACTORS = ("ray::CulturalAgent", "ray::RefinerActor")
+ONCE = ("ray::Moderator", "ray::Collector")
 SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"}
 """A node that says nothing is given up after some ten seconds instead of a minute."""
 
@@ -107,7 +108,7 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     calm.go_on(run, 40)
     (moderator,) = children_named(os.getpid(), "ray::Moderator")
     raylet = int(Path(f"/proc/{moderator}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    actors = children_named(os.getpid(), "ray::")
+    actors = _actors_below(raylet)
     os.kill(raylet, signal.SIGKILL)
     repeated = _open_while_they_end(calm, actors)
     code, printed = run.wait(60)
@@ -117,6 +118,12 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     assert "state-dump" not in printed
     calm.resume(generate, out)
     calm.assert_same(out, repeated)
+
+
+def _actors_below(pid: int) -> list[int]:
+    found = [one for name in (*ACTORS, *ONCE) for one in children_named(pid, name)]
+    assert len(found) > len(ONCE)
+    return found
 
 
 def _open_while_they_end(calm: Calm, actors: list[int]) -> Counter[bytes]:
@@ -145,7 +152,7 @@ def test_the_head_of_a_session_dies(
     run = calm.start(generate, out)
     calm.go_on(run, 40)
     (head,) = children_named(run.process.pid, "gcs/gcs_server")
-    actors = children_named(run.process.pid, "ray::")
+    actors = _actors_below(run.process.pid)
     os.kill(head, signal.SIGKILL)
     repeated = _open_while_they_end(calm, actors)
     code, printed = run.wait(60)

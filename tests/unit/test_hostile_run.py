@@ -152,7 +152,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_poisoned_dialogue_fails_alone_and_holds_up_nobody(tmp_path: Path, poison: str) -> None:
     async with Hostile().serving() as server:
         world = World(tmp_path, server)
-        poisoned = world.plan.brief(0).id
+        poisoned = world.plan.brief(0).affinity
         server.turns[poisoned] = [poison]
         progress = await world.live()
     assert (progress.ended, progress.failed, progress.stopped) == (DIALOGUES, 1, "")
