@@ -161,7 +161,7 @@ def evaluate(
     """
     import asyncio
 
-    from culturepark.cli_quality import Ask, measure_data
+    from culturepark.cli_quality import NONE, Ask, measure_data
     from culturepark.cultures import load_cultures
     from culturepark.evaluation import forgetting, vsm
     from culturepark.evaluation.harness import require_harness, require_plain
@@ -189,6 +189,12 @@ def evaluate(
         "--vsm-items": vsm_items,
     }
     _refuse_idle([name for name, value in given.items() if value not in (None, "")], tasks)
+    if against_model and against is None:
+        what = "there is no second endpoint whose model this could be."
+        raise ConfigError("--against-model", what, "Add `--against URL`, or leave --against-model out.")
+    if judge == NONE and rows and Task.moderation not in tasks:
+        what = "it is for the judge of the data, and none is asked."
+        raise ConfigError("--rows", what, f"Leave `--judge {NONE}` out, or --rows.")
     check_free(out, force)
     of_models = tasks & OF_MODELS
     targets = [target_of(target, model, api_key_env)] if of_models else []

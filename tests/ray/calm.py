@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,18 +72,18 @@ class Calm(NamedTuple):
         back so shortly before that they may not have been on disk."""
         return self.endpoint.open_between(start_s - JUST_NOW_S, end_s + JUST_NOW_S)
 
-    def assert_one_moment(self, end_s: float) -> None:
+    def assert_in_flight_at_once(self, out: Path, end_s: float) -> None:
         """Those that were paid for again and for the first time until then were, in each dialogue, in flight
-        at one moment: when the process that had made them stopped. Processes stop one after the other, and
-        may be there for seconds after they have stopped."""
+        at one moment: when the process that had made them stopped. Processes stop one after the other, are
+        there for seconds after they have stopped, and another may be asked in their place meanwhile."""
         again = self.endpoint.paid - self.paid
         hit: dict[str, list[Call]] = {}
-        for call in self.endpoint.calls:
+        for call in self.endpoint.calls:  # in the order in which they began
             if call.key in again and call.began_s <= end_s:
                 hit.setdefault(call.dialogue, []).append(call)
+        asked_again = (out / "logs" / "moderator.jsonl").read_text().count('"asked_again"')
         for calls in hit.values():
-            last_s = max(call.began_s for call in calls)
-            assert last_s <= min(call.ended_s for call in calls) + JUST_NOW_S, calls
+            assert _moments(calls) <= 1 + asked_again, calls
 
     def assert_same(self, out: Path, repeated: int | Counter[bytes]) -> None:
         """That run lost nothing, doubled nothing, changed nothing, and paid again for no more calls than so
@@ -96,3 +97,13 @@ class Calm(NamedTuple):
             assert not again - repeated, f"{(again - repeated).total()} of {again.total()} are others"
         else:
             assert again.total() <= repeated, f"{again.total()} calls paid for again, and {repeated} may be"
+
+
+def _moments(calls: list[Call]) -> int:
+    """How many moments it takes for each of these calls to have been in flight at one of them."""
+    found, until_s = 0, -math.inf
+    for call in calls:
+        if call.began_s > until_s + JUST_NOW_S:
+            found, until_s = found + 1, call.ended_s
+        until_s = min(until_s, call.ended_s)
+    return found

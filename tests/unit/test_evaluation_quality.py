@@ -625,6 +625,8 @@ def test_with_a_judge(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPat
         (("RUN", "--judge", "none", "--judge-model", "wise"), "--judge names none"),
         (("RUN", "--judge-model", "wise"), "--judge names none"),
         (("RUN", "--judge", "none", "--against", "embedded"), "no run's directory"),
+        (("RUN", "--judge", "none", "--rows", "5"), "--rows: it is for the judge"),
+        (("RUN", "--judge", "none", "--against-model", "wise"), "--against-model: there is no second"),
     ],
 )
 def test_what_cannot_be_judged(tmp_path: Path, capsys: Any, arguments: tuple[str, ...], words: str) -> None:
