@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from culturepark.models.embedded import ChatServer, EmbeddingServer
+from culturepark.models.embedded import EmbeddingServer, serve
 from culturepark.settings import ModelSettings
 
 _START_S = 60.0
@@ -24,8 +24,7 @@ class ChatEngine:
     """llama.cpp's servers of a node in an actor."""
 
     def __init__(self, models: bytes, host: str, ports: Sequence[int]) -> None:
-        shares = msgspec.msgpack.decode(models, type=list[ModelSettings])
-        self._servers = [ChatServer(one, port, host) for one, port in zip(shares, ports, strict=True)]
+        self._servers = serve(msgspec.msgpack.decode(models, type=list[ModelSettings]), ports, host)
 
     def urls(self) -> list[str]:
         """Where they listen."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
@@ -189,7 +188,7 @@ def evaluate(
         "--vsm-items": vsm_items,
     }
     _refuse_idle([name for name, value in given.items() if value not in (None, "")], tasks)
-    if against_model and against is None:
+    if against_model and (against is None or not tasks & OF_MODELS):
         what = "there is no second endpoint whose model this could be."
         raise ConfigError("--against-model", what, "Add `--against URL`, or leave --against-model out.")
     if judge == NONE and rows and Task.moderation not in tasks:
@@ -372,13 +371,14 @@ async def _benchmarked(
     from msgspec.structs import replace
 
     from culturepark.evaluation.harness import LOG, evaluate
+    from culturepark.models.embedded import own_cpus
     from culturepark.models.serving import served
     from culturepark.terminal import line_of
 
     if not benchmarks:
         return []
     # The harness knows one address only: one server, with all CPUs.
-    whole = replace(target.model, threads=target.model.threads or os.cpu_count() or 1)
+    whole = replace(target.model, threads=target.model.threads or own_cpus())
     async with served(whole) as ready:
         words = f"{name}: lm-evaluation-harness on {', '.join(benchmarks)}; its output is in {folder / LOG}"
         with console.status(line_of(words)):

@@ -148,18 +148,18 @@ def _refinement(
         answer = per_turn * (TOKENS_PER_OPINION + TOKENS_AROUND_OPINION)
         sums["extractor"].add(turns, len(prompt.encoded()) / CHARACTERS_PER_TOKEN, answer)
     verifier = profile_named(settings.model_of("verifier").profile)
-    embedded = opinions
+    embedded = opinions  # each text once, be it for a verdict or to be kept
     if verifier.judges:
         prompt, _ = verifier.verification(brief, who, opinion)
         size = len(prompt.encoded()) / CHARACTERS_PER_TOKEN
         sums["verifier"].add(opinions + rewritten, size, TOKENS_PER_VERDICT)
     else:  # verdicts come from embeddings
-        embedded += opinions + rewritten
+        embedded += rewritten
     if rewritten:
         prompt, cue = profile_named(settings.model_of("rewriter").profile).rewriting(brief, who, opinion)
         size = (len(prompt.encoded()) + len(cue.prefill)) / CHARACTERS_PER_TOKEN
         sums["rewriter"].add(rewritten, size, TOKENS_PER_OPINION)
-    requests = dialogues * (1 if verifier.judges else 2 + (rewritten > 0))
+    requests = dialogues * (1 if verifier.judges else 1 + (rewritten > 0))
     sums["embedder"].add(requests, embedded * TOKENS_PER_OPINION / requests, 0)
     return opinions
 

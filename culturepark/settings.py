@@ -105,12 +105,13 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """embedded: `owner/name:file.gguf` on the model hub, fetched by `culturepark embedded fetch`
     and by nothing else."""
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
-    """embedded: context of one conversation."""
+    """embedded: context of one conversation; each of `parallel` takes its memory at the start."""
     parallel: Annotated[int, Meta(ge=0, le=512)] = 0
-    """embedded: conversations decoded at once on a node; 0: 4 for each CPU, or 8 with a model of your own."""
+    """embedded: conversations decoded at once on a node; 0: 4 for each of the packaged model's servers, 8 for
+    any other."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """embedded: CPU threads of a node's one server; 0: all CPUs of the node, with the packaged model as
-    servers of one thread each, at most 16."""
+    """embedded: CPU threads of a node's one server; 0: all CPUs of the node, for the packaged model without
+    `gpu_layers` as servers of one thread each, at most 16."""
     gpu_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
     """embedded: layers put on a GPU."""
     dimensions: Count = 0

@@ -42,7 +42,8 @@ from msgspec.structs import asdict, replace
 from culturepark.agent import CulturalSpeaker
 from culturepark.cultures import load_cultures
 from culturepark.messages import Ask, Spoke
-from culturepark.models.embedded import WEIGHTS_NAME, ChatServer, shares
+from culturepark.models import embedded
+from culturepark.models.embedded import WEIGHTS_NAME, shares
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.prompts.profile import profile_named
@@ -120,7 +121,8 @@ def engine(servers: Sequence[ModelSettings]) -> Iterator[Engine]:
 
 def serve(models: str) -> None:
     """Be that process, until it is ended."""
-    servers = [ChatServer(one, 0) for one in msgspec.json.decode(models, type=list[ModelSettings])]
+    parts = msgspec.json.decode(models, type=list[ModelSettings])
+    servers = embedded.serve(parts, [0] * len(parts))
     print(*(server.url for server in servers), flush=True)
     sys.stdin.read()
     os._exit(0)
@@ -176,7 +178,7 @@ async def _talk(
                     break  # the model had nothing to say twice over; a run would count it as failed
                 heard = answer.turn.text
             for prompt, sampling in rewrites.get(number, ()):
-                await model.complete(prompt, sampling, affinity=plan.brief(number).id)
+                await model.complete(prompt, sampling, affinity=plan.brief(number).affinity)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as model.session:
         await asyncio.gather(*(hold() for _ in range(in_flight)))
@@ -198,8 +200,9 @@ def bare(
     homes: dict[str, str] = {}
 
     def choose(affinity: str) -> str:
-        # Round robin, so that each server gets its share of these few dialogues.
-        return homes.setdefault(affinity, urls[len(homes) % len(urls)]) if sticky else rng.choice(urls)
+        # In turn, so that each server gets its share of these few dialogues, and of each kind of them.
+        turn, place = divmod(len(homes), len(urls))
+        return homes.setdefault(affinity, urls[(turn + place) % len(urls)]) if sticky else rng.choice(urls)
 
     model, plan = BareModel(choose, reuse), plan_of(settings)
     pids = [os.getpid(), served.pid]

@@ -27,7 +27,7 @@ from culturepark.store.files import disk_errors, make_dirs
 PACKAGE = "lm_eval"
 LOG = "harness.log"
 _AT_ONCE = 8
-"""Requests at once."""
+"""Requests at once, unless the model's settings say how many it decodes."""
 _SAME = 1e-6
 
 
@@ -89,7 +89,7 @@ def command_of(model: ModelSettings, tasks: Sequence[str], folder: Path) -> list
     arguments = {
         "model": model.model or "embedded",
         "base_url": f"{base_urls_of(model)[0]}/chat/completions",
-        "num_concurrent": _AT_ONCE,
+        "num_concurrent": model.parallel or _AT_ONCE,
         "max_retries": 3,
         "tokenized_requests": False,
     }

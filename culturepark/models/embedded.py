@@ -36,8 +36,8 @@ EMBEDDER_NAME = "multilingual-e5-small-q4"
 LOOPBACK = "127.0.0.1"
 _MOST_SERVERS = 16
 _PARALLEL_SMALL, _PARALLEL = 4, 8
-_CACHED_MIB = 64
-"""Room for the prompts of waiting conversations, for each that is decoded at once."""
+_CACHED_MIB = 512
+"""Room for the prompts of waiting conversations, of all servers of a model on a machine together."""
 _INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."
 
 
@@ -51,8 +51,7 @@ def packaged_weights() -> Path:
     files = [file for folder in folders for file in sorted(Path(folder).rglob("*.gguf"))]
     if not files:
         raise ConfigError("embedded model", "its weights are not installed.", _INSTALL)
-    with files[0].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(files[0])
     if digest != WEIGHTS_SHA256:
         what = f"the packaged weights have sha256 {digest[:16]}..., not {WEIGHTS_SHA256[:16]}..."
         raise ConfigError("embedded model", what, "Run `culturepark embedded install` again.")
@@ -159,13 +158,17 @@ def shares(model: ModelSettings, cpus: int) -> list[ModelSettings]:
 
     The packaged model gets one server of one thread for each CPU: threads of one server wait for each other
     at every layer, and so at whatever else runs on the machine. Any other model gets one server with all
-    CPUs, since decoding it is a matter of how often its weights are read.
+    CPUs, since decoding it is a matter of how often its weights are read; and so does the packaged one when
+    its `threads` or `gpu_layers` are set.
     """
-    small = not (model.path or model.hub or model.threads or model.gpu_layers)
-    count = min(max(1, cpus), _MOST_SERVERS) if small else 1
-    threads = 1 if small else model.threads or max(1, cpus)
-    parallel = -(-model.parallel // count) or (_PARALLEL_SMALL if small else _PARALLEL)
-    return [replace(model, threads=threads, parallel=parallel)] * count
+    if model.path or model.hub or model.threads or model.gpu_layers:
+        return [replace(model, threads=model.threads or max(1, cpus), parallel=model.parallel or _PARALLEL)]
+    count = min(max(1, cpus), _MOST_SERVERS, model.parallel or _MOST_SERVERS)
+    parallel = model.parallel or _PARALLEL_SMALL * count
+    return [
+        replace(model, threads=1, parallel=parallel // count + (place < parallel % count))
+        for place in range(count)
+    ]
 
 
 class ChatServer:
@@ -175,7 +178,13 @@ class ChatServer:
     """
 
     def __init__(
-        self, model: ModelSettings, port: int, host: str = LOOPBACK, adapters: Sequence[Path] = ()
+        self,
+        model: ModelSettings,
+        port: int,
+        host: str = LOOPBACK,
+        *,
+        adapters: Sequence[Path] = (),
+        cached_mib: int = _CACHED_MIB,
     ) -> None:
         # Its OpenMP threads spin while they wait, which starves everything else on the machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -192,7 +201,7 @@ class ChatServer:
         params.n_ctx = model.context_tokens * model.parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = model.threads
         params.cache_prompt = True
-        params.cache_ram_mib = _CACHED_MIB * model.parallel
+        params.cache_ram_mib = cached_mib
         params.n_gpu_layers = model.gpu_layers
         params.fit_params = False
         params.offline = True
@@ -211,9 +220,28 @@ class ChatServer:
         return f"{str(self._server.listening_address).rstrip('/')}/v1"
 
 
+def serve(
+    parts: Sequence[ModelSettings], ports: Sequence[int], host: str = LOOPBACK, adapters: Sequence[Path] = ()
+) -> list[ChatServer]:
+    """Serve a model's `shares` from this process, for as long as the servers are held."""
+    cached_mib = _CACHED_MIB // len(parts)
+    return [
+        ChatServer(part, port, host, adapters=adapters, cached_mib=cached_mib)
+        for part, port in zip(parts, ports, strict=True)
+    ]
+
+
 def serve_here(model: ModelSettings, adapters: Sequence[Path] = ()) -> list[ChatServer]:
-    """Serve a model from this process, on all its CPUs, for as long as the servers are held."""
-    return [ChatServer(part, 0, adapters=adapters) for part in shares(model, os.cpu_count() or 1)]
+    """The same with any ports, on all CPUs that this process may use."""
+    parts = shares(model, own_cpus())
+    return serve(parts, [0] * len(parts), adapters=adapters)
+
+
+def own_cpus() -> int:
+    """How many CPUs this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def with_adapter(place: int | None) -> dict[str, Any]:

@@ -34,8 +34,7 @@ from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_a
 
 OPENAI_URL = "https://api.openai.com/v1"
 SESSION_HEADER = "X-Session-ID"
-"""Carries the dialogue's id, for routers that keep a session on one replica."""
-
+"""Carries the call's affinity (`Brief.affinity`), for routers that keep a session on one replica."""
 
 _SHOWN_CHARS = 240
 """No more of an endpoint's words than this goes into an error."""
@@ -59,7 +58,7 @@ By any other 5xx the server itself says that it gives none, and no service bills
 
 
 OnRetry = Callable[[str, str, ModelError, float], None]
-"""Told the dialogue, the address, what went wrong, and the seconds until the next attempt."""
+"""Told the call's affinity, the address, what went wrong, and the seconds until the next attempt."""
 
 
 class Reply(Struct, frozen=True, gc=False):
@@ -306,8 +305,8 @@ class HttpEndpoint:
         home = self._home(affinity, key, able)
         if home is not None and not skip:
             return home
-        able.sort(key=lambda r: (r is not home, _rank(key, r.salt, r.weight)))
-        return able[skip % len(able)]
+        ranked = sorted(able, key=lambda r: (r is not home, _rank(key, r.salt, r.weight)))
+        return ranked[skip % len(ranked)]
 
     def _home(self, affinity: str, key: int, able: list[_Replica]) -> _Replica | None:
         """The replica whose turn a dialogue's number is, if it can take its share of them: by chance alone
@@ -315,7 +314,10 @@ class HttpEndpoint:
         number = affinity.partition(".")[0]
         if not number.isdecimal():
             return None
-        home = self._replicas[int(number) % len(self._replicas)]
+        turn, place = divmod(int(number), len(self._replicas))
+        # Each round begins anywhere: what alternates in a plan is not to meet the same one each time.
+        begin = zlib.crc32(turn.to_bytes(8, "big"))
+        home = self._replicas[(begin + place) % len(self._replicas)]
         most = max(one.weight for one in able) or 1.0
         return home if home in able and _share(key, ~home.salt) <= home.weight / most else None
 

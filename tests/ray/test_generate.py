@@ -17,6 +17,13 @@ from culturepark.paths import config_dir
 from tests.ray.conftest import SCRIPTED, children_named, rows, summary, wait_for
 
 QUESTIONS = 'plan.questions=["wvs7-q28", "wvs7-q36", "wvs7-q125"]'
+"""The second was never asked of the Arabic culture, the third never of the Chinese."""
+PLAN = (
+    *SCRIPTED,
+    QUESTIONS,
+    'plan.cultures=["arabic", "chinese", "turkish"]',
+    "plan.dialogues_per_question=10",
+)
 TIMING = {"started_s", "ended_s", "run_id"}
 
 
@@ -51,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.ray.conftest import Generate
 
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, printed = Generate(out, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4").wait()
+    code, printed = Generate(out, *PLAN).wait()
     assert code == 0, printed
     return out
 
@@ -66,7 +73,7 @@ def test_a_run_is_whole_and_never_asked_questions_stay_unasked(undisturbed: Path
 
 def test_a_finished_run_is_left_alone(undisturbed: Path, generate: Any) -> None:
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.parquet")}
-    code, printed = generate(undisturbed, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4").wait()
+    code, printed = generate(undisturbed, *PLAN).wait()
     assert code == 0, printed
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.parquet")} == before
 
@@ -77,7 +84,7 @@ def test_what_is_killed_in_the_middle_is_whole_after_resume(
 ) -> None:
     """The scripted model is deterministic, so the result must be that of an undisturbed run."""
     out = tmp_path / "run"
-    overrides = (*SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4", "limits.dialogues_in_flight=12")
+    overrides = (*PLAN, "limits.dialogues_in_flight=12")
     # The model's name is part of the run's identity, so the slow run is compared by content.
     slow = 'models.chat.model="latency_ms=60"'
     run = generate(out, *overrides, slow)
@@ -100,9 +107,7 @@ def test_what_is_killed_in_the_middle_is_whole_after_resume(
 
 def test_the_moderator_is_killed_and_the_run_goes_on(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
-    run = generate(
-        out, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4", 'models.chat.model="latency_ms=60"'
-    )
+    run = generate(out, *PLAN, 'models.chat.model="latency_ms=60"')
     wait_for(
         lambda: sum(p.stat().st_size for p in (out / "log").glob("*.wal")) > 20_000, "outcomes in the log"
     )
@@ -126,7 +131,7 @@ def test_a_disk_that_is_full_stops_the_run_and_once_there_is_space_it_goes_on(
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    overrides = (*SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4")
+    overrides = PLAN
     generate = [sys.executable, "-m", "culturepark", "generate", "--out", str(disk / "run")]
     generate += [word for one in overrides for word in ("--set", one)]
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
@@ -149,7 +154,7 @@ def test_a_disk_that_is_full_stops_the_run_and_once_there_is_space_it_goes_on(
 def test_how_many_actors_there_are_changes_no_row(undisturbed: Path, tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
     more = ("actors.agents_per_culture=2", "actors.refiners=3")
-    code, printed = generate(out, *SCRIPTED, QUESTIONS, "plan.dialogues_per_question=4", *more).wait()
+    code, printed = generate(out, *PLAN, *more).wait()
     assert code == 0, printed
     for kind in ("dialogues", "samples", "rejected"):
         assert content(out, kind) == content(undisturbed, kind)
@@ -159,9 +164,7 @@ def test_how_many_actors_there_are_changes_no_row(undisturbed: Path, tmp_path: P
 def test_a_stop_drains_and_seals_and_the_run_can_be_resumed(how: str, tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
     overrides = (
-        *SCRIPTED,
-        QUESTIONS,
-        "plan.dialogues_per_question=4",
+        *PLAN,
         "limits.dialogues_in_flight=6",
         'models.chat.model="latency_ms=40"',
     )
@@ -187,7 +190,7 @@ def test_a_stop_drains_and_seals_and_the_run_can_be_resumed(how: str, tmp_path: 
 def test_failures_are_rows_with_their_reason(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
     fails = 'models.chat.model="fail_every=40 fail_kind=bad_request"'
-    code, printed = generate(out, *SCRIPTED, fails, QUESTIONS, "limits.breaker=1000").wait()
+    code, printed = generate(out, *PLAN, fails, "limits.breaker=1000").wait()
     assert code == 0, printed
     assert_whole(out)
     failed = [row for row in rows(out, "dialogues") if row["status"] == "failed"]
@@ -198,7 +201,7 @@ def test_failures_are_rows_with_their_reason(tmp_path: Path, generate: Any) -> N
 def test_a_refused_key_stops_the_run_and_owes_the_dialogues(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
     fails = 'models.chat.model="fail_every=1 fail_kind=unauthorised"'
-    code, printed = generate(out, *SCRIPTED, fails, QUESTIONS).wait()
+    code, printed = generate(out, *PLAN, fails).wait()
     assert code == 3, printed
     assert "Traceback" not in printed
     assert summary(out)["total"]["owed"] == summary(out)["total"]["planned"]
@@ -206,7 +209,7 @@ def test_a_refused_key_stops_the_run_and_owes_the_dialogues(tmp_path: Path, gene
 
 def test_two_drivers_on_one_directory(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
-    overrides = (*SCRIPTED, QUESTIONS, 'models.chat.model="latency_ms=400"', "plan.dialogues_per_question=4")
+    overrides = (*PLAN, 'models.chat.model="latency_ms=400"')
     first = generate(out, *overrides)
     wait_for(lambda: any((out / "log").glob("*.wal")), "the first run's log")
     code, printed = generate(out, *overrides).wait()
@@ -217,7 +220,7 @@ def test_two_drivers_on_one_directory(tmp_path: Path, generate: Any) -> None:
 
 def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
-    run = generate(out, *SCRIPTED, QUESTIONS, 'models.chat.model="latency_ms=2000"')
+    run = generate(out, *PLAN, 'models.chat.model="latency_ms=2000"')
     wait_for(lambda: children_named(run.process.pid, "ray::CulturalAgent"), "agents")
     wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
     actors = children_named(run.process.pid, "ray::CulturalAgent")

@@ -44,7 +44,7 @@ LOOPBACK = {
 
 def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
-    run = generate(out, *SCRIPTED, 'models.chat.model="latency_ms=3000"')
+    run = generate(out, *SCRIPTED, 'plan.cultures=["korean"]', 'models.chat.model="latency_ms=3000"')
     wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
     addresses = listening(children_named(run.process.pid, ""))
     assert addresses
@@ -61,7 +61,7 @@ JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 
 
 def test_nobody_joins_without_the_token(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
-    run = generate(out, *SCRIPTED, 'models.chat.model="latency_ms=3000"')
+    run = generate(out, *SCRIPTED, 'plan.cultures=["korean"]', 'models.chat.model="latency_ms=3000"')
     wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
     (line,) = [
         Path(f"/proc/{p}/cmdline").read_text() for p in children_named(run.process.pid, "raylet/raylet")
@@ -89,7 +89,7 @@ def test_nobody_joins_without_the_token(tmp_path: Path, generate: Any) -> None:
 
 def test_an_actor_that_cannot_work_ends_the_run_in_words(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
-    run = generate(out, *SCRIPTED, 'models.chat.model="latency_ms=soon"')
+    run = generate(out, *SCRIPTED, 'plan.cultures=["korean"]', 'models.chat.model="latency_ms=soon"')
     code, printed = run.wait(60)
     assert code == 2, printed
     assert "latency_ms" in printed

@@ -207,7 +207,10 @@ def test_estimated_calls_follow_from_turns_and_opinions() -> None:
 
 def test_small_models_and_runs_without_refinement_need_fewer_roles() -> None:
     small = builders.settings("small", plan=runs.TWO_CULTURES)
-    assert {r.role for r in estimate(small, planned(small)).roles} == {"speaker", "rewriter", "embedder"}
+    roles = {role.role: role for role in estimate(small, planned(small)).roles}
+    assert set(roles) == {"speaker", "rewriter", "embedder"}
+    # All opinions of a dialogue for verdicts, then those that were rewritten; what is kept is known by then.
+    assert roles["embedder"].calls == 2 * len(planned(small))
     plain = runs.settings(refine={"enabled": False})
     got = estimate(plain, planned(plain))
     assert [role.role for role in got.roles] == ["speaker"]

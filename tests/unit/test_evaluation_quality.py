@@ -627,6 +627,7 @@ def test_with_a_judge(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPat
         (("RUN", "--judge", "none", "--against", "embedded"), "no run's directory"),
         (("RUN", "--judge", "none", "--rows", "5"), "--rows: it is for the judge"),
         (("RUN", "--judge", "none", "--against-model", "wise"), "--against-model: there is no second"),
+        (("RUN", "--against", "RUN", "--against-model", "wise"), "--against-model: there is no second"),
     ],
 )
 def test_what_cannot_be_judged(tmp_path: Path, capsys: Any, arguments: tuple[str, ...], words: str) -> None:

@@ -305,9 +305,25 @@ def chosen(endpoint: HttpEndpoint, named: str, dialogues: int = 2000) -> list[st
 
 def test_dialogues_of_neighbouring_numbers_are_on_different_replicas() -> None:
     urls = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
-    assert all(set(urls[i : i + 3]) == set(endpoint.urls) for i in range(1998))
-    endpoint.obey([Share(url, "m", 10, weight=0.0) for url in endpoint.urls])  # all are sick: any will do
+    assert all(set(urls[i : i + 3]) == set(endpoint.urls) for i in range(0, 1998, 3))
+
+
+@pytest.mark.parametrize("kinds", [2, 3, 4])
+@pytest.mark.parametrize("hosts", ["ab", "abc", "abcd"])
+def test_what_alternates_in_a_plan_is_spread_over_the_replicas(kinds: int, hosts: str) -> None:
+    """As kinds of dialogues do, of which some have more calls than others."""
+    urls = chosen(far(*hosts), "{}.dialogue", 600 * kinds)
+    for kind in range(kinds):
+        shares = Counter(urls[kind::kinds])
+        assert all(shares[url] / 600 == pytest.approx(1 / len(hosts), abs=0.06) for url in set(urls))
+
+
+def test_dialogues_come_home_after_all_replicas_were_sick() -> None:
+    before = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
+    endpoint.obey([Share(url, "m", 10, weight=0.0) for url in endpoint.urls])  # any will do
     assert set(chosen(endpoint, "{}.dialogue")) == set(endpoint.urls)
+    endpoint.obey([Share(url, "m", 10, weight=1.0) for url in endpoint.urls])
+    assert chosen(endpoint, "{}.dialogue") == before
 
 
 @pytest.mark.parametrize("named", ["dialogue-{}", "{0}.dialogue-{0}"])
