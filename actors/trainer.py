@@ -10,9 +10,14 @@ import structlog
 
 from actors.inputs import Handed, Inputs
 from culturepark.errors import CultureParkError
-from culturepark.store.rundir import load_run
+from culturepark.evaluation.sets import texts_in_use
+from culturepark.models.errors import ModelError
+from culturepark.models.serving import local_embedder
+from culturepark.store.rundir import Run, load_run
 from culturepark.training.backends import open_backend
+from culturepark.training.datasets import read_dataset
 from culturepark.training.launch import follow, job_of
+from culturepark.training.leakage import Report, check_dataset, read_report
 from culturepark.training.ports import Job
 from culturepark.training.records import Records, training_lock
 
@@ -67,6 +72,7 @@ class Trainer:
             run = load_run(self._root)
             with training_lock(run.root):
                 job = job_of(run, name, run.settings)
+                self._look_for_leaks(run, Path(job.dataset))
                 outcome = follow(
                     Records(run.root),
                     open_backend(run.settings),
@@ -90,6 +96,24 @@ class Trainer:
             what = f"{type(error).__name__}: {error}"
             self._errors[name] = CultureParkError(f"training of {name}", what, "See logs/trainer.jsonl.")
             return "failed"
+
+    def _look_for_leaks(self, run: Run, dataset: Path) -> None:
+        """Keep what the rows hold of evaluation texts. Without it the training goes on all the same."""
+        if read_report(dataset) is not None:
+            return
+
+        async def look() -> Report:
+            sets = texts_in_use(run, read_dataset(dataset).held_out)
+            async with local_embedder(run.settings) as embedder:
+                return await check_dataset(dataset, sets, embedder)
+
+        try:
+            report = asyncio.run(look())
+        except (CultureParkError, ModelError) as error:
+            self._log.warning("leakage_unknown", dataset=dataset.name, why=str(error))
+            return
+        tell = self._log.warning if report.matches else self._log.info
+        tell("leakage_looked_for", dataset=dataset.name, sets=report.items, found=len(report.matches))
 
     def _say(self, what: str, job: Job, job_id: str) -> None:
         if what != "running":

@@ -372,14 +372,20 @@ def status(
 
 
 def _say_trainings(console: Console, directory: Path) -> None:
-    """How each training on record stands."""
-    from culturepark.terminal import line_of
+    """How each training on record stands, and whether its rows hold what models are examined on."""
+    from culturepark.terminal import line_of, plural
+    from culturepark.training.leakage import REPORT, read_report
     from culturepark.training.records import Records
 
     latest = {record.job.name: record for record in Records(directory).all()}
     for name, record in sorted(latest.items()):
         words = {"intended": "about to start", "launched": "launched"}.get(record.event, record.event)
         console.print(line_of(f"tuning of {name}: {words}"))
+        dataset = Path(record.job.dataset)
+        if (leaks := read_report(dataset)) and leaks.matches:
+            finds = plural(len(leaks.matches), "find")
+            words = f"{finds} of evaluation texts in its rows: {dataset / REPORT}"
+            console.print(line_of(words, "yellow"), soft_wrap=True)
 
 
 @app.command()

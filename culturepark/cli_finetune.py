@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from culturepark.errors import ConfigError, CultureParkError, Interrupted
+from culturepark.errors import CultureParkError, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from culturepark.ports import Embedder
-    from culturepark.settings import Settings
     from culturepark.store.rundir import Run
     from culturepark.training.leakage import Report
     from culturepark.training.ports import Backend, Job, Outcome
@@ -78,8 +75,10 @@ def finetune(
     settings = with_overrides(run.settings, [*named, *(sets or ())])
     names = names_of(run, culture, joint)
     with training_lock(run.root):
+        folders: list[Path] = []
         for name in names:
             folder, facts = seal(run, name, settings.training)
+            folders.append(folder)
             console.print(
                 line_of(
                     f"{name}: {count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out "
@@ -87,7 +86,7 @@ def finetune(
                 ),
                 soft_wrap=True,
             )
-            _check_leakage(console, run, folder, against or [])
+        _check_leakage(console, run, dict(zip(names, folders, strict=True)), against or [])
         if datasets_only:
             return
         base = base_of(settings)
@@ -105,63 +104,36 @@ def finetune(
         raise typer.Exit(failed[0].exit_code)
 
 
-def _check_leakage(console: Console, run: Run, folder: Path, against: list[Path]) -> None:
-    """Look for the held-out questions and the named sets in the training rows; keep and show matches."""
+def _check_leakage(console: Console, run: Run, datasets: Mapping[str, Path], against: Sequence[Path]) -> None:
+    """Look for evaluation texts in the training rows of each dataset; keep and show matches."""
     import asyncio
 
-    import msgspec
-
-    from culturepark.store.files import write_atomically
+    from culturepark.evaluation.sets import texts_in_use
+    from culturepark.models.serving import local_embedder
     from culturepark.training.datasets import read_dataset
-    from culturepark.training.leakage import check, read_set, training_texts
+    from culturepark.training.leakage import Remembered, check_dataset, read_set
 
-    held_out = set(read_dataset(folder).held_out)
-    looked_for = {"held-out questions": [seed.statement for seed in run.plan.seeds if seed.id in held_out]}
-    looked_for |= {path.name: read_set(path) for path in against}
+    named = {path.name: read_set(path) for path in against}
 
-    async def look() -> Report:
+    async def look() -> None:
         async with local_embedder(run.settings) as embedder:
-            return await check(training_texts(folder), looked_for, embedder)
+            vectors = Remembered(embedder) if embedder is not None else None
+            for name, folder in datasets.items():
+                sets = texts_in_use(run, read_dataset(folder).held_out) | named
+                _show_leakage(console, name, await check_dataset(folder, sets, vectors))
 
-    report = asyncio.run(look())
-    write_atomically(folder / "leakage.json", msgspec.json.format(msgspec.json.encode(report)))
-    _show_leakage(console, report)
-
-
-@asynccontextmanager
-async def local_embedder(settings: Settings) -> AsyncGenerator[Embedder | None]:
-    """The run's embedder where it costs nothing: on this machine. None where it is a remote one, or is not
-    installed here."""
-    from culturepark.models import open_embedder
-    from culturepark.models.embedded import require_engine
-    from culturepark.models.serving import served
-
-    model = settings.models.get(settings.roles.embedder)
-    if model is None or model.engine == "openai":
-        yield None
-        return
-    if model.engine == "embedded":
-        try:
-            require_engine(model, embedder=True)
-        except ConfigError:
-            yield None
-            return
-    async with served(model, embedder=True) as ready:
-        embedder = open_embedder(ready, settings.limits)
-        try:
-            yield embedder
-        finally:
-            await embedder.close()
+    with console.status("looking for evaluation texts in the training rows"):
+        asyncio.run(look())
 
 
-def _show_leakage(console: Console, report: Report) -> None:
+def _show_leakage(console: Console, dataset: str, report: Report) -> None:
     from culturepark.terminal import line_of, plural
 
     for name, items in report.items.items():
         found = [match for match in report.matches if match.set_name == name]
         if not found:
             continue
-        words = f"  {len(found)} of {plural(items, 'text')} of {name} are in the training rows, for example:"
+        words = f"{dataset}: {len(found)} of {plural(items, 'text')} of {name} are in its training rows:"
         console.print(line_of(words, "yellow"))
         for match in found[:_SHOWN_MATCHES]:
             words = f'    {match.look} {match.score:g}: "{match.item[:60]}" in "{match.found[:80]}"'

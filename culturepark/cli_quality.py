@@ -133,7 +133,7 @@ def _differences(name: str, first: Made, other: str, second: Made) -> list[str]:
 async def _originals(name: str, made: Made, notes: list[str]) -> Vectors | None:
     """Vectors of the statements that the run talks about, by its own embedder; None, and a note why, where
     that one is not at hand."""
-    from culturepark.cli_finetune import local_embedder
+    from culturepark.models.serving import local_embedder
 
     run = made.run
     model = run.settings.models.get(run.settings.roles.embedder)

@@ -8,8 +8,11 @@ from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
+from culturepark.errors import ConfigError
+from culturepark.models import open_embedder
 from culturepark.models.embedded import EmbeddingServer, require_engine, serve_here
-from culturepark.settings import ModelSettings
+from culturepark.ports import Embedder
+from culturepark.settings import ModelSettings, Settings
 
 
 @asynccontextmanager
@@ -29,3 +32,25 @@ async def served(model: ModelSettings, embedder: bool = False) -> AsyncGenerator
         return
     servers = await asyncio.to_thread(serve_here, model)
     yield replace(model, base_urls=tuple(server.url for server in servers))
+
+
+@asynccontextmanager
+async def local_embedder(settings: Settings) -> AsyncGenerator[Embedder | None]:
+    """The run's embedder where it costs nothing: on this machine. None where it is a remote one, or is not
+    installed here."""
+    model = settings.models.get(settings.roles.embedder)
+    if model is None or model.engine == "openai":
+        yield None
+        return
+    if model.engine == "embedded":
+        try:
+            require_engine(model, embedder=True)
+        except ConfigError:
+            yield None
+            return
+    async with served(model, embedder=True) as ready:
+        embedder = open_embedder(ready, settings.limits)
+        try:
+            yield embedder
+        finally:
+            await embedder.close()

@@ -16,11 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import msgspec
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from culturepark.errors import ConfigError
-from culturepark.ports import Embedder
+from culturepark.ports import Embedder, Usage, Vectors
+from culturepark.store.files import write_atomically
+
+REPORT = "leakage.json"
+"""The file beside a dataset's rows."""
 
 Look = Literal["exact", "n-gram", "embedding"]
 
@@ -156,6 +162,37 @@ async def check(
             matches += [pair for pair in pairs if pair.score >= least_cosine]
     counts = {name: len(dict.fromkeys(items)) for name, items in sets.items()}
     return Report(len(texts), counts, tuple(matches), nearest)
+
+
+async def check_dataset(
+    dataset: Path, sets: Mapping[str, Sequence[str]], embedder: Embedder | None
+) -> Report:
+    """`check` of a sealed dataset; the report is kept beside its rows. Raises ModelError, RunDirError."""
+    report = await check(training_texts(dataset), sets, embedder)
+    write_atomically(dataset / REPORT, msgspec.json.format(msgspec.json.encode(report)))
+    return report
+
+
+def read_report(dataset: Path) -> Report | None:
+    """What was found in a sealed dataset; None if nobody has looked."""
+    try:
+        return msgspec.json.decode((dataset / REPORT).read_bytes(), type=Report)
+    except FileNotFoundError:
+        return None
+
+
+class Remembered:
+    """An embedder that embeds each text once. Implements ports.Embedder."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        """One row a text, in order. Raises ModelError."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            self._known |= zip(new, await self._embedder.embed(new, told), strict=True)
+        return np.stack([self._known[text] for text in texts])
 
 
 def training_texts(dataset: Path) -> list[str]:

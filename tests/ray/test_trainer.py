@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from culturepark.training.leakage import read_report
 from culturepark.training.records import Records
 from tests.ray.conftest import SCRIPTED, children_named, wait_for
 
@@ -79,6 +80,8 @@ def test_each_culture_and_all_together_are_tuned_once(tmp_path: Path, generate: 
     code, printed = run.wait()
     assert code == 0, printed
     assert_all_once(tuning, out)
+    leaks = [read_report(Path(record.job.dataset)) for record in Records(out).all()]
+    assert all(one and one.items["held-out questions"] == 1 for one in leaks)
     code, printed = generate(out, *tuning.settings).wait()
     assert code == 0, printed
     assert_all_once(tuning, out)

@@ -440,6 +440,20 @@ def test_finetune_shows_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> No
     assert "of 2 texts of exam.txt" in capsys.readouterr().out
     report = json.loads((folder / "leakage.json").read_text())
     assert [match["item"] for match in report["matches"] if match["look"] == "exact"] == [statement]
+    assert {"held-out questions", "values survey", "moderation (synthetic)"} < set(report["items"])
+
+
+def test_status_tells_of_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> None:
+    (exam := tmp_path / "exam.txt").write_text("\n".join(seed.statement for seed in run.plan.seeds))
+    command = json.dumps([PYTHON, "-c", ""])
+    arguments = ["finetune", str(run.root), "--backend", "command", "--set", f"training.command={command}"]
+    arguments += ["--set", "training.poll_s=0.02", "--culture", "arabic"]
+    assert culturepark([*arguments, "--against", str(exam)]) == 0
+    capsys.readouterr()
+    assert culturepark(["status", str(run.root)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tuning of arabic: finished" in said
+    assert "of evaluation texts in its rows" in said
 
 
 def test_training_modules_load_without_heavy_libraries() -> None:

@@ -1,0 +1,26 @@
+"""The texts that models are examined on here by themselves: what no training row should hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from culturepark.evaluation import forgetting, vsm
+from culturepark.evaluation.labelled import SYNTHETIC, find_labelled, read_labelled
+from culturepark.seeds.builtin import builtin_seeds
+from culturepark.store.rundir import Run
+
+
+def texts_in_use(run: Run, held_out: Collection[str]) -> dict[str, list[str]]:
+    """By set: the run's questions with the ids `held_out`, and the sets that come with the project.
+
+    Of the built-in questions those that the run does not talk about; what it does is meant to be learned.
+    """
+    talked_about = {seed.id for seed in run.plan.seeds}
+    made_up = read_labelled(*find_labelled(SYNTHETIC))
+    return {
+        "held-out questions": [seed.statement for seed in run.plan.seeds if seed.id in held_out],
+        "built-in questions": [seed.statement for seed in builtin_seeds() if seed.id not in talked_about],
+        "values survey": [item.question for item in vsm.read_items()],
+        "general ability": [item.question for item in forgetting.read_items()],
+        "moderation (synthetic)": [row.text for row in made_up.rows],
+    }
