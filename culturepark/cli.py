@@ -381,7 +381,7 @@ def _say_trainings(console: Console, directory: Path) -> None:
     for name, record in sorted(latest.items()):
         words = {"intended": "about to start", "launched": "launched"}.get(record.event, record.event)
         console.print(line_of(f"tuning of {name}: {words}"))
-        dataset = Path(record.job.dataset)
+        dataset = directory / record.job.dataset
         if (leaks := read_report(dataset)) and leaks.matches:
             finds = plural(len(leaks.matches), "find")
             words = f"{finds} of evaluation texts in its rows: {dataset / REPORT}"

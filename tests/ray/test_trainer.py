@@ -80,7 +80,7 @@ def test_each_culture_and_all_together_are_tuned_once(tmp_path: Path, generate: 
     code, printed = run.wait()
     assert code == 0, printed
     assert_all_once(tuning, out)
-    leaks = [read_report(Path(record.job.dataset)) for record in Records(out).all()]
+    leaks = [read_report(out / record.job.dataset) for record in Records(out).all()]
     assert all(one and one.items["held-out questions"] == 1 for one in leaks)
     code, printed = generate(out, *tuning.settings).wait()
     assert code == 0, printed
