@@ -6,20 +6,24 @@ import asyncio
 import threading
 from pathlib import Path
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from actors.inputs import Handed, Inputs
 from culturepark.errors import CultureParkError
 from culturepark.evaluation.sets import texts_in_use
-from culturepark.models.errors import ModelError
 from culturepark.models.serving import local_embedder
 from culturepark.store.rundir import Run, load_run
 from culturepark.training.backends import open_backend
 from culturepark.training.datasets import read_dataset
-from culturepark.training.launch import follow, job_of
-from culturepark.training.leakage import Report, check_dataset, read_report
+from culturepark.training.launch import ENDED, follow, job_of
+from culturepark.training.leakage import Remembered, Report, check_dataset, read_report, training_texts
 from culturepark.training.ports import Job
 from culturepark.training.records import Records, training_lock
+
+_MOST_EMBEDDED = 2000
+"""Texts of a dataset that are embedded for the search: a minute or two."""
 
 
 class Trainer:
@@ -35,6 +39,7 @@ class Trainer:
         self._waiting: list[str] = []
         self._working: asyncio.Task[None] | None = None
         self._stopping = threading.Event()
+        self._vectors: dict[str, NDArray[np.float32]] = {}
 
     async def train(self, names: list[str]) -> None:
         """Train these, cultures by their ids or the joint one, as far as they are not known yet."""
@@ -72,7 +77,10 @@ class Trainer:
             run = load_run(self._root)
             with training_lock(run.root):
                 job = job_of(run, name, run.settings)
-                self._look_for_leaks(run, Path(job.dataset))
+                last = Records(run.root).last(job.key)
+                if last is None or last.event not in ENDED:
+                    self._look_for_leaks(run, Path(job.dataset))
+                    self._sleep(0)  # a stop meanwhile launches nothing
                 outcome = follow(
                     Records(run.root),
                     open_backend(run.settings),
@@ -98,19 +106,25 @@ class Trainer:
             return "failed"
 
     def _look_for_leaks(self, run: Run, dataset: Path) -> None:
-        """Keep what the rows hold of evaluation texts. Without it the training goes on all the same."""
-        if read_report(dataset) is not None:
-            return
+        """Keep what the rows hold of evaluation texts. Without it the training goes on all the same. By
+        embedding only a small set is searched: a large one would keep the training waiting."""
 
-        async def look() -> Report:
+        async def look() -> Report | None:
             sets = texts_in_use(run, read_dataset(dataset).held_out)
+            if (before := read_report(dataset)) and before.items.keys() >= sets.keys():
+                return None
+            if len(training_texts(dataset)) > _MOST_EMBEDDED:
+                return await check_dataset(dataset, sets, None)
             async with local_embedder(run.settings) as embedder:
-                return await check_dataset(dataset, sets, embedder)
+                remembered = Remembered(embedder, self._vectors) if embedder is not None else None
+                return await check_dataset(dataset, sets, remembered)
 
         try:
             report = asyncio.run(look())
-        except (CultureParkError, ModelError) as error:
-            self._log.warning("leakage_unknown", dataset=dataset.name, why=str(error))
+        except Exception as error:  # whatever an embedder dies of
+            self._log.warning("leakage_unknown", dataset=dataset.name, why=f"{type(error).__name__}: {error}")
+            return
+        if report is None:
             return
         tell = self._log.warning if report.matches else self._log.info
         tell("leakage_looked_for", dataset=dataset.name, sets=report.items, found=len(report.matches))

@@ -109,7 +109,9 @@ def _check_leakage(console: Console, run: Run, datasets: Mapping[str, Path], aga
     import asyncio
 
     from culturepark.evaluation.sets import texts_in_use
+    from culturepark.models.errors import ModelError
     from culturepark.models.serving import local_embedder
+    from culturepark.terminal import line_of
     from culturepark.training.datasets import read_dataset
     from culturepark.training.leakage import Remembered, check_dataset, read_set
 
@@ -120,7 +122,13 @@ def _check_leakage(console: Console, run: Run, datasets: Mapping[str, Path], aga
             vectors = Remembered(embedder) if embedder is not None else None
             for name, folder in datasets.items():
                 sets = texts_in_use(run, read_dataset(folder).held_out) | named
-                _show_leakage(console, name, await check_dataset(folder, sets, vectors))
+                try:
+                    report = await check_dataset(folder, sets, vectors)
+                except ModelError as error:
+                    words = f"{name}: looked for by words alone, as the embedder failed: {error.reason}"
+                    console.print(line_of(words, "yellow"), soft_wrap=True)
+                    report = await check_dataset(folder, sets, None)
+                _show_leakage(console, name, report)
 
     with console.status("looking for evaluation texts in the training rows"):
         asyncio.run(look())

@@ -122,8 +122,8 @@ class ChatModel(Protocol):
         """Answer `prompt`.
 
         `affinity` keeps calls of one dialogue on one replica. It may begin with a number and a dot: then
-        dialogues of neighbouring numbers are on different replicas. `schema` is a JSON schema the reply must
-        obey, where the endpoint can hold it to that. Raises ModelError.
+        dialogues go round the replicas by their numbers, nearly in turn. `schema` is a JSON schema the reply
+        must obey, where the endpoint can hold it to that. Raises ModelError.
         """
         ...
 

@@ -111,7 +111,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     any other."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """embedded: CPU threads of a node's one server; 0: all CPUs of the node, for the packaged model without
-    `gpu_layers` as servers of one thread each, at most 16."""
+    `gpu_layers` as servers of one thread each, at most 16 and at most `parallel`."""
     gpu_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
     """embedded: layers put on a GPU."""
     dimensions: Count = 0

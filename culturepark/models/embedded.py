@@ -156,10 +156,10 @@ def shares(model: ModelSettings, cpus: int) -> list[ModelSettings]:
     """The servers of a model on a machine that has so many CPUs for them, each with its `threads` and
     `parallel`.
 
-    The packaged model gets one server of one thread for each CPU: threads of one server wait for each other
-    at every layer, and so at whatever else runs on the machine. Any other model gets one server with all
-    CPUs, since decoding it is a matter of how often its weights are read; and so does the packaged one when
-    its `threads` or `gpu_layers` are set.
+    The packaged model gets one server of one thread for each CPU, at most `parallel` of them: threads of one
+    server wait for each other at every layer, and so at whatever else runs on the machine. Any other model
+    gets one server with all CPUs, since decoding it is a matter of how often its weights are read; and so
+    does the packaged one when its `threads` or `gpu_layers` are set.
     """
     if model.path or model.hub or model.threads or model.gpu_layers:
         return [replace(model, threads=model.threads or max(1, cpus), parallel=model.parallel or _PARALLEL)]

@@ -50,8 +50,8 @@ _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _OWN_PULSE_S = 0.1
 _GOLDEN = 0x9E3779B97F4A7C15
-"""The golden section of 2**64: its multiples, modulo that, lie as evenly as can be, and so does every second,
-third or fourth of them."""
+"""The golden section of 2**64: its multiples, modulo that, lie evenly, and so does every second, third or
+fourth of them."""
 _NOTHING = Usage()
 _UNKNOWN = Usage(calls=1, unreported=1, lost=1)
 """What a request took that went out and brought no count: nobody can say, and it is not nothing."""
@@ -317,7 +317,7 @@ class HttpEndpoint:
         number = affinity.partition(".")[0]
         if not number.isdecimal():
             return None
-        # In turn but for a slip now and then: what alternates in a plan is not to meet the same one always.
+        # Nearly in turn: what alternates in a plan is not to meet the same one always.
         home = self._replicas[(int(number) * _GOLDEN % 2**64) * len(self._replicas) >> 64]
         most = max(one.weight for one in able) or 1.0
         return home if home in able and _share(key, ~home.salt) <= home.weight / most else None

@@ -21,6 +21,9 @@ from culturepark.training.records import Record, Records
 
 Step = Literal["launch", "look", "done"]
 
+ENDED = ("finished", "failed", "cancelled")
+"""The events after which a training is over."""
+
 Say = Callable[[str, Job, str], None]
 """Told what happens (`resumed`, `launched`, `running`, ...), the job, and the backend's id of it."""
 
@@ -75,7 +78,7 @@ def all_due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]
 def untrained(root: Path, names: Iterable[str]) -> list[str]:
     """Those of these whose training has not ended, in whatever way. Raises RunDirError."""
     last = {record.job.name: record.event for record in Records(root).all()}
-    return [name for name in names if last.get(name) not in ("finished", "failed", "cancelled")]
+    return [name for name in names if last.get(name) not in ENDED]
 
 
 def names_of(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from culturepark.errors import ConfigError
@@ -82,8 +83,11 @@ def find_words(training: Sequence[str], sets: Mapping[str, Sequence[str]], n: in
     """
     texts = [words_of(text) for text in training]
     whole = {words: at for at, words in reversed(list(enumerate(texts)))}
-    lengths = {min(n, len(words_of(item))) for items in sets.values() for item in items} - {0}
-    grams = {length: _grams(texts, length) for length in lengths if length >= _LEAST_WORDS}
+    wanted: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+    for words in {words_of(item) for items in sets.values() for item in items}:
+        if len(words) >= _LEAST_WORDS:
+            wanted[min(n, len(words))] |= _grams_of(words, min(n, len(words)))
+    grams = {length: _holders(texts, length, looked_for) for length, looked_for in wanted.items()}
     found: list[Match] = []
     for name, items in sets.items():
         for item in dict.fromkeys(items):
@@ -95,11 +99,17 @@ def find_words(training: Sequence[str], sets: Mapping[str, Sequence[str]], n: in
     return found
 
 
-def _grams(texts: Sequence[tuple[str, ...]], length: int) -> dict[tuple[str, ...], list[int]]:
-    """Which texts hold each n-gram."""
+def _grams_of(words: tuple[str, ...], length: int) -> set[tuple[str, ...]]:
+    return {words[i : i + length] for i in range(len(words) - length + 1)}
+
+
+def _holders(
+    texts: Sequence[tuple[str, ...]], length: int, wanted: set[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[int]]:
+    """Which texts hold each of these n-grams; there are few of them, and many in all."""
     held: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for at, words in enumerate(texts):
-        for gram in {words[i : i + length] for i in range(len(words) - length + 1)}:
+        for gram in _grams_of(words, length) & wanted:
             held[gram].append(at)
     return held
 
@@ -167,26 +177,34 @@ async def check(
 async def check_dataset(
     dataset: Path, sets: Mapping[str, Sequence[str]], embedder: Embedder | None
 ) -> Report:
-    """`check` of a sealed dataset; the report is kept beside its rows. Raises ModelError, RunDirError."""
+    """`check` of a sealed dataset; the report is kept beside its rows, with what an earlier one found of
+    other sets. Raises ModelError, RunDirError."""
     report = await check(training_texts(dataset), sets, embedder)
+    if before := read_report(dataset):
+        report = replace(
+            report,
+            items={**before.items, **report.items},
+            matches=(*(one for one in before.matches if one.set_name not in sets), *report.matches),
+            nearest={**before.nearest, **report.nearest},
+        )
     write_atomically(dataset / REPORT, msgspec.json.format(msgspec.json.encode(report)))
     return report
 
 
 def read_report(dataset: Path) -> Report | None:
-    """What was found in a sealed dataset; None if nobody has looked."""
+    """What was found in a sealed dataset; None if nobody has looked, or it cannot be read."""
     try:
         return msgspec.json.decode((dataset / REPORT).read_bytes(), type=Report)
-    except FileNotFoundError:
+    except (OSError, msgspec.MsgspecError):
         return None
 
 
 class Remembered:
-    """An embedder that embeds each text once. Implements ports.Embedder."""
+    """An embedder that embeds each text once, as long as `known` is kept. Implements ports.Embedder."""
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder, known: dict[str, NDArray[np.float32]] | None = None) -> None:
         self._embedder = embedder
-        self._known: dict[str, NDArray[np.float32]] = {}
+        self._known = {} if known is None else known
 
     async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         """One row a text, in order. Raises ModelError."""

@@ -303,7 +303,7 @@ def chosen(endpoint: HttpEndpoint, named: str, dialogues: int = 2000) -> list[st
     return [endpoint._choose(named.format(i), 0, []).url for i in range(dialogues)]
 
 
-def test_dialogues_of_neighbouring_numbers_are_on_different_replicas() -> None:
+def test_dialogues_go_round_the_replicas_by_their_numbers() -> None:
     urls = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
     for few in (6, 24):
         windows = [Counter(urls[i : i + few]) for i in range(2000 - few)]

@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 
 from culturepark.cli import run as culturepark
 from culturepark.errors import ConfigError, EndpointError, RunDirError
+from culturepark.models.errors import ModelError
+from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapter_named, adapters_of
 from culturepark.training.base import base_of
 from culturepark.training.child import COMMAND, LOCAL, NEEDED, ChildBackend
 from culturepark.training.launch import cancel, due, follow, job_of, names_of, next_step
+from culturepark.training.leakage import REPORT, read_report
 from culturepark.training.lora import last_checkpoint
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
@@ -441,6 +444,34 @@ def test_finetune_shows_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> No
     report = json.loads((folder / "leakage.json").read_text())
     assert [match["item"] for match in report["matches"] if match["look"] == "exact"] == [statement]
     assert {"held-out questions", "values survey", "moderation (synthetic)"} < set(report["items"])
+
+
+def test_an_earlier_find_in_another_set_stays(run: Run, tmp_path: Path, capsys: Any) -> None:
+    (exam := tmp_path / "exam.txt").write_text("\n".join(seed.statement for seed in run.plan.seeds))
+    arguments = ["finetune", str(run.root), "--datasets-only", "--culture", "arabic"]
+    assert culturepark([*arguments, "--against", str(exam)]) == 0
+    folder = next((run.root / "training" / "datasets").iterdir())
+    before = read_report(folder)
+    assert culturepark(arguments) == 0
+    assert before is not None
+    assert before.of("exam.txt", "exact")
+    assert read_report(folder) == before
+    (folder / REPORT).write_text("{")
+    assert read_report(folder) is None
+
+
+def test_an_embedder_that_fails_leaves_the_search_by_words(
+    run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Any, texts: Any, told: Any = None) -> Any:
+        raise ModelError("connection", "nobody is there")
+
+    monkeypatch.setattr(ScriptedEmbedder, "embed", fail)
+    assert culturepark(["finetune", str(run.root), "--datasets-only", "--culture", "arabic"]) == 0
+    assert "by words alone" in capsys.readouterr().out
+    found = read_report(next((run.root / "training" / "datasets").iterdir()))
+    assert found is not None
+    assert not found.nearest
 
 
 def test_status_tells_of_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> None:
