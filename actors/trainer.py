@@ -77,12 +77,13 @@ class Trainer:
             run = load_run(self._root)
             with training_lock(run.root):
                 job = job_of(run, name, run.settings)
-                last = Records(run.root).last(job.key)
+                records = Records(run.root)
+                last = records.last(job.key)
                 if last is None or last.event not in ENDED:
                     self._look_for_leaks(run, Path(job.dataset))
                     self._sleep(0)  # a stop meanwhile launches nothing
                 outcome = follow(
-                    Records(run.root),
+                    records,
                     open_backend(run.settings),
                     job,
                     poll_s=min(1.0, run.settings.training.poll_s),

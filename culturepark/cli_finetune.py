@@ -75,10 +75,10 @@ def finetune(
     settings = with_overrides(run.settings, [*named, *(sets or ())])
     names = names_of(run, culture, joint)
     with training_lock(run.root):
-        folders: list[Path] = []
+        datasets: dict[str, Path] = {}
         for name in names:
             folder, facts = seal(run, name, settings.training)
-            folders.append(folder)
+            datasets[name] = folder
             console.print(
                 line_of(
                     f"{name}: {count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out "
@@ -86,7 +86,7 @@ def finetune(
                 ),
                 soft_wrap=True,
             )
-        _check_leakage(console, run, dict(zip(names, folders, strict=True)), against or [])
+        _check_leakage(console, run, datasets, against or [])
         if datasets_only:
             return
         base = base_of(settings)
