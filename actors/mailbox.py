@@ -43,7 +43,7 @@ class Mailbox:
 
     `find` tells where the actor's door is; it waits for an actor that is being restarted, and raises
     if there will be none. `on_taken` is told the messages of each frame that was acknowledged;
-    `on_failure` is told once what `find` raised.
+    `on_failure` is told once what `find` raised; `on_link` each time whether the connection stands.
     """
 
     def __init__(
@@ -53,11 +53,13 @@ class Mailbox:
         *,
         on_failure: Callable[[BaseException], None],
         on_taken: Callable[[list[bytes]], None] | None = None,
+        on_link: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._find = find
         self._token = token
         self._on_failure = on_failure
         self._on_taken = on_taken
+        self._on_link = on_link
         self._queue: deque[bytes] = deque()
         self._unacknowledged: deque[list[bytes]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -128,10 +130,12 @@ class Mailbox:
         for batch in self._unacknowledged:
             transport.write(_framed(batch))
         self.flush()
+        self._on_link(True)
 
     def lost(self) -> None:
         """The connection broke: make another."""
         self._transport = None
+        self._on_link(False)
         self._connecting = self._connect()
 
     def acknowledged(self, frames: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import structlog
 
@@ -44,7 +45,7 @@ class RefinerActor(Worker):
                 else:
                     moderator.post(encode(recorded(record)))
 
-        collector = self.mailbox("collector", on_taken=taken)
+        collector = self.mailbox("collector", on_taken=taken, on_link=partial(self.linked, "collector"))
 
         def keep(step: Step) -> asyncio.Future[None]:
             record = encode(step)  # the mailbox holds it until it is taken, so its id is its own

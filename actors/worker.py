@@ -28,6 +28,7 @@ class Worker(Station):
         self.log = self.given.logger(address.replace("/", "-"))
         self._address = address
         self._busy: dict[tuple[int, int], tuple[int, asyncio.Task[None]]] = {}
+        self._lost: set[str] = set()
         self._work: Work
         self._pulse: asyncio.Task[None]
 
@@ -37,10 +38,19 @@ class Worker(Station):
 
     def prepare(self) -> None:
         """Open what the work needs. Raises ConfigError."""
+        # A moderator that is back says first what it still wants, and then its shares: they begin it again.
+        moderator = self.mailbox("moderator", on_link=lambda up: None if up else self.linked("moderator", up))
         self._work = self.open()
-        beat = pulse(self._address, self.given.endpoints, self.mailbox("moderator").post)
+        beat = pulse(self._address, self.given.endpoints, moderator.post)
         self._pulse = asyncio.create_task(beat)
         self._pulse.add_done_callback(self._noticed)
+
+    def linked(self, address: str, up: bool) -> None:
+        """Who takes what comes of the work is there, or is not: then no call is begun, for its reply would
+        be lost, and paid for again."""
+        (self._lost.discard if up else self._lost.add)(address)
+        for endpoint in self.given.endpoints:
+            endpoint.hold(bool(self._lost))
 
     def take(self, payload: bytes) -> None:
         """Take messages; one that is under way already is not begun again.
@@ -51,6 +61,8 @@ class Worker(Station):
         busy = self._busy
         for message in unpack(payload):
             if isinstance(message, Shares):
+                if self._lost:
+                    self.linked("moderator", True)
                 for endpoint in self.given.endpoints:
                     endpoint.obey(message.shares)
                     if message.halt:

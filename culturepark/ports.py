@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from culturepark.prompts.text import without_tokens
 
-Vectors = NDArray[np.float32]
+if TYPE_CHECKING:  # agents import this, have no vectors, and should start soon
+    import numpy as np
+    from numpy.typing import NDArray
+
+Vectors: TypeAlias = "NDArray[np.float32]"
 """Embeddings, shape (texts, dimensions), float32, each row of length 1."""
 
 

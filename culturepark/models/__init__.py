@@ -1,13 +1,20 @@
-"""Models: who answers chat prompts and who embeds."""
+"""Models: who answers chat prompts and who embeds.
+
+What agents do not need is imported late, so that they start soon.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.embeddings import HttpEmbedder
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry
-from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
 from culturepark.settings import LimitSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from culturepark.models.embeddings import HttpEmbedder
+    from culturepark.models.scripted import ScriptedChat, ScriptedEmbedder
 
 __all__ = ["ModelError", "open_chat", "open_embedder"]
 
@@ -23,6 +30,8 @@ def open_chat(
     `endpoint` is where its calls go, made here if it is not given.
     """
     if model.engine == "scripted":
+        from culturepark.models.scripted import ScriptedChat
+
         return ScriptedChat(model.model)
     return HttpChatModel(model, limits, endpoint, on_retry)
 
@@ -35,5 +44,9 @@ def open_embedder(
 ) -> HttpEmbedder | ScriptedEmbedder:
     """An embedder by its settings, as `open_chat`."""
     if model.engine == "scripted":
+        from culturepark.models.scripted import ScriptedEmbedder
+
         return ScriptedEmbedder()
+    from culturepark.models.embeddings import HttpEmbedder
+
     return HttpEmbedder(model, limits, endpoint, on_retry)

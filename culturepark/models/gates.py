@@ -14,7 +14,7 @@ class Gate:
     For one event loop. When nobody waits, entering and leaving are a comparison and a count each.
     """
 
-    __slots__ = ("_queue", "closed", "in_flight", "limit", "most", "paused", "waiting")
+    __slots__ = ("_queue", "closed", "held", "in_flight", "limit", "most", "paused", "waiting")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -22,17 +22,17 @@ class Gate:
         self.waiting = 0
         self.most = 0
         """The most in flight since whoever reads it last set it back."""
-        self.paused = self.closed = False
+        self.paused = self.closed = self.held = False
         self._queue: deque[asyncio.Future[bool]] = deque()
 
     @property
     def free(self) -> bool:
         """Whether `try_enter` would let somebody in."""
-        return self.in_flight < self.limit and not self.waiting and not self.paused
+        return self.in_flight < self.limit and not (self.waiting or self.paused or self.held)
 
     def try_enter(self) -> bool:
         """Take a place if there is one and nobody waits for it."""
-        if self.in_flight >= self.limit or self.waiting or self.paused:
+        if self.in_flight >= self.limit or self.waiting or self.paused or self.held:
             return False
         self.in_flight += 1
         if self.in_flight > self.most:
@@ -80,6 +80,11 @@ class Gate:
         if not self.closed:
             self._admit()
 
+    def hold(self, held: bool) -> None:
+        """Let nobody in for as long as this is so, for a reason that is not the endpoint's."""
+        self.held = held
+        self._admit()
+
     def close(self) -> None:
         """Let nobody in any more. Who is in stays in."""
         self.paused = self.closed = True
@@ -93,7 +98,7 @@ class Gate:
                 future.set_result(False)
 
     def _admit(self) -> None:
-        while self._queue and self.in_flight < self.limit and not self.paused:
+        while self._queue and self.in_flight < self.limit and not (self.paused or self.held):
             future = self._queue.popleft()
             if future.done():  # cancelled; it is counted out where it waited
                 continue

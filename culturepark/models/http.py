@@ -49,9 +49,9 @@ _TRIAL_S = 0.5
 _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _OWN_PULSE_S = 0.1
-_GOLDEN = 0x9E3779B97F4A7C15
-"""The golden section of 2**64: its multiples, modulo that, lie evenly, and so does every second, third or
-fourth of them."""
+_BEGIN_ELSEWHERE = 0x243F6A8885A308D3
+"""Of 2**64, as 0.14159... of 1 (pi without its 3): its multiples, modulo that, lie evenly, and so does every
+second, third or fourth of them."""
 _NOTHING = Usage()
 _UNKNOWN = Usage(calls=1, unreported=1, lost=1)
 """What a request took that went out and brought no count: nobody can say, and it is not nothing."""
@@ -317,8 +317,10 @@ class HttpEndpoint:
         number = affinity.partition(".")[0]
         if not number.isdecimal():
             return None
-        # Nearly in turn: what alternates in a plan is not to meet the same one always.
-        home = self._replicas[(int(number) * _GOLDEN % 2**64) * len(self._replicas) >> 64]
+        # In rounds of all, each begun elsewhere: what alternates in a plan must not always meet the same one.
+        count = len(self._replicas)
+        nth, place = divmod(int(number), count)
+        home = self._replicas[(place + ((nth * _BEGIN_ELSEWHERE % 2**64) * count >> 64)) % count]
         most = max(one.weight for one in able) or 1.0
         return home if home in able and _share(key, ~home.salt) <= home.weight / most else None
 
@@ -408,6 +410,11 @@ class HttpEndpoint:
             if self._pacer is not None:
                 self._pacer.set_rates(0, 0)
         self._keep_to(shares, granted=True)
+
+    def hold(self, held: bool) -> None:
+        """Begin no request for as long as this is so: there is nobody who would keep the reply."""
+        for replica in self._replicas:
+            replica.gate.hold(held)
 
     def halt(self) -> None:
         """Begin no further request. Who waits for one is told so, with what it has taken, since that has to

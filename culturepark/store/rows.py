@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from msgspec import Struct
 
 from culturepark import __version__
 from culturepark.cultures import Culture, Persona
@@ -25,6 +24,7 @@ from culturepark.prompts import PROMPT_VERSION
 from culturepark.prompts.rows import training_messages
 from culturepark.refine.select import Choice
 from culturepark.seeds.stance import Stance
+from culturepark.store.rundir import RunFacts
 
 _S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -146,19 +146,6 @@ OPINIONS: Any = pa.schema(
 
 
 _CHUNK_ROWS = 512
-
-
-class RunFacts(Struct, frozen=True):
-    """What is the same for every row of a run.
-
-    `models` names the model of each role as provenance does, `sampling` is the JSON of how each was
-    sampled. Without `train_on_novel`, novel opinions have no training row.
-    """
-
-    run_id: str
-    models: dict[str, str]
-    sampling: str
-    train_on_novel: bool
 
 
 def dialogue_row(brief: Brief, outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from culturepark.prompts.profile import profile_named
 from culturepark.seeds import read_seeds, write_seeds
 from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings, decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
-from culturepark.store.rows import RunFacts
 
 SHARD_DIRS = ("dialogues", "samples", "rejected")
 _OURS = {"seeds.jsonl", "cultures.json", "lock", "epochs", "logs", "orphans"}
@@ -53,6 +52,19 @@ class RunFile(Struct, frozen=True):
     models: dict[str, str]
     settings: dict[str, Any]
     schema: int = 1
+
+
+class RunFacts(Struct, frozen=True):
+    """What is the same for every row of a run.
+
+    `models` names the model of each role as provenance does, `sampling` is the JSON of how each was
+    sampled. Without `train_on_novel`, novel opinions have no training row.
+    """
+
+    run_id: str
+    models: dict[str, str]
+    sampling: str
+    train_on_novel: bool
 
 
 class Run(Struct, frozen=True):

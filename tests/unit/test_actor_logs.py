@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from actors.inputs import open_logger
 from actors.worker import Work, Worker
-from culturepark.messages import Ask, Refine, encode, pack
+from culturepark.messages import Ask, Refine, Shares, encode, pack
+from culturepark.models.http import HttpEndpoint
+from culturepark.settings import LimitSettings, ModelSettings
 
 
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path: Path) -> None:
@@ -53,3 +56,31 @@ async def test_work_that_raises_is_told_to_whoever_watches() -> None:
     worker.take(pack([encode(Ask(1, 1, 1, ""))]))
     with pytest.raises(OSError, match="no space"):
         await asyncio.wait_for(watching, 5)
+
+
+class _Idle(Worker):
+    """A worker with an endpoint."""
+
+    def __init__(self) -> None:
+        model = ModelSettings(engine="openai", model="m", base_urls=("http://a.invalid/v1",))
+        self.endpoint = HttpEndpoint(model, LimitSettings())
+        self.given = SimpleNamespace(endpoints=[self.endpoint])  # pyright: ignore[reportAttributeAccessIssue]
+        self._busy, self._lost = {}, set()
+
+    @property
+    def held(self) -> bool:
+        return self.endpoint._replicas[0].gate.held
+
+
+async def test_no_call_is_begun_while_nobody_would_keep_its_reply() -> None:
+    worker = _Idle()
+    worker.linked("moderator", False)
+    worker.linked("collector", False)
+    assert worker.held
+    worker.linked("collector", True)
+    assert worker.held
+    worker.take(pack([encode(Shares(()))]))  # a moderator that is back, after what it asks for
+    assert not worker.held
+    worker.linked("collector", False)
+    worker.take(pack([encode(Shares(()))]))
+    assert worker.held

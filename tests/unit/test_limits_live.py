@@ -23,7 +23,7 @@ from culturepark.settings import LimitSettings, ModelSettings
 steps = st.lists(
     st.one_of(
         st.just(("enter", 0)),
-        st.tuples(st.sampled_from(["leave", "cancel", "limit"]), st.integers(0, 6)),
+        st.tuples(st.sampled_from(["leave", "cancel", "limit", "hold"]), st.integers(0, 6)),
         st.sampled_from([("pause", 0), ("resume", 0), ("send_away", 0), ("breathe", 0)]),
     ),
     max_size=60,
@@ -71,10 +71,15 @@ async def follow(script: list[tuple[str, int]]) -> None:
             gate.set_limit(value + 1)
         elif what in ("pause", "resume", "send_away"):
             getattr(gate, what)()
+        elif what == "hold":
+            gate.hold(bool(value % 2))
         elif what == "breathe":
             await breathe()
         assert gate.in_flight <= max(before, gate.limit)
+        assert not (gate.held and gate.free)
+        assert not gate.held or gate.in_flight <= before
     gate.resume()
+    gate.hold(False)
     await breathe()
     assert gate.in_flight == len(inside)
     waiting = [n for n, task in tasks.items() if not task.done() and n not in inside]
@@ -213,7 +218,8 @@ async def test_near_the_knee_of_a_server_that_queues_in_silence() -> None:
 
 
 async def test_a_replica_that_dies_loses_its_load_and_gets_it_back() -> None:
-    well, other = await Server(0.05).start(), await Server(0.05).start()
+    # So slow that the machine is not what limits it.
+    well, other = await Server(0.15).start(), await Server(0.15).start()
     endpoint = client(well, other, backoff_s=0.05)
     began = time.monotonic()
 
@@ -305,9 +311,7 @@ def chosen(endpoint: HttpEndpoint, named: str, dialogues: int = 2000) -> list[st
 
 def test_dialogues_go_round_the_replicas_by_their_numbers() -> None:
     urls = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
-    for few in (6, 24):
-        windows = [Counter(urls[i : i + few]) for i in range(2000 - few)]
-        assert all(abs(window[url] - few / 3) <= 2 for window in windows for url in endpoint.urls)
+    assert all(set(urls[i : i + 3]) == set(endpoint.urls) for i in range(0, 1998, 3))
 
 
 @pytest.mark.parametrize("kinds", [2, 3, 4])
