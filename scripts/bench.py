@@ -8,7 +8,7 @@ Sections:
              kept: the limit), `dialogues` (culturepark without refinement), `refinement` (culturepark
              whole) and `sdk` (AsyncOpenAI without actors: the usual way)
   flight     2,000 dialogues in flight with 1 s replies, beside `bare`; 10,000 with 5 s replies
-  growth     1,000, 4,000 and 16,000 dialogues: CPU per turn, and memory
+  growth     1,000, 4,000 and 16,000 dialogues: CPU per turn, beside what every run takes, and memory
   volume     41,000 samples of all eight cultures with refinement, the published method's whole volume
   collector  samples/s that the collector makes durable; and a disk whose every fsync takes 100 ms
   start      from the command to the first model call, and what it is spent on
@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,11 @@ def flight(repeats: int, quick: bool) -> dict[str, Any]:
 
 
 def growth(repeats: int, quick: bool) -> dict[str, Any]:
-    """CPU per turn and memory as the number of dialogues grows."""
+    """CPU per turn and memory as the number of dialogues grows.
+
+    A run takes some CPU whatever its size: Ray and the processes that start, of which the last do so when a
+    small run is half over. So a turn's cost is that of those which a larger run has more than a smaller one.
+    """
     sizes = (3, 11) if quick else (3, 11, 42)  # rounds of 380: about 1,000, 4,000 and 16,000 dialogues
     found: dict[int, list[Measured]] = {rounds: [] for rounds in sizes}
     with mock_endpoint("--latency-s", "0.2") as mock:
@@ -248,14 +253,22 @@ def growth(repeats: int, quick: bool) -> dict[str, Any]:
             "calls_per_s": _spread([one.calls_per_s for one in runs]),
             "peak_rss_mb": _spread([one.rss_mb for one in runs]),
         }
-    first, last = sizes[0], sizes[-1]
-    marginal = [
-        1000 * (big.cpu_s - small.cpu_s) / (big.calls - small.calls)
-        for small, big in zip(found[first], found[last], strict=True)
-    ]
-    result["cpu_ms_per_further_call"] = _spread(marginal)
+    for small, big in pairwise(sizes):
+        name = f"cpu_ms_per_further_call {small * QUESTIONS_BY_EIGHT} to {big * QUESTIONS_BY_EIGHT}"
+        result[name] = _spread([1000 * s for s in map(_cpu_s_a_call, found[small], found[big])])
+    ends = zip(found[sizes[0]], found[sizes[-1]], strict=True)
+    whole = [_whole_cpu_s(small) - small.calls * _cpu_s_a_call(small, big) for small, big in ends]
+    result["cpu_s_of_any_run"] = _spread(whole)
     _show("growth", result)
     return result
+
+
+def _whole_cpu_s(run: Measured) -> float:
+    return run.start_cpu_s + run.cpu_s
+
+
+def _cpu_s_a_call(small: Measured, big: Measured) -> float:
+    return (_whole_cpu_s(big) - _whole_cpu_s(small)) / (big.calls - small.calls)
 
 
 def volume(repeats: int, quick: bool) -> dict[str, Any]:
