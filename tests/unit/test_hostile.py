@@ -117,7 +117,7 @@ async def test_each_misdeed_ends_in_time_and_in_what_it_is(name: str) -> None:
         over.set()
         answers = await asyncio.gather(*neighbours)
         await client.close()
-    assert took_s < 1.2 * DEADLINE_S + 1
+    assert took_s < 1.2 * DEADLINE_S + 5  # what it may take to read a large body on a busy machine
     assert server.met[name] == 1
     if isinstance(end, Completion):
         assert kind in ("", "*")
