@@ -45,6 +45,7 @@ class RefinerActor(Worker):
                 else:
                     moderator.post(encode(recorded(record)))
 
+        self.linked("collector", False)
         collector = self.mailbox("collector", on_taken=taken, on_link=partial(self.linked, "collector"))
 
         def keep(step: Step) -> asyncio.Future[None]:

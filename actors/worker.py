@@ -10,6 +10,9 @@ from actors.inputs import Handed, Inputs
 from actors.pulse import pulse
 from culturepark.messages import Ask, Refine, Shares, unpack
 
+_SHARES = "shares"
+"""What a moderator that is back says after what it still wants: until then, nobody knows what that is."""
+
 Work = Callable[[Ask | Refine], Coroutine[None, None, None]]
 """Works on one message to its end, and posts what came of it. Never raises."""
 
@@ -28,7 +31,8 @@ class Worker(Station):
         self.log = self.given.logger(address.replace("/", "-"))
         self._address = address
         self._busy: dict[tuple[int, int], tuple[int, asyncio.Task[None]]] = {}
-        self._lost: set[str] = set()
+        self._lost = {"moderator"}
+        """Who has to be there before a call is begun, and is not."""
         self._work: Work
         self._pulse: asyncio.Task[None]
 
@@ -38,9 +42,9 @@ class Worker(Station):
 
     def prepare(self) -> None:
         """Open what the work needs. Raises ConfigError."""
-        # A moderator that is back says first what it still wants, and then its shares: they begin it again.
-        moderator = self.mailbox("moderator", on_link=lambda up: None if up else self.linked("moderator", up))
+        moderator = self.mailbox("moderator", on_link=self._moderated)
         self._work = self.open()
+        self._hold()
         beat = pulse(self._address, self.given.endpoints, moderator.post)
         self._pulse = asyncio.create_task(beat)
         self._pulse.add_done_callback(self._noticed)
@@ -49,6 +53,14 @@ class Worker(Station):
         """Who takes what comes of the work is there, or is not: then no call is begun, for its reply would
         be lost, and paid for again."""
         (self._lost.discard if up else self._lost.add)(address)
+        self._hold()
+
+    def _moderated(self, up: bool) -> None:
+        if not up:
+            self._lost.add(_SHARES)
+        self.linked("moderator", up)
+
+    def _hold(self) -> None:
         for endpoint in self.given.endpoints:
             endpoint.hold(bool(self._lost))
 
@@ -61,12 +73,12 @@ class Worker(Station):
         busy = self._busy
         for message in unpack(payload):
             if isinstance(message, Shares):
-                if self._lost:
-                    self.linked("moderator", True)
                 for endpoint in self.given.endpoints:
                     endpoint.obey(message.shares)
                     if message.halt:
                         endpoint.halt()
+                if _SHARES in self._lost and "moderator" not in self._lost:
+                    self.linked(_SHARES, True)
                 continue
             assert isinstance(message, Ask | Refine)  # nothing else is sent to a worker
             key = (message.number, message.turn if isinstance(message, Ask) else 0)

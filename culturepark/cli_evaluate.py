@@ -46,6 +46,7 @@ _NEEDS: dict[str, frozenset[Task]] = {
     "--judge": frozenset({Task.quality}),
     "--judge-model": frozenset({Task.quality}),
     "--labelled": frozenset({Task.moderation}),
+    "--no-base": OF_MODELS,
     "--people": frozenset({Task.vsm}),
     "--question": frozenset({Task.opinions}),
     "--rows": frozenset({Task.moderation, Task.quality}),
@@ -83,6 +84,9 @@ def evaluate(
             "each culture of its own; may be repeated.",
         ),
     ] = None,
+    no_base: Annotated[
+        bool, typer.Option("--no-base", help="Only the adapters, without the model that they were tuned on.")
+    ] = False,
     api_key_env: Annotated[
         str, typer.Option(metavar="VARIABLE", help="The environment variable with the endpoint's key.")
     ] = "OPENAI_API_KEY",
@@ -181,6 +185,7 @@ def evaluate(
         "--judge": judge,
         "--judge-model": judge_model,
         "--labelled": labelled,
+        "--no-base": no_base or None,
         "--people": people,
         "--question": question,
         "--rows": rows,
@@ -202,6 +207,11 @@ def evaluate(
     if adapter and not Path(target).is_dir():
         what = f"{target} is no run, so it has no adapters."
         raise ConfigError("--adapter", what, "Name a run's directory.")
+    if no_base:
+        if not adapter:
+            what = "without an adapter there would be no model left."
+            raise ConfigError("--no-base", what, "Name one with --adapter, or leave --no-base out.")
+        targets.pop(0)
     targets += [adapter_target(Path(target), name) for name in adapter or ()]
     if harness:
         require_harness()

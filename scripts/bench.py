@@ -255,7 +255,8 @@ def growth(repeats: int, quick: bool) -> dict[str, Any]:
         }
     for small, big in pairwise(sizes):
         name = f"cpu_ms_per_further_call {small * QUESTIONS_BY_EIGHT} to {big * QUESTIONS_BY_EIGHT}"
-        result[name] = _spread([1000 * s for s in map(_cpu_s_a_call, found[small], found[big])])
+        pairs = zip(found[small], found[big], strict=True)
+        result[name] = _spread([1000 * _cpu_s_a_call(*pair) for pair in pairs])
     ends = zip(found[sizes[0]], found[sizes[-1]], strict=True)
     whole = [_whole_cpu_s(small) - small.calls * _cpu_s_a_call(small, big) for small, big in ends]
     result["cpu_s_of_any_run"] = _spread(whole)

@@ -18,7 +18,6 @@ import shlex
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import msgspec
 
 from culturepark.evaluation.measure import compare
 from culturepark.evaluation.report import FLOORS, read_measurements
+from culturepark.store.rundir import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("opinions", "vsm", "moderation", "forgetting")
@@ -36,9 +36,8 @@ OWN = "own"
 class Experiment:
     """The steps, in a directory."""
 
-    def __init__(self, config: Path, out: Path, tasks: Sequence[str], sets: list[str], joint: bool) -> None:
+    def __init__(self, config: Path, out: Path, tasks: Sequence[str], sets: list[str]) -> None:
         self._config, self._out, self._tasks, self._sets = config, out, tasks, sets
-        self._joint = joint
         self._times = out / "times.json"
 
     def generate(self, name: str, *sets: str) -> Path:
@@ -48,21 +47,20 @@ class Experiment:
         self._step(f"generate {name}", "generate", str(self._config), "--out", str(run), *options)
         return run
 
-    def tune(self, run: Path) -> None:
-        """An adapter for each culture, and the joint one."""
-        only = [] if self._joint else [w for one in self._cultures() for w in ("--culture", one)]
+    def tune(self, run: Path, joint: bool) -> None:
+        """An adapter for each culture, and, if it is wanted, the joint one."""
+        cultures = load_run(run).plan.planned()
+        only = [] if joint else [word for one in cultures for word in ("--culture", one)]
         self._step(f"tune {run.name}", "finetune", str(run), *only)
 
-    def _cultures(self) -> list[str]:
-        return tomllib.loads(self._config.read_text("utf-8"))["plan"]["cultures"]
-
-    def evaluate(self, run: Path) -> None:
-        """The base beside each culture's own adapter and the joint one, task by task."""
+    def evaluate(self, run: Path, joint: bool, base: bool) -> None:
+        """Each culture's own adapter, task by task; beside it, if wanted, the joint one and the base."""
         for task in self._tasks:
             out = self._out / f"{run.name}-{task}"
             if (out / "report.json").exists():
                 continue
-            adapters = ("--adapter", OWN, *(("--adapter", "joint") if self._joint else ()))
+            adapters = ("--adapter", OWN, *(("--adapter", "joint") if joint else ()))
+            adapters += () if base else ("--no-base",)
             where = ("--task", task, "--out", str(out))
             self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *adapters, *where)
 
@@ -169,14 +167,15 @@ def main() -> None:
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     tasks: Sequence[str] = given.task or TASKS
-    experiment = Experiment(given.config.resolve(), out, tasks, given.set, not given.no_joint)
+    experiment = Experiment(given.config.resolve(), out, tasks, given.set)
     runs = [experiment.generate("dialogues")]
     if not given.no_direct:
         runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))
     experiment.judge_data(runs[0], runs[1] if len(runs) > 1 else None)
-    for run in runs:
-        experiment.tune(run)
-        experiment.evaluate(run)
+    for run in runs:  # the base is the same for both, and one joint adapter is enough to be compared
+        dialogues = run is runs[0]
+        experiment.tune(run, joint=dialogues and not given.no_joint)
+        experiment.evaluate(run, joint=dialogues and not given.no_joint, base=dialogues)
     results = experiment.results()
     (out / "results.md").write_text(results, "utf-8")
     print(f"\n{results}\nWritten to {out / 'results.md'}")

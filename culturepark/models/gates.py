@@ -149,6 +149,7 @@ class Pacer:
         self._requests = _Bucket(requests_per_minute, now_s) if requests_per_minute else None
         self._tokens = _Bucket(tokens_per_minute, now_s) if tokens_per_minute else None
         self._mean_tokens = 0.0
+        self._held = False
         self._queue: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -161,10 +162,15 @@ class Pacer:
                 bucket.per_s = rate / 60
         self._pump()
 
+    def hold(self, held: bool) -> None:
+        """Let nobody through for as long as this is so."""
+        self._held = held
+        self._pump()
+
     def end(self) -> None:
         """Keep no rate any more, so that nobody waits: no request will be sent."""
         self._requests = self._tokens = None
-        self._pump()
+        self.hold(False)
 
     async def turn(self) -> None:
         """Wait until one more request may be sent."""
@@ -189,7 +195,7 @@ class Pacer:
             self._mean_tokens += (tokens - self._mean_tokens) * (0.1 if self._mean_tokens else 1.0)
 
     def _wait_s(self) -> float:
-        now_s, wait_s = self._clock(), 0.0
+        now_s, wait_s = self._clock(), float("inf") if self._held else 0.0
         for bucket, least in ((self._requests, 1.0), (self._tokens, 0.0)):
             if bucket is not None:
                 bucket.fill(now_s)

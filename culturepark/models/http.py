@@ -49,9 +49,9 @@ _TRIAL_S = 0.5
 _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _OWN_PULSE_S = 0.1
-_BEGIN_ELSEWHERE = 0x243F6A8885A308D3
-"""Of 2**64, as 0.14159... of 1 (pi without its 3): its multiples, modulo that, lie evenly, and so does every
-second, third or fourth of them."""
+_BEGIN_ELSEWHERE = 0x2D145116C16FF800
+"""0.17609 of 2**64 (the logarithm of 1.5): by how much of all replicas each round of them begins further on.
+Found by trial: two to sixteen kinds in turn are spread evenly over two, three, four and eight replicas."""
 _NOTHING = Usage()
 _UNKNOWN = Usage(calls=1, unreported=1, lost=1)
 """What a request took that went out and brought no count: nobody can say, and it is not nothing."""
@@ -234,7 +234,7 @@ class HttpEndpoint:
             if self._halted:
                 raise ModelError("connection", "no call is begun any more", usage=lost)
             gate = replica.gate
-            if not gate.try_enter() and not await gate.enter():
+            if not gate.try_enter() and (not await gate.enter() or self._left_halted(gate)):
                 continue  # sent away: the replica is no longer well, or all is halted
             if attempt or skip:
                 replica.retried += 1
@@ -272,6 +272,12 @@ class HttpEndpoint:
             if wait_s:
                 await self._rest(wait_s)
             attempt += 1
+
+    def _left_halted(self, gate: Gate) -> bool:
+        """Give back a place that came just before all was halted."""
+        if self._halted:
+            gate.leave()
+        return self._halted
 
     async def _rest(self, wait_s: float) -> None:
         """Wait, unless all is halted meanwhile."""
@@ -413,6 +419,9 @@ class HttpEndpoint:
 
     def hold(self, held: bool) -> None:
         """Begin no request for as long as this is so: there is nobody who would keep the reply."""
+        if self._pacer is not None:
+            # Or who waits would gather behind the gate, and all go at once.
+            self._pacer.hold(held and not self._halted)
         for replica in self._replicas:
             replica.gate.hold(held)
 

@@ -12,6 +12,7 @@ import pytest
 from actors.inputs import open_logger
 from actors.worker import Work, Worker
 from culturepark.messages import Ask, Refine, Shares, encode, pack
+from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint
 from culturepark.settings import LimitSettings, ModelSettings
 
@@ -61,11 +62,11 @@ async def test_work_that_raises_is_told_to_whoever_watches() -> None:
 class _Idle(Worker):
     """A worker with an endpoint."""
 
-    def __init__(self) -> None:
-        model = ModelSettings(engine="openai", model="m", base_urls=("http://a.invalid/v1",))
-        self.endpoint = HttpEndpoint(model, LimitSettings())
+    def __init__(self, rate: int = 0) -> None:
+        model = ModelSettings(engine="openai", model="m", base_urls=("http://127.0.0.1:9/v1",))
+        self.endpoint = HttpEndpoint(model, LimitSettings(requests_per_minute=rate, retries=0))
         self.given = SimpleNamespace(endpoints=[self.endpoint])  # pyright: ignore[reportAttributeAccessIssue]
-        self._busy, self._lost = {}, set()
+        self._busy, self._lost = {}, {"moderator"}
 
     @property
     def held(self) -> bool:
@@ -73,14 +74,46 @@ class _Idle(Worker):
 
 
 async def test_no_call_is_begun_while_nobody_would_keep_its_reply() -> None:
-    worker = _Idle()
-    worker.linked("moderator", False)
-    worker.linked("collector", False)
+    worker, shares = _Idle(), pack([encode(Shares(()))])
+    worker._hold()
     assert worker.held
-    worker.linked("collector", True)
+    worker._moderated(True)
+    assert not worker.held
+    worker._moderated(False)
+    worker.take(shares)  # of the one that is gone
     assert worker.held
-    worker.take(pack([encode(Shares(()))]))  # a moderator that is back, after what it asks for
+    worker._moderated(True)
+    assert worker.held
+    worker.take(shares)  # comes after what the new one asks for
     assert not worker.held
     worker.linked("collector", False)
-    worker.take(pack([encode(Shares(()))]))
+    worker.take(shares)
     assert worker.held
+    worker.linked("collector", True)
+    assert not worker.held
+
+
+@pytest.mark.parametrize("rate", [0, 600])
+async def test_what_was_held_does_not_begin_once_all_is_halted(rate: int) -> None:
+    worker = _Idle(rate)
+    worker._moderated(False)
+    calls = [asyncio.create_task(worker.endpoint.post("/x", b"{}")) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    worker._moderated(True)
+    worker.take(pack([encode(Shares((), halt=True))]))
+    for error in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(error, ModelError)
+        assert not error.usage.calls
+
+
+async def test_held_calls_keep_to_a_rate_afterwards() -> None:
+    worker = _Idle(rate=600)
+    worker._moderated(False)
+    calls = [asyncio.create_task(worker.endpoint.post("/x", b"{}")) for _ in range(40)]
+    await asyncio.sleep(1.0)
+    (seen,) = worker.endpoint.report()
+    assert seen.waiting == 40
+    assert worker.endpoint._replicas[0].pacing == 40  # none has taken its turn
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)

@@ -82,6 +82,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_agents_start_without_what_they_do_not_need() -> None:
+    code = (
+        "import actors.cultural_agent, sys\n"
+        "print({'numpy', 'pyarrow', 'aiohttp', 'openai'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_version(capsys: Printed) -> None:
     assert culturepark(["--version"]) == 0
     assert re.fullmatch(r"culturepark \d+\.\d+\.\d+\n", capsys.readouterr().out)

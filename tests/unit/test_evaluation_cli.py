@@ -158,6 +158,7 @@ def test_when_labelled_texts_are_asked(tmp_path: Path, capsys: Any) -> None:
         (("embedded", "--labelled", "none.toml"), 2, "cannot be read"),
         (("embedded", "--labelled", "coldataset"), 2, "does not come with its texts"),
         (("embedded", "--task", "quality", "--task", "vsm"), 2, "no run's directory"),
+        (("embedded", "--no-base"), 2, "no model left"),
         ((".",), 4, "no run directory"),
     ],
 )
@@ -180,6 +181,7 @@ def test_what_cannot_be_evaluated(
         (("--judge", "none"), "opinions", "quality"),
         (("--judge-model", "wise"), "opinions", "quality"),
         (("--labelled", "synthetic"), "vsm", "moderation"),
+        (("--no-base",), "quality", "vsm"),
         (("--people", "50"), "forgetting", "vsm"),
         (("--question", "wvs7-q33"), "vsm", "opinions"),
         (("--rows", "9"), "opinions", "quality"),
@@ -221,4 +223,7 @@ def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
     assert {one.subset for one in measured["own"]} >= {"arabic", "korean", "all"}
     assert [one.key for one in measured["own"]] == [one.key for one in measured["scripted"]]
     assert all(one.difference and one.difference.value == 0 for one in compare_all(measured))
+    alone = (run, "--adapter", "own", "--no-base", "--task", "forgetting", "--out", str(tmp_path / "alone"))
+    assert evaluate(*alone) == 0
+    assert report.read_measurements(tmp_path / "alone") == {"own": measured["own"]}
     assert evaluate(run, "--adapter", "own", "--harness", "sums", "--out", str(tmp_path / "not")) == 2

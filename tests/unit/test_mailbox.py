@@ -145,6 +145,17 @@ async def test_a_receiver_that_fails_says_so_and_gets_it_again() -> None:
     await until(lambda: receiver.numbers == [1])
 
 
+async def test_it_tells_whether_its_connection_stands() -> None:
+    receiver, told = Receiver(), list[bool]()
+    place = await receiver.door.open(HERE)
+    box = mailbox_to(lambda: place, on_link=told.append)
+    await until(lambda: told == [True])
+    assert box._transport is not None
+    box._transport.abort()
+    await until(lambda: told == [True, False, True])
+    receiver.door.close()
+
+
 async def test_nobody_gets_in_without_the_token() -> None:
     receiver = Receiver(token=b"s" * 32)
     host, port = await receiver.door.open(HERE)
