@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -155,12 +156,13 @@ def evaluate(
     ] = None,
     rng_seed: Annotated[int, typer.Option("--seed", help="Draws of people and of orders of options.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results are written.")] = Path("evaluation"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite results at --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite results at --out, and ask anew.")] = False,
 ) -> None:
     """Measure a model: its opinions and labels beside people's, its values beside Hofstede's, what it has
     forgotten; or, with `--task quality`, a run's data.
 
-    Results go to DIR as Parquet and JSON, and to the terminal as one table.
+    Results go to DIR as Parquet and JSON, and to the terminal as one table. Answers are kept there as they
+    come: the same command again goes on where it was stopped.
     """
     import asyncio
 
@@ -168,6 +170,7 @@ def evaluate(
     from culturepark.cultures import load_cultures
     from culturepark.evaluation import forgetting, vsm
     from culturepark.evaluation.harness import require_harness, require_plain
+    from culturepark.evaluation.kept import forget
     from culturepark.evaluation.measure import Comparison, compare_all, corrected
     from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
@@ -234,12 +237,15 @@ def evaluate(
         method=by.value if by is not None else None,
         rng_seed=rng_seed,
     )
+    if force:
+        forget(out)
     console = console_for()
     _tell_of(console, suite.labelled)
     of_data, compared, notes = Measured(), list[Comparison](), list[str]()
     if Task.quality in tasks:
         ask = Ask(
             run=target,
+            out=out,
             against=against,
             baseline=baseline,
             cultures=tuple(one.id for one in chosen) if culture else (),
@@ -353,6 +359,7 @@ async def _measured(
 ) -> Measured:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from culturepark.evaluation.kept import KeptAnswers
     from culturepark.evaluation.suite import names_apart, put_to
     from culturepark.evaluation.targets import target_models
     from culturepark.terminal import line_of
@@ -366,10 +373,13 @@ async def _measured(
         # First: what the harness does not know or cannot download shows before anything else was asked.
         ran = await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
         async with target_models([target]) as [model]:
-            with Progress(*columns, console=console, transient=True) as progress:
+            with (
+                closing(KeptAnswers(out, target, suite.rng_seed)) as kept,
+                Progress(*columns, console=console, transient=True) as progress,
+            ):
                 bar = progress.add_task(line_of(name).plain, total=total)
                 measured[name] = await put_to(
-                    suite, model, name, lambda bar=bar: progress.advance(bar), apart=apart
+                    suite, model, name, lambda bar=bar: progress.advance(bar), apart=apart, kept=kept
                 )
         measured[name] += ran
     return measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,10 @@ NONE = "none"
 
 class Ask(Struct, frozen=True, kw_only=True):
     """What is wanted, of all cultures if none is named. `judge` is None for the run's own verifier model;
-    `rows` are asked about at most."""
+    `rows` are asked about at most; what it answers is kept in `out`."""
 
     run: str
+    out: Path
     against: str | None = None
     baseline: Path | None = None
     cultures: tuple[str, ...] = ()
@@ -218,6 +220,7 @@ async def _judged(
     from culturepark.evaluation import judge as judges
     from culturepark.evaluation import judging
     from culturepark.evaluation.asking import Asker
+    from culturepark.evaluation.kept import KeptAnswers
     from culturepark.evaluation.targets import target_models
     from culturepark.terminal import line_of
 
@@ -226,9 +229,14 @@ async def _judged(
     total = sum(len(of) for of in judges.cases().values()) + sum(one.questions for one in samples)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with target_models([judge]) as [model]:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with (
+            closing(KeptAnswers(ask.out, judge, ask.rng_seed)) as kept,
+            Progress(*columns, console=console, transient=True) as progress,
+        ):
             bar = progress.add_task(line_of(name).plain, total=total)
-            asker = Asker(model, name=name, rng_seed=ask.rng_seed, told=lambda: progress.advance(bar))
+            asker = Asker(
+                model, name=name, rng_seed=ask.rng_seed, told=lambda: progress.advance(bar), kept=kept
+            )
             itself = await judges.measurements(asker)
             found = [
                 await judging.evaluate(asker, made, one) for made, one in zip(runs, samples, strict=True)

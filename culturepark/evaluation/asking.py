@@ -15,7 +15,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -31,7 +31,6 @@ _TOP = 20
 """As many alternatives as OpenAI's API tells at most."""
 _BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=2, top_logprobs=_TOP)
 _BY_SAMPLING = Sampling(temperature=1.0, max_tokens=16)
-_FREE = Sampling(temperature=0.0, max_tokens=24)
 _LEAST_SAMPLED = 30
 """Sampled replies that make a distribution, rounded up to whole rounds of orders."""
 _LEVEL = 1e-9
@@ -85,12 +84,25 @@ class Answer(Struct, frozen=True):
         return tuple(is_best / sum(best) for is_best in best)
 
 
+class Kept(Protocol):
+    """Answers that were given before, so that nobody asks twice."""
+
+    def get(self, question: Question, draws: int, method: Method) -> Answer | None:
+        """The answer to this question, asked so often and in this way."""
+        ...
+
+    def add(self, question: Question, answer: Answer) -> None:
+        """Keep an answer."""
+        ...
+
+
 class Asker:
     """Asks one model. Made for one event loop.
 
     `method` None finds out by the first question whether the endpoint tells log-probabilities. The same
     `rng_seed` gives the same orders of options. `told` is called after each question. Raises
-    EndpointError when the endpoint gives out: figures from a part of the questions are no figures.
+    EndpointError when the endpoint gives out: figures from a part of the questions are no figures. What it
+    answered until then is `kept`.
     """
 
     def __init__(
@@ -101,8 +113,10 @@ class Asker:
         method: Method | None = None,
         rng_seed: int = 0,
         told: Callable[[], None] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.name = name
+        self._kept = kept
         self._model = model
         self._method: Method | None = method
         self._finding_out = asyncio.Lock()
@@ -129,6 +143,9 @@ class Asker:
         method = await self._method_for(question)
         if draws is None:
             draws = n if method == "logprobs" else sampled or -(-_LEAST_SAMPLED // n) * n
+        if self._kept and (known := self._kept.get(question, draws, method)):
+            self._told()
+            return known
         orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.drawn_by or question.id}"))
         draw = self._by_logprobs if method == "logprobs" else self._by_sampling
         found = await asyncio.gather(*(draw(question, order) for order in orders))
@@ -136,13 +153,10 @@ class Asker:
         total = np.sum(found, axis=0)
         read = float(total.sum())
         shares = tuple(float(share) for share in total / read) if read > 0 else None
-        return Answer(shares, draws, max(0.0, 1 - read / draws), method)
-
-    async def say(self, prompt: Prompt, key: str) -> str:
-        """The model's own words at temperature 0; empty where it says nothing. Raises EndpointError."""
-        completion = await self._complete(prompt, _FREE, key)
-        self._told()
-        return "" if completion is None else completion.text
+        answer = Answer(shares, draws, max(0.0, 1 - read / draws), method)
+        if self._kept:
+            self._kept.add(question, answer)
+        return answer
 
     async def _method_for(self, question: Question) -> Method:
         if len(question.options) > _MOST_ONE_DIGIT:
@@ -194,7 +208,9 @@ class Asker:
             # A 403 may be the key's; of an endpoint that answers other prompts it is this one's.
             if error.kind in ("empty_reply", "refused") or (error.kind == "forbidden" and self._answers):
                 return None
-            fix = "Nothing was written. See to the endpoint, then evaluate again."
+            fix = (
+                "See to the endpoint, then give the same command again: what it answered is not asked twice."
+            )
             raise EndpointError(self.name, f"it gave out: {error.kind}: {error.reason}", fix) from error
 
 

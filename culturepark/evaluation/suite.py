@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from culturepark.cultures import Culture
 from culturepark.evaluation import forgetting, moderation, opinions, vsm
-from culturepark.evaluation.asking import Asker, Method
+from culturepark.evaluation.asking import Asker, Kept, Method
 from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Measurement
 from culturepark.ports import ChatModel
@@ -44,10 +44,11 @@ async def put_to(
     told: Callable[[], None] | None = None,
     *,
     apart: bool = False,
+    kept: Kept | None = None,
 ) -> list[Measurement]:
     """All measurements of one model; `told` is called after each question. `apart`: it is one model for
     each culture. Raises EndpointError."""
-    asker = Asker(model, name=name, method=suite.method, rng_seed=suite.rng_seed, told=told)
+    asker = Asker(model, name=name, method=suite.method, rng_seed=suite.rng_seed, told=told, kept=kept)
     found: list[Measurement] = []
     if suite.asked:
         found += await opinions.evaluate(asker, suite.asked, suite.cultures, suite.draws)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from culturepark.cli import run as culturepark
 from culturepark.evaluation import report, targets
 from culturepark.evaluation.measure import compare, compare_all
 from culturepark.evaluation.statistics import holm
+from culturepark.models.errors import ModelError
 from culturepark.training.split import held_out_questions
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, evenly
@@ -52,6 +54,41 @@ def test_a_runs_own_questions_are_never_asked(tmp_path: Path, capsys: Any) -> No
     assert "not held out" in capsys.readouterr().err
     assert evaluate(*here, "--force", "--question", "wvs7-q33") == 0
     assert report.read_measurements(out)["scripted"][0].units == ("korean/wvs7-q33",)
+
+
+def test_an_evaluation_that_was_stopped_asks_only_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    opened: list[OptionsModel] = []
+
+    class Stopping(OptionsModel):
+        async def complete(self, *arguments: Any, **options: Any) -> Any:
+            if len(opened) == 1 and len(self.asked) == 100:
+                raise ModelError("auth", "the key has expired")
+            return await super().complete(*arguments, **options)
+
+    def opening(*_: Any) -> OptionsModel:
+        opened.append(Stopping(evenly))
+        return opened[-1]
+
+    monkeypatch.setattr(targets, "open_chat", opening)
+    here = (URL, "--model", "even", "--culture", "korean", "--task", "opinions", "--by", "logprobs")
+    out = tmp_path / "out"
+    assert evaluate(*here, "--out", str(out)) == 3
+    assert "not asked twice" in " ".join(capsys.readouterr().err.split())
+    (kept,) = (out / "answers").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole + whole[:50])  # the process died over a line
+    assert evaluate(*here, "--out", str(out)) == 0
+    assert evaluate(*here, "--out", str(tmp_path / "whole")) == 0
+    stopped, rest, all_of_it = (one.asked for one in opened)
+    assert 0 < len(rest) < len(all_of_it)
+    assert set(stopped) | set(rest) == set(all_of_it)
+    assert report.read_measurements(out) == report.read_measurements(tmp_path / "whole")
+    assert evaluate(*here, "--out", str(out), "--force") == 0
+    assert opened[-1].asked == all_of_it
+    assert evaluate(*here, "--out", str(tmp_path / "seed"), "--seed", "1") == 0
+    assert len(list((out / "answers").iterdir())) == 1
 
 
 def test_two_models_side_by_side(tmp_path: Path, models: dict[str, Shares], capsys: Any) -> None:
@@ -205,7 +242,7 @@ def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
 ) -> None:
     runs.made(tmp_path / "run")
     own = targets.target_of(str(tmp_path / "run"))
-    here: dict[str, Any] = {"arabic": object(), "korean": object()}
+    here: dict[str, Any] = {one: SimpleNamespace(key=one) for one in ("arabic", "korean")}
     monkeypatch.setattr(targets, "adapter_target", lambda *_: replace(own, name="own", adapters=here))
     opened: list[OptionsModel] = []
 
