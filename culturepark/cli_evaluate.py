@@ -256,7 +256,9 @@ def evaluate(
             rng_seed=rng_seed,
         )
         of_data, compared, notes = asyncio.run(measure_data(console, ask))
-    measured = asyncio.run(_measured(console, suite, targets, harness or (), out)) if targets else Measured()
+    measured = Measured()
+    if targets:
+        measured = asyncio.run(_measured(console, suite, targets, harness or (), out))
     comparisons = corrected([*(compare_all(measured) if measured else ()), *compared])
     measured |= of_data
     report = report_of(measured, comparisons, notes)
@@ -362,7 +364,7 @@ async def _measured(
     from culturepark.evaluation.kept import KeptAnswers
     from culturepark.evaluation.suite import names_apart, put_to
     from culturepark.evaluation.targets import target_models
-    from culturepark.terminal import line_of
+    from culturepark.terminal import line_of, plural
 
     names = names_apart([target.name for target in targets])
     measured: Measured = {}
@@ -374,9 +376,12 @@ async def _measured(
         ran = await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
         async with target_models([target]) as [model]:
             with (
-                closing(KeptAnswers(out, target, suite.rng_seed)) as kept,
+                closing(KeptAnswers(out, name, target, suite.rng_seed)) as kept,
                 Progress(*columns, console=console, transient=True) as progress,
             ):
+                if kept:
+                    words = f"{name}: {plural(len(kept), 'answer')} of an earlier evaluation that was stopped"
+                    progress.console.print(line_of(words, "dim"))
                 bar = progress.add_task(line_of(name).plain, total=total)
                 measured[name] = await put_to(
                     suite, model, name, lambda bar=bar: progress.advance(bar), apart=apart, kept=kept

@@ -230,7 +230,7 @@ async def _judged(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with target_models([judge]) as [model]:
         with (
-            closing(KeptAnswers(ask.out, judge, ask.rng_seed)) as kept,
+            closing(KeptAnswers(ask.out, name, judge, ask.rng_seed)) as kept,
             Progress(*columns, console=console, transient=True) as progress,
         ):
             bar = progress.add_task(line_of(name).plain, total=total)

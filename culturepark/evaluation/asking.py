@@ -27,6 +27,9 @@ from culturepark.ports import ChatModel, Completion, Prompt, Sampling
 
 Method = Literal["logprobs", "sampling"]
 
+ASKED_AS = 1
+"""Goes up when questions are put in other words or orders, or replies are read in another way: answers that
+were kept do not count any more."""
 _TOP = 20
 """As many alternatives as OpenAI's API tells at most."""
 _BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=2, top_logprobs=_TOP)
@@ -121,6 +124,8 @@ class Asker:
         self._method: Method | None = method
         self._finding_out = asyncio.Lock()
         self._answers = False
+        self._forbidden: set[str] = set()
+        """Questions that met a 403: should it have been the key's, they are asked again another time."""
         self._rng_seed = rng_seed
         self._told = told or (lambda: None)
 
@@ -143,7 +148,8 @@ class Asker:
         method = await self._method_for(question)
         if draws is None:
             draws = n if method == "logprobs" else sampled or -(-_LEAST_SAMPLED // n) * n
-        if self._kept and (known := self._kept.get(question, draws, method)):
+        if self._kept is not None and (known := self._kept.get(question, draws, method)):
+            self._answers |= known.shares is not None
             self._told()
             return known
         orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.drawn_by or question.id}"))
@@ -154,7 +160,7 @@ class Asker:
         read = float(total.sum())
         shares = tuple(float(share) for share in total / read) if read > 0 else None
         answer = Answer(shares, draws, max(0.0, 1 - read / draws), method)
-        if self._kept:
+        if self._kept is not None and question.id not in self._forbidden:
             self._kept.add(question, answer)
         return answer
 
@@ -206,10 +212,14 @@ class Asker:
             if strictly and error.kind == "bad_request":
                 raise
             # A 403 may be the key's; of an endpoint that answers other prompts it is this one's.
-            if error.kind in ("empty_reply", "refused") or (error.kind == "forbidden" and self._answers):
+            if error.kind == "forbidden" and self._answers:
+                self._forbidden.add(key)
+                return None
+            if error.kind in ("empty_reply", "refused"):
                 return None
             fix = (
-                "See to the endpoint, then give the same command again: what it answered is not asked twice."
+                "See to the endpoint, then give the same command again (without --force): what it answered "
+                "is not asked twice."
             )
             raise EndpointError(self.name, f"it gave out: {error.kind}: {error.reason}", fix) from error
 

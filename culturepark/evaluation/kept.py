@@ -6,15 +6,21 @@ question. A line is an answer; one that was being written when the process died 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from culturepark import __version__
-from culturepark.evaluation.asking import Answer, Method, Question
-from culturepark.evaluation.targets import Target
+from culturepark.errors import ConfigError
+from culturepark.evaluation.asking import ASKED_AS, Answer, Method, Question
+from culturepark.evaluation.report import REPORT
+from culturepark.evaluation.targets import EMBEDDED, Target
+from culturepark.models.embedded import sha256_of, weights_of
+from culturepark.models.http import base_urls_of
 from culturepark.prompts import PROMPT_VERSION
 from culturepark.store.files import disk_errors, make_dirs
 
@@ -32,31 +38,40 @@ class _Line(Struct, frozen=True):
 class KeptAnswers:
     """The answers of one model under test, by question. Implements asking.Kept."""
 
-    def __init__(self, out: Path, target: Target, rng_seed: int) -> None:
-        """Read what is there. Raises RunDirError."""
-        adapters = {culture: adapter.key for culture, adapter in target.adapters.items()}
-        about = (target.name, target.model, adapters, rng_seed, __version__, PROMPT_VERSION)
+    def __init__(self, out: Path, name: str, target: Target, rng_seed: int) -> None:
+        """Read what is there. `name` tells equal targets apart.
+
+        Raises RunDirError, ConfigError if another process writes here.
+        """
+        about = (name, _place(target), rng_seed, ASKED_AS, __version__, PROMPT_VERSION)
         digest = hashlib.sha256(msgspec.json.encode(about, order="deterministic")).hexdigest()
         make_dirs(out / FOLDER)
         self._path = out / FOLDER / f"{digest[:16]}.jsonl"
-        self._known = dict[str, Answer]()
+        self._known: dict[str, Answer] = {}
         with disk_errors(self._path):
-            self._file = self._path.open("a+b")
+            self._file = self._path.open("a+b", buffering=0)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.close()
+                what = f"another evaluation of {name} is writing to {out}."
+                raise ConfigError("--out", what, "Wait for it, or name another directory.") from None
             self._read()
 
     def _read(self) -> None:
         self._file.seek(0)
-        whole = 0
-        for raw in self._file:
+        *lines, rest = self._file.read().split(b"\n")
+        for raw in lines:
             try:
                 line = msgspec.json.decode(raw, type=_Line)
             except msgspec.MsgspecError:
-                break
-            if not raw.endswith(b"\n"):
-                break
-            whole += len(raw)
+                continue  # asked again
             self._known[line.key] = line.answer
-        self._file.truncate(whole)
+        if rest:
+            self._file.truncate(self._file.tell() - len(rest))
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def get(self, question: Question, draws: int, method: Method) -> Answer | None:
         """The answer to this question, asked so often and in this way; None if there is none yet."""
@@ -67,7 +82,6 @@ class KeptAnswers:
         key = _key(question, answer.draws, answer.method)
         with disk_errors(self._path):
             self._file.write(msgspec.json.encode(_Line(key, question.id, answer)) + b"\n")
-            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
@@ -75,10 +89,23 @@ class KeptAnswers:
 
 
 def forget(out: Path) -> None:
-    """Remove the answers of earlier evaluations. Raises RunDirError."""
+    """Take away earlier results, and the answers that they came from. Raises RunDirError."""
     with disk_errors(out):
-        for path in (out / FOLDER).glob("*.jsonl"):
-            path.unlink()
+        for path in (out / REPORT, *(out / FOLDER).glob("*.jsonl")):
+            path.unlink(missing_ok=True)
+
+
+def _place(target: Target) -> dict[str, Any]:
+    """What its answers depend on: who answers, and where."""
+    model = target.model
+    return {
+        "name": target.name,
+        "model": model.model,
+        "profile": model.profile,
+        "at": base_urls_of(model) if model.engine == "openai" else (),
+        "weights": sha256_of(weights_of(model)) if model.engine == EMBEDDED else "",
+        "adapters": {culture: adapter.key for culture, adapter in target.adapters.items()},
+    }
 
 
 def _key(question: Question, draws: int, method: Method) -> str:

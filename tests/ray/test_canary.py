@@ -214,7 +214,8 @@ def test_an_evaluation_shows_its_key_nowhere(tmp_path: Path, parrot: Parrot, key
     assert not shows(printed, key)
     assert code == (3 if fails else 0), printed.decode()
     assert (b"[key]" in printed) == bool(fails)
-    assert bool(assert_nowhere(key, out)) == (not fails)
+    assert assert_nowhere(key, out)
+    assert (out / "report.json").exists() == (not fails)
 
 
 @pytest.mark.parametrize("fails", [400, 401, 403, 404, 500])

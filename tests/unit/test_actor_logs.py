@@ -114,6 +114,9 @@ async def test_held_calls_keep_to_a_rate_afterwards() -> None:
     (seen,) = worker.endpoint.report()
     assert seen.waiting == 40
     assert worker.endpoint._replicas[0].pacing == 40  # none has taken its turn
+    worker.endpoint.hold(False)
+    await asyncio.sleep(0.3)
+    assert 0 < sum(call.done() for call in calls) <= 10 + 5  # a second's worth at once, then ten a second
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)

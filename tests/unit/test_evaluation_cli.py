@@ -64,7 +64,7 @@ def test_an_evaluation_that_was_stopped_asks_only_the_rest(
     class Stopping(OptionsModel):
         async def complete(self, *arguments: Any, **options: Any) -> Any:
             if len(opened) == 1 and len(self.asked) == 100:
-                raise ModelError("auth", "the key has expired")
+                raise ModelError("unauthorised", "the key has expired")
             return await super().complete(*arguments, **options)
 
     def opening(*_: Any) -> OptionsModel:
@@ -88,7 +88,7 @@ def test_an_evaluation_that_was_stopped_asks_only_the_rest(
     assert evaluate(*here, "--out", str(out), "--force") == 0
     assert opened[-1].asked == all_of_it
     assert evaluate(*here, "--out", str(tmp_path / "seed"), "--seed", "1") == 0
-    assert len(list((out / "answers").iterdir())) == 1
+    assert opened[-1].asked != all_of_it
 
 
 def test_two_models_side_by_side(tmp_path: Path, models: dict[str, Shares], capsys: Any) -> None:
