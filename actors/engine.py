@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from culturepark.models.embedded import EmbeddingServer, serve
+from culturepark.models.embedded import serve
+from culturepark.models.embedding_server import EmbeddingServer
 from culturepark.settings import ModelSettings
 
 _START_S = 60.0

@@ -236,15 +236,16 @@ def flight(repeats: int, quick: bool) -> dict[str, Any]:
 def growth(repeats: int, quick: bool) -> dict[str, Any]:
     """CPU per turn and memory as the number of dialogues grows.
 
-    A run takes some CPU whatever its size: Ray and the processes that start, of which the last do so when a
-    small run is half over. So a turn's cost is that of those which a larger run has more than a smaller one.
+    A run takes some CPU whatever its size: Ray and the processes that start. So replies are slow enough for
+    all of these to be there after a fifth of the smallest run's calls, and it is told, too, what each turn
+    takes that a larger run has more than a smaller one.
     """
     sizes = (3, 11) if quick else (3, 11, 42)  # rounds of 380: about 1,000, 4,000 and 16,000 dialogues
     found: dict[int, list[Measured]] = {rounds: [] for rounds in sizes}
-    with mock_endpoint("--latency-s", "0.2") as mock:
+    with mock_endpoint("--latency-s", "0.5") as mock:
         for _ in range(1 if quick else repeats):
             for rounds in sizes:
-                found[rounds].append(run_subject("dialogues", mock, rounds, 1000))
+                found[rounds].append(run_subject("dialogues", mock, rounds, QUESTIONS_BY_EIGHT))
     result: dict[str, Any] = {}
     for rounds, runs in found.items():
         dialogues = rounds * QUESTIONS_BY_EIGHT

