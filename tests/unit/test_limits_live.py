@@ -231,7 +231,7 @@ async def test_a_replica_that_dies_loses_its_load_and_gets_it_back() -> None:
 
     try:
         fates = asyncio.create_task(fate())
-        failures = await load(endpoint, 40, began + 9)
+        failures = await load(endpoint, 40, began + 13)
         await fates
     finally:
         await endpoint.close()
@@ -240,9 +240,9 @@ async def test_a_replica_that_dies_loses_its_load_and_gets_it_back() -> None:
     assert failures == 0
     assert 0.25 <= other.share([well], began + 0.5, began + 1.5) <= 0.75
     assert other.share([well], began + 2.5, began + 3.5) == 0
-    assert 0.25 <= other.share([well], began + 8, began + 9) <= 0.75
+    assert 0.25 <= other.share([well], began + 12, began + 13) <= 0.75
     # While it was dead, the load went on at the other.
-    rates = [well.rate(began + 2.5, began + 3.5), well.rate(began + 8, began + 9)]
+    rates = [well.rate(began + 2.5, began + 3.5), well.rate(began + 12, began + 13)]
     assert rates[0] >= 1.3 * rates[1]
 
 
