@@ -3,6 +3,7 @@
 A process of its own can run out of memory or be killed without taking anybody along, and what became of it is
 seen. While it lives it holds a lock on its output folder, which it is born with: so whoever comes later, even
 after the launching process was killed, knows whether it still runs, and a second one cannot begin beside it.
+`apart` stands between, so that no end of the launching process takes it along.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ class ChildBackend:
                 (folder / OUTCOME_FILE).unlink()  # how an earlier attempt ended
             write_atomically(folder / JOB_FILE, msgspec.json.format(msgspec.json.encode(job)))
             self._oom_kills[job.key] = _oom_kills()
+            os.ftruncate(lock, 0)
             with disk_errors(folder), (folder / LOG_FILE).open("ab") as log:
                 child = subprocess.Popen(  # noqa: S603 - our own module
-                    [sys.executable, "-m", self._module, str(folder / JOB_FILE), str(lock)],
+                    [sys.executable, "-m", APART, self._module, str(folder / JOB_FILE), str(lock)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -86,11 +88,11 @@ class ChildBackend:
                     env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
                 )
             self._children[job.key] = child
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(child.pid).encode(), 0)
-            return str(child.pid)
         finally:
             os.close(lock)  # the child's copy keeps it locked
+        while not (pid := _pid(job)) and child.poll() is None:
+            self._sleep(_POLL_S)
+        return pid or "0"
 
     def poll(self, job: Job, job_id: str) -> State:
         """See ports.Backend."""
@@ -142,6 +144,7 @@ class ChildBackend:
         return Outcome(state="failed", failure="killed", what=what, fix=again)
 
 
+APART = "culturepark.training.apart"
 LOCAL, COMMAND = "culturepark.training.run_local", "culturepark.training.run_command"
 RAY_TRAIN = "actors.ray_train"
 """By name alone: nothing here imports Ray."""
@@ -152,11 +155,8 @@ def save(job: Job, outcome: Outcome) -> None:
     write_atomically(Path(job.output) / OUTCOME_FILE, msgspec.json.format(msgspec.json.encode(outcome)))
 
 
-def hold(job_file: str, lock: str) -> Job:
-    """For the child: read its job, and keep its lock to itself. Returns the job."""
-    # The number is in the file too, for whoever comes after the launching process.
-    os.ftruncate(int(lock), 0)
-    os.pwrite(int(lock), str(os.getpid()).encode(), 0)
+def read_job(job_file: str) -> Job:
+    """For the child: what it is to do."""
     return msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
 
 
@@ -196,9 +196,10 @@ def _held(job: Job) -> bool:
 
 def _pid(job: Job) -> str:
     try:
-        return (Path(job.output) / LOCK_FILE).read_text("ascii").strip()
+        told = (Path(job.output) / LOCK_FILE).read_text("ascii")
     except (OSError, ValueError):
         return ""
+    return told.strip() if told.endswith("\n") else ""  # else it is being written
 
 
 def _signal(pid: str, number: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from culturepark.training.leakage import read_report
 from culturepark.training.records import Records
-from tests.ray.conftest import SCRIPTED, children_named, wait_for
+from tests.ray.conftest import SCRIPTED, alive, children_named, wait_for
 
 TRAINER = """
 import json, pathlib, sys, time
@@ -95,7 +95,9 @@ def test_what_dies_meanwhile_launches_nothing_twice(
     run = generate(out, *tuning.settings)
     wait_for(lambda: tuning.launches, "a launch")
     if victim == "driver":
+        trainers = children_named(run.process.pid, "ray::Trainer")
         run.kill()
+        wait_for(lambda: not any(map(alive, trainers)), "the actor's end")
         run = generate(out, *tuning.settings)
     else:
         for pid in children_named(run.process.pid, f"ray::{victim}"):
