@@ -15,7 +15,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.directory import cause_of
 from actors.metrics import Metrics
-from actors.wiring import Crew, ray_session
+from actors.session import ray_session
+from actors.wiring import Crew
 from culturepark.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.status import EVERY_S, end_starting, starting, status_of, write_status

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import ray
 
-from actors.wiring import ray_session
+from actors.session import ray_session
 from culturepark.store.files import write_atomically
 from culturepark.training.child import LOG_FILE, read_job, save
 from culturepark.training.ports import Job, Outcome

@@ -24,7 +24,7 @@ UNDER_WAY = 20
 CALLS_OF_ACTORS = "CoreWorkerService.grpc_client.PushTask"
 PROBE = """
 import ray
-from actors.wiring import ray_session
+from actors.session import ray_session
 
 class Answers:
     def answer(self):

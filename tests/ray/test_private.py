@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -57,6 +59,25 @@ def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path,
 
 
 JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 'node')"
+
+
+def test_a_session_waits_for_nobodys_port_and_serves_no_dashboard(tmp_path: Path, generate: Any) -> None:
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # somebody else may have it already
+            other.bind(("127.0.0.1", 52365))
+            other.listen()
+        run = generate(
+            tmp_path / "run", *SCRIPTED, 'plan.cultures=["korean"]', "plan.dialogues_per_question=1"
+        )
+        wait_for(lambda: children_named(run.process.pid, "raylet/raylet"), "the raylet")
+        (line,) = children_named(run.process.pid, "raylet/raylet")
+        (logs,) = re.findall(r"--session_dir=(\S+?)\0", Path(f"/proc/{line}/cmdline").read_text())
+        agent = Path(logs, "logs", "dashboard_agent.log")
+        wait_for(lambda: agent.exists() and "raylet pid is" in agent.read_text(), "the node's agent")
+        assert "Failed to bind" not in agent.read_text()
+        assert not children_named(run.process.pid, "dashboard/dashboard.py")
+        code, printed = run.wait()
+        assert code == 0, printed
 
 
 def test_nobody_joins_without_the_token(tmp_path: Path, generate: Any) -> None:

@@ -1,0 +1,137 @@
+"""A Ray session: the cluster that a process was submitted to, or a private one for it alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors import METRICS_INTERVAL, METRICS_SELDOM
+from culturepark.errors import ConfigError
+from culturepark.settings import shown_address
+
+_HOME_PREFIX, _OWNER = "culturepark-ray-", "owner.lock"
+_BEING_MADE_S = 60.0
+"""A directory without an owner that is younger than this may be another session's that just begins."""
+
+_METRICS_OFTEN_MS = "5000"
+
+
+@contextmanager
+def ray_session(metrics_port: int = 0) -> Iterator[None]:
+    """The cluster this process was submitted to, or else a private one for this process alone.
+
+    A private one listens on loopback, with token authentication, without a dashboard, in a
+    temporary directory that only this user can enter and that is removed at the end. Its metrics can
+    be read at `metrics_port`, unless that is 0. Raises ConfigError.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    options = _metrics_options(metrics_port) if metrics_port else {}
+    home, owner = _private_home()
+    try:
+        with _lean():
+            ray.init(
+                address="local",
+                _temp_dir=str(Path(home, "ray")),  # Ray opens this one to all; the one above stays closed
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=128 << 20,
+                **options,
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(owner)
+
+
+@contextmanager
+def _lean() -> Iterator[None]:
+    """Ray starts within this without the process that would serve a dashboard, which costs a second even
+    where none is included, and with an agent that takes any free port: of Ray's usual one, which is another
+    session's if there is one, it lets go after three seconds. `ray.init` has options for neither."""
+    nodes: Any = importlib.import_module("ray._private.node")
+    parameters: Any = importlib.import_module("ray._private.parameter")
+    serve, params = nodes.Node.start_api_server, parameters.RayParams
+    nodes.Node.start_api_server = lambda self, **options: None
+    parameters.RayParams = functools.partial(params, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        nodes.Node.start_api_server, parameters.RayParams = serve, params
+
+
+def _join(address: str) -> None:
+    """Become a driver on the cluster that RAY_ADDRESS names. Raises ConfigError."""
+    try:
+        if "://" in address:
+            raise ValueError("it is the address of a job server")
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (ValueError, RuntimeError, OSError) as error:
+        ray.shutdown()
+        what = f"no cluster can be joined at {shown_address(address)}: {str(error).splitlines()[0][:200]}."
+        fix = "Submit the run with `ray job submit`, or unset RAY_ADDRESS to run on this machine alone."
+        raise ConfigError("RAY_ADDRESS", what, fix) from None
+
+
+def _metrics_options(port: int) -> dict[str, Any]:
+    """How Ray is told to serve metrics at `port`, and to collect them often. Raises ConfigError."""
+    with socket.socket() as probe:
+        # Ray's own agent would die of a port in use, without a word.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            what = f"port {port} cannot be used: {(error.strerror or str(error)).lower()}."
+            fix = "Name a port that is free, or 0 for no metrics."
+            raise ConfigError("$.actors.metrics_port", what, fix) from None
+    if os.environ.get(METRICS_INTERVAL) == METRICS_SELDOM:  # not a user's own
+        os.environ[METRICS_INTERVAL] = _METRICS_OFTEN_MS
+    return {"_metrics_export_port": port}
+
+
+def _private_home() -> tuple[str, int]:
+    """A new temporary directory for one Ray session, and the open lock that says it is in use.
+
+    Sessions whose process was killed leave theirs behind: those that are this user's, and that
+    nobody holds any more, are removed.
+    """
+    for lock in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*/{_OWNER}"):
+        with contextlib.suppress(OSError):
+            if lock.stat().st_uid != os.getuid():
+                continue
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    # A dying Ray process may write into its directory once more after it was removed.
+    for place in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            about = place.stat()
+            old = time.time() - about.st_mtime > _BEING_MADE_S
+            if about.st_uid == os.getuid() and old and not (place / _OWNER).exists():
+                shutil.rmtree(place, ignore_errors=True)
+    home = tempfile.mkdtemp(prefix=_HOME_PREFIX)  # mode 0700; short, since sockets live below it
+    owner = os.open(Path(home, _OWNER), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    return home, owner
