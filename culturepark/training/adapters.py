@@ -20,9 +20,6 @@ from culturepark.training.lora import GGUF_FILE
 from culturepark.training.ports import Base, Outcome, Recipe
 from culturepark.training.records import Records
 
-BASE = "base"
-"""Under this name `served_adapters` gives the model without any adapter."""
-
 
 class Adapter(Struct, frozen=True, kw_only=True):
     """A tuned model of a run.
@@ -96,9 +93,9 @@ def adapter_named(root: Path, name: str) -> Adapter:
 
 
 class AdapterChat:
-    """A chat model that answers with one adapter of a server, or with none. Implements ports.ChatModel."""
+    """A chat model that answers with one adapter of a server. Implements ports.ChatModel."""
 
-    def __init__(self, chat: ChatModel, place: int | None) -> None:
+    def __init__(self, chat: ChatModel, place: int) -> None:
         self._chat = chat
         self._extra: dict[str, Any] = with_adapter(place)
         self._last: tuple[Sampling, Sampling] | None = None
@@ -117,7 +114,7 @@ class AdapterChat:
 async def served_adapters(
     adapters: Sequence[Adapter], model: ModelSettings, limits: LimitSettings | None = None
 ) -> AsyncGenerator[dict[str, ChatModel]]:
-    """Serve a model and adapters of it from this process for as long: by name, the plain model as BASE.
+    """Serve adapters of a model from this process for as long: chat models by the adapters' names.
 
     The same servers answer for all of them, each request with its own adapter. `model` are the settings of
     the embedded model that the adapters were trained on. Raises ConfigError if it is another one,
@@ -143,9 +140,6 @@ async def served_adapters(
     at = tuple(server.url for server in servers)
     chat = HttpChatModel(msgspec.structs.replace(model, base_urls=at), limits or LimitSettings())
     try:
-        named: dict[str, ChatModel] = {BASE: AdapterChat(chat, None)}
-        for place, adapter in enumerate(adapters):
-            named[adapter.name] = AdapterChat(chat, place)
-        yield named
+        yield {adapter.name: AdapterChat(chat, place) for place, adapter in enumerate(adapters)}
     finally:
         await chat.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from culturepark.errors import ConfigError
-from culturepark.models.embedded import embedded_name, sha256_of, weights_of
+from culturepark.models.embedded import sha256_of, weights_name, weights_of
 from culturepark.settings import Settings
 from culturepark.store.files import make_dirs
 from culturepark.training.ports import Base
@@ -44,7 +44,7 @@ def base_of(settings: Settings) -> Base:
         return _folder(Path(training.base))
     if model.engine == "embedded":
         path = weights_of(model)
-        return Base("gguf", embedded_name(model, embedder=False), str(path), sha256_of(path))
+        return Base("gguf", weights_name(model), str(path), sha256_of(path))
     if training.backend == "command":
         return Base("name", model.model or model.engine)
     what = f"the model {name!r} is served elsewhere, so its weights are not here to be trained."

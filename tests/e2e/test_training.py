@@ -16,11 +16,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from culturepark.models import open_chat
 from culturepark.models.embedded import packaged_weights
+from culturepark.models.http import Reply
+from culturepark.models.serving import served
 from culturepark.ports import Prompt, Sampling
-from culturepark.settings import ModelSettings
+from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.store.rundir import Run
-from culturepark.training.adapters import BASE, Adapter, adapters_of, served_adapters
+from culturepark.training.adapters import Adapter, adapters_of, served_adapters
 from culturepark.training.base import trainable_folder
 from culturepark.training.child import LOCAL, RAY_TRAIN, ChildBackend
 from culturepark.training.launch import follow, job_of
@@ -156,36 +159,40 @@ async def test_the_engine_answers_as_the_trained_model_does_whoever_was_asked_be
         *(str(a.folder) for a in adapters),
     ]
     done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True)
-    reference = dict(zip((BASE, "arabic", "korean"), json.loads(done.stdout.splitlines()[-1]), strict=True))
+    reference = dict(zip(("base", "arabic", "korean"), json.loads(done.stdout.splitlines()[-1]), strict=True))
     sampling = Sampling(temperature=0, max_tokens=12, extra={"logprobs": True, "top_logprobs": 20})
 
-    async with served_adapters(adapters, MODEL) as models:
+    async with served_adapters(adapters, MODEL) as tuned, served(MODEL) as ready:
+        base = open_chat(ready, LimitSettings())
+        models = {"base": base, **tuned}
         texts: dict[str, set[str]] = {name: set() for name in models}
-        for name in (BASE, "arabic", BASE, "korean", "arabic", BASE, "arabic", "korean", "korean", BASE):
+        order = "base arabic base korean arabic base arabic korean korean base korean arabic korean"
+        for name in order.split():
             texts[name].add((await models[name].complete(prompt, sampling, affinity="a")).text)
         shares = {name: await first_shares(models[name], prompt, sampling) for name in models}
+        await base.close()
     assert all(len(said) == 1 for said in texts.values()), texts
-    assert len({*texts[BASE], *texts["arabic"], *texts["korean"]}) == 3, texts
+    assert len({*texts["base"], *texts["arabic"], *texts["korean"]}) == 3, texts
 
     # Weights of the engine are in 4 bits, so its numbers are near to ours and not the same. With q and k in
     # the wrong order the adapters' would be no nearer to them than to the plain model's.
     for name in ("arabic", "korean"):
         near = {other: apart(shares[name], reference[other]) for other in reference}
         assert min(near, key=lambda other: near[other]) == name, near
-        assert near[name] < 0.5 * near[BASE], near
+        assert near[name] < 0.5 * near["base"], near
 
 
 async def first_shares(model: Any, prompt: Prompt, sampling: Sampling) -> dict[str, float]:
     """Log-probabilities of the first token of the answer, which the port does not carry."""
-    seen: list[bytes] = []
-    chat = model._chat
+    seen: list[Reply] = []
+    chat = getattr(model, "_chat", model)
     read = chat._read
     chat._read = lambda raw, *rest: seen.append(raw) or read(raw, *rest)
     try:
         await model.complete(prompt, msgspec.structs.replace(sampling), affinity="a")
     finally:
         chat._read = read
-    top = json.loads(seen[0])["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    top = json.loads(seen[0].body)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return {one["token"]: one["logprob"] for one in top}
 
 
