@@ -20,12 +20,17 @@ from typing import Any
 import ray
 
 from actors import METRICS_INTERVAL, METRICS_SELDOM
-from culturepark.errors import ConfigError
+from culturepark.errors import ConfigError, CultureParkError
 from culturepark.settings import shown_address
 
 _HOME_PREFIX, _OWNER = "culturepark-ray-", "owner.lock"
 _BEING_MADE_S = 60.0
 """A directory without an owner that is younger than this may be another session's that just begins."""
+
+_ATTEMPTS = 2
+"""Ray gives its processes thirty seconds; on a slow disk that can be too short, and
+the second time they are in memory."""
+_TOO_LATE = "timed out during startup"
 
 _METRICS_OFTEN_MS = "5000"
 
@@ -36,7 +41,7 @@ def ray_session(metrics_port: int = 0) -> Iterator[None]:
 
     A private one listens on loopback, with token authentication, without a dashboard, in a
     temporary directory that only this user can enter and that is removed at the end. Its metrics can
-    be read at `metrics_port`, unless that is 0. Raises ConfigError.
+    be read at `metrics_port`, unless that is 0. Raises ConfigError, CultureParkError.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         _join(address)
@@ -48,22 +53,37 @@ def ray_session(metrics_port: int = 0) -> Iterator[None]:
     options = _metrics_options(metrics_port) if metrics_port else {}
     home, owner = _private_home()
     try:
-        with _lean():
-            ray.init(
-                address="local",
-                _temp_dir=str(Path(home, "ray")),  # Ray opens this one to all; the one above stays closed
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=128 << 20,
-                **options,
-            )
+        _start(Path(home), options)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
         os.close(owner)
+
+
+def _start(home: Path, options: dict[str, Any]) -> None:
+    """Start Ray below `home`. Raises CultureParkError if it does not come up."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with _lean():
+                ray.init(
+                    address="local",
+                    _temp_dir=str(home / f"ray{attempt}"),  # Ray opens it to all; `home` stays closed
+                    _node_ip_address="127.0.0.1",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=128 << 20,
+                    **options,
+                )
+            return
+        except Exception as error:  # Ray's own is no more than that
+            ray.shutdown()
+            if _TOO_LATE not in str(error):
+                raise
+    what = f"it did not come up on this machine, which was tried {_ATTEMPTS} times, half a minute each."
+    fix = "The machine may be too busy, or short of memory: give the same command again when it is not."
+    raise CultureParkError("Ray", what, fix)
 
 
 @contextmanager

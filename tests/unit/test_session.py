@@ -1,0 +1,47 @@
+"""Ray that does not come up in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from actors import session
+from culturepark.errors import CultureParkError
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """What becomes of each start of Ray, in order."""
+    plan: list[Exception | None] = []
+
+    def init(**options: Any) -> None:
+        if (error := plan.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return plan
+
+
+LATE = Exception("The current node timed out during startup. This could happen because ...")
+
+
+def test_it_is_started_again(starts: list[Exception | None]) -> None:
+    starts += [LATE, None]
+    with session.ray_session():
+        assert starts == []
+
+
+def test_if_it_never_comes_up_there_is_one_clear_error(starts: list[Exception | None]) -> None:
+    starts += [LATE, LATE]
+    with pytest.raises(CultureParkError, match="did not come up"), session.ray_session():
+        pass
+
+
+def test_another_error_is_not_tried_again(starts: list[Exception | None]) -> None:
+    starts += [ValueError("no such option")]
+    with pytest.raises(ValueError, match="no such option"), session.ray_session():
+        pass
