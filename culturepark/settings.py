@@ -294,6 +294,10 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     dataset's folder, the folder for the result, the base model and what is trained. No shell reads it."""
     held_out: Share = 0.2
     """The share of questions that no training row is about."""
+    survey_rows: Count = 0
+    """Further rows for each question trained on and culture, that teach how its people's answers are spread:
+    they ask as an evaluation does, with the options in ever other orders, and are answered in proportion to
+    the survey, without a reason. 0: what came of the dialogues alone."""
     rank: Annotated[int, Meta(ge=1, le=1024)] = 16
     """LoRA: the rank of the two matrices beside each layer."""
     alpha: Annotated[int, Meta(ge=1, le=4096)] = 32

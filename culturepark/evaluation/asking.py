@@ -24,6 +24,7 @@ from culturepark.errors import EndpointError
 from culturepark.evaluation.statistics import Floats
 from culturepark.models.errors import ModelError
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
+from culturepark.prompts.rows import choice_of
 
 Method = Literal["logprobs", "sampling"]
 
@@ -247,14 +248,11 @@ def marks_of(n: int) -> list[str]:
 
 def prompt_of(question: Question, order: Sequence[int]) -> Prompt:
     """The question with its options in this order, worded as training rows are."""
-    lines = [
-        f"{mark}. {question.options[one]}" for mark, one in zip(marks_of(len(order)), order, strict=True)
-    ]
+    marked = [(mark, question.options[one]) for mark, one in zip(marks_of(len(order)), order, strict=True)]
     prompt = Prompt()
     if question.system:
         prompt.add("system", question.system)
-    text = "\n".join([question.text, *lines, "Answer with the number of one option."])
-    return prompt.add("user", text)
+    return prompt.add("user", choice_of(question.text, marked))
 
 
 def read_choice(reply: str, options: Sequence[str]) -> int | None:

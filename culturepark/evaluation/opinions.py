@@ -18,7 +18,7 @@ from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.asking import Answer, Asker, Question
 from culturepark.evaluation.measure import Better, Measurement, rows_of
 from culturepark.prompts.rows import assistant_of, question_of
-from culturepark.seeds.model import Answers, Seed
+from culturepark.seeds.model import Seed
 
 TASK = "opinions"
 Shares = tuple[float, ...]
@@ -49,9 +49,7 @@ def asked_of(seeds: Sequence[Seed], cultures: Sequence[Culture]) -> list[Asked]:
     """Every pair of culture and question that people were asked; weighted shares where there are any."""
     asked: list[Asked] = []
     for seed in seeds:
-        found = {
-            c.id: _shares(seed, answers) for c in cultures if (answers := seed.answers_of(c.survey_keys))
-        }
+        found = {c.id: seed.people(c.survey_keys) for c in cultures}
         people = {culture: shares for culture, shares in found.items() if shares is not None}
         for culture, shares in people.items():
             rest = [other for key, other in people.items() if key != culture]
@@ -146,9 +144,3 @@ def distance(metric: str, model: Sequence[float] | None, people: Sequence[float]
 
 def _all_on(place: int, n: int) -> Shares:
     return tuple(float(at == place) for at in range(n))
-
-
-def _shares(seed: Seed, answers: Answers) -> Shares | None:
-    shares = answers.weighted_shares or answers.shares
-    found = tuple(shares.get(option.code, 0.0) for option in seed.options)
-    return found if sum(found) > 0 else None

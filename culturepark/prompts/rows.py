@@ -24,6 +24,24 @@ def question_of(seed: Seed) -> str:
     return f'How do you see this statement? "{seed.statement}"'
 
 
+def choice_of(question: str, marked: Sequence[tuple[str, str]]) -> str:
+    """A question with its options, each behind its mark, to be answered with one of these."""
+    lines = (f"{mark}. {label}" for mark, label in marked)
+    return "\n".join([question, *lines, "Answer with the number of one option."])
+
+
+def survey_messages(seed: Seed, order: Sequence[int], chosen: int, demonym: str) -> list[dict[str, str]]:
+    """One chat: a survey question, asked as an evaluation asks it with its options in this order, and the
+    answer that somebody gave, the option at place `chosen` of the seed."""
+    marks = {place: str(number) for number, place in enumerate(order, start=1)}
+    marked = [(mark, seed.options[place].label) for place, mark in marks.items()]
+    return [
+        {"role": "system", "content": assistant_of(demonym)},
+        {"role": "user", "content": choice_of(question_of(seed), marked)},
+        {"role": "assistant", "content": f"{marks[chosen]}. {seed.options[chosen].label}."},
+    ]
+
+
 def training_messages(brief: Brief, opinion: Opinion, demonym: str) -> list[dict[str, str]]:
     """One chat: a system message, a question, an answer.
 

@@ -102,3 +102,11 @@ class Seed(Struct, frozen=True, forbid_unknown_fields=True):
             if key in self.answers:
                 return self.answers[key]
         return None
+
+    def people(self, survey_keys: tuple[str, ...]) -> tuple[float, ...] | None:
+        """The shares of these people's answers beside the options, weighted ones where there are any; None
+        if nobody was asked."""
+        answers = self.answers_of(survey_keys)
+        shares = (answers.weighted_shares or answers.shares) if answers else {}
+        found = tuple(shares.get(option.code, 0.0) for option in self.options)
+        return found if sum(found) > 0 else None

@@ -3,7 +3,7 @@
 training/datasets/<name>-<hash>/
   train.jsonl  held-out.jsonl                         chat messages
   train-completion.jsonl  held-out-completion.jsonl   the same as prompt and completion
-  rows.jsonl         where each line comes from: split, sample, culture, question
+  rows.jsonl         where each line comes from: split, sample (empty: a survey), culture, question
   README.md          the data card
   axolotl.yaml  dataset_info.json  llama-factory.yaml
   dataset.json       what is here; written last, so its presence says that the rest is whole
@@ -12,11 +12,13 @@ training/datasets/<name>-<hash>/
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import random
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import RunDirError, TrainingError
+from culturepark.prompts.rows import survey_messages
 from culturepark.settings import TrainingSettings
 from culturepark.store.files import REAL, disk_errors, make_dirs, write_atomically
 from culturepark.store.manifest import Manifest
@@ -45,7 +48,7 @@ class Dataset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `hash` is the sha256 of the chat lines, training rows before held-out ones. `counts` are rows by split
     and culture, `held_out` the ids of all questions of the run that are held out, whether or not there are
-    rows about them.
+    rows about them; `survey_rows` how many of the training rows are people's answers.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Dataset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     counts: dict[str, dict[str, int]]
     held_out: tuple[str, ...]
     files: dict[str, str]
+    survey_rows: int = 0
     schema: int = 1
 
     @property
@@ -71,7 +75,7 @@ class Dataset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Line(Struct, frozen=True):
-    """One training row with where it comes from."""
+    """One training row with where it comes from. `sample` is empty if it is a survey's."""
 
     order: tuple[int, int, int, int]
     sample: str
@@ -97,6 +101,8 @@ def seal(
     }
     if not split[TRAIN]:
         raise _empty(run, name, len(split[HELD_OUT]))
+    surveyed = list(_survey_lines(run, members, held, training.survey_rows))
+    split[TRAIN] += surveyed
     chats = {part: b"".join(chat_line(one.messages) for one in of) for part, of in split.items()}
     digest = hashlib.sha256(chats[TRAIN] + b"\n" + chats[HELD_OUT]).hexdigest()
     folder = run.root.resolve() / "training" / "datasets" / f"{safe_name(name)}-{digest[:12]}"
@@ -114,6 +120,7 @@ def seal(
         counts={part: dict(sorted(Counter(o.culture for o in of).items())) for part, of in split.items()},
         held_out=tuple(sorted(held)),
         files={file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
+        survey_rows=len(surveyed),
     )
     texts = {"README.md": card(run, facts), **exports(name, folder, training, facts.n_held_out > 0)}
     if _is_whole(folder, facts):
@@ -163,6 +170,33 @@ def _lines(run: Run, cultures: Iterable[str]) -> Iterable[Line]:
             # By place in the plan, since the order of commits depends on who was faster.
             order = (at, int(row["number"]), int(row["turn"]), int(row["start"]))
             yield Line(order, row["id"], culture, row["seed_id"], row["messages"])
+
+
+def _survey_lines(run: Run, cultures: Sequence[str], held: Collection[str], count: int) -> Iterable[Line]:
+    """`count` answers for each culture and question that is not held out, in proportion to people's."""
+    seeds = [seed for seed in run.plan.seeds if seed.id not in held]
+    for at, (culture, seed) in enumerate(itertools.product(cultures, seeds)):
+        about = run.plan.cultures[culture]
+        shares = seed.people(about.survey_keys)
+        if shares is None or not count:
+            continue
+        rng = random.Random(f"survey:{run.settings.plan.seed}:{culture}:{seed.id}")
+        places = range(len(shares))
+        for number, chosen in enumerate(
+            place for place in places for _ in range(apportion(shares, count)[place])
+        ):
+            messages = survey_messages(seed, rng.sample(places, len(places)), chosen, about.demonym)
+            yield Line((at, number, 0, 0), "", culture, seed.id, messages)
+
+
+def apportion(shares: Sequence[float], count: int) -> list[int]:
+    """Whole numbers that sum to `count`, in proportion to `shares`; the largest remainders get the rest."""
+    exact = [share / sum(shares) * count for share in shares]
+    whole = [int(one) for one in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda place: (whole[place] - exact[place], place))
+    for place in by_remainder[: count - sum(whole)]:
+        whole[place] += 1
+    return whole
 
 
 def _origins(split: dict[str, list[Line]]) -> Iterable[bytes]:
@@ -217,6 +251,12 @@ def card(run: Run, facts: Dataset) -> str:
     table = "\n".join(by_culture)
     seeds: dict[str, Any] = {seed.id: seed for seed in run.plan.seeds}
     held_out = "\n".join(f"- `{one}`: {' '.join(seeds[one].statement.split())}" for one in facts.held_out)
+    surveyed = (
+        f"\n{facts.survey_rows} of the training rows, those without a sample, are answers of people in the "
+        "survey: the question, its options in some order, and an answer, as many of each as in the survey.\n"
+        if facts.survey_rows
+        else ""
+    )
     models = "\n".join(f"- {role}: {name}" for role, name in sorted(run.file.models.items()))
     return f"""# Training set {facts.name} of run {facts.run_id}
 
@@ -233,6 +273,7 @@ CulturePark, arXiv 2405.15145).
 `train.jsonl` and `held-out.jsonl` hold chat messages, the files with `-completion` the same as prompt and
 completion. `rows.jsonl` names split, sample, culture and question of each line: first those of training, then
 the held-out ones, in order. With the sample's id, `culturepark show RUN --sample ID` tells its provenance.
+{surveyed}
 
 ## Split
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from culturepark.errors import ConfigError, RunDirError, TrainingError
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.settings import TrainingSettings
 from culturepark.store.rundir import Run
-from culturepark.training.datasets import JOINT, read_dataset, seal, verify
+from culturepark.training.datasets import JOINT, apportion, read_dataset, seal, verify
 from culturepark.training.leakage import check, find_words, read_set, training_texts, words_of
 from culturepark.training.split import held_out_questions
 from tests import builders, runs
@@ -212,3 +213,35 @@ def test_evaluation_sets_are_read_in_their_formats(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv"):
         with pytest.raises(ConfigError, match=name):
             read_set(files[name])
+
+
+def test_survey_rows_are_answered_as_people_did(run: Run) -> None:
+    _, before = seal(run, JOINT, THIRD)
+    folder, facts = seal(run, JOINT, msgspec.structs.replace(THIRD, survey_rows=20))
+    assert facts.hash != before.hash
+    assert facts.n_held_out == before.n_held_out
+    origins = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    chats = [json.loads(line)["messages"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    pairs = zip(chats, origins[: facts.n_train], strict=True)
+    surveyed = [(chat, origin) for chat, origin in pairs if not origin["sample"]]
+    trained = [seed for seed in run.plan.seeds if seed.id not in facts.held_out]
+    assert len(surveyed) == facts.survey_rows == facts.n_train - before.n_train == 20 * 2 * len(trained)
+    for seed in trained:
+        for culture in ("arabic", "korean"):
+            people = seed.people(run.plan.cultures[culture].survey_keys)
+            assert people is not None
+            of = [chat for chat, one in surveyed if (one["culture"], one["question"]) == (culture, seed.id)]
+            answers = Counter(chat[-1]["content"].partition(". ")[2] for chat in of)
+            for option, share in zip(seed.options, people, strict=True):
+                assert abs(answers[f"{option.label}."] - 20 * share) < 1
+            for _, asked, answer in of:
+                assert answer["content"].removesuffix(".") in asked["content"].splitlines()
+            assert len({asked["content"] for _, asked, _ in of}) > 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(sum), st.integers(0, 500))
+def test_what_is_apportioned_is_whole_and_near_to_its_share(shares: list[float], count: int) -> None:
+    parts = apportion(shares, count)
+    assert sum(parts) == count
+    for part, share in zip(parts, shares, strict=True):
+        assert abs(part - share / sum(shares) * count) < 1 + 1e-9
