@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.status import EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
+from culturepark.training.child import kill_all
 from culturepark.training.launch import all_due
 from culturepark.watching import Endpoint, Snapshot, Watch, total_of
 
@@ -40,7 +43,7 @@ def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = Tr
     """
     RunLock.take(run.root, _PREDECESSOR_S).release()  # refuse at once, not after Ray has started
     write_status(run.root, starting(run, time.time()))
-    stop = _Signals() if take_signals else None
+    stop = _Signals(run.root) if take_signals else None
     try:
         with ray_session(run.settings.actors.metrics_port):
             if stop:
@@ -209,7 +212,8 @@ def _progress(fields: dict[str, Any]) -> Progress:
 class _Signals:
     """Ctrl-C and SIGTERM: the first asks to drain, the second ends the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        self._root = root
         self.asked = threading.Event()
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.take()
@@ -226,5 +230,7 @@ class _Signals:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.asked.is_set():
+            with contextlib.suppress(Exception):
+                kill_all(self._root)
             os._exit(130)  # Ray's processes end with this one
         self.asked.set()

@@ -24,7 +24,7 @@ import ray
 
 from actors.session import ray_session
 from culturepark.store.files import write_atomically
-from culturepark.training.child import LOG_FILE, read_job, save
+from culturepark.training.child import LOG_FILE, hold, save
 from culturepark.training.ports import Job, Outcome
 
 _WORKER_FILE = "worker.json"
@@ -33,7 +33,7 @@ _WORKER_FILE = "worker.json"
 
 def main(arguments: Sequence[str]) -> int:
     """Train, and leave the outcome."""
-    job = read_job(arguments[0])
+    job = hold(arguments[0], arguments[1])
     os.set_inheritable(int(arguments[1]), False)
     with suppress(FileNotFoundError):
         _told(job).unlink()

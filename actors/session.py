@@ -64,8 +64,9 @@ def ray_session(metrics_port: int = 0) -> Iterator[None]:
 def _start(home: Path, options: dict[str, Any]) -> None:
     """Start Ray below `home`. Raises CultureParkError if it does not come up."""
     for attempt in range(1, _ATTEMPTS + 1):
+        begun: list[Any] = []
         try:
-            with _lean():
+            with _lean(begun):
                 ray.init(
                     address="local",
                     _temp_dir=str(home / f"ray{attempt}"),  # Ray opens it to all; `home` stays closed
@@ -79,6 +80,8 @@ def _start(home: Path, options: dict[str, Any]) -> None:
             return
         except Exception as error:  # Ray's own is no more than that
             ray.shutdown()
+            for node in begun:  # Ray forgets one that it did not finish
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
             if _TOO_LATE not in str(error):
                 raise
     what = f"it did not come up on this machine, which was tried {_ATTEMPTS} times, half a minute each."
@@ -87,19 +90,34 @@ def _start(home: Path, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _lean() -> Iterator[None]:
+def _lean(begun: list[Any]) -> Iterator[None]:
     """Ray starts within this without the process that would serve a dashboard, which costs a second even
     where none is included, and with an agent that takes any free port: of Ray's usual one, which is another
-    session's if there is one, it lets go after three seconds. `ray.init` has options for neither."""
-    nodes: Any = importlib.import_module("ray._private.node")
-    parameters: Any = importlib.import_module("ray._private.parameter")
-    serve, params = nodes.Node.start_api_server, parameters.RayParams
-    nodes.Node.start_api_server = lambda self, **options: None
+    session's if there is one, it lets go after three seconds. `ray.init` has options for neither. A version
+    of Ray that has not these names starts as it comes. `begun` gets the nodes whose start was begun."""
+    try:
+        constants, nodes, parameters = _private("ray_constants"), _private("node"), _private("parameter")
+        serve, params = nodes.Node.start_api_server, parameters.RayParams
+        place = constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:1", True, constants.KV_NAMESPACE_DASHBOARD
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def unserved(node: Any, *_: object, **__: object) -> None:
+        begun.append(node)
+        # The node's agent asks for the address every second until there is one. Nothing listens there.
+        node.get_gcs_client().internal_kv_put(*place)
+
+    nodes.Node.start_api_server = unserved
     parameters.RayParams = functools.partial(params, dashboard_agent_listen_port=0)
     try:
         yield
     finally:
         nodes.Node.start_api_server, parameters.RayParams = serve, params
+
+
+def _private(name: str) -> Any:
+    return importlib.import_module(f"ray._private.{name}")
 
 
 def _join(address: str) -> None:

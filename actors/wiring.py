@@ -29,6 +29,7 @@ from culturepark.errors import ConfigError
 from culturepark.models.embedded import embedded_name, shares
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
+from culturepark.training.launch import detach_all
 
 _CONCURRENCY = 100_000
 """Ray's default of 1,000 calls at once is less than the dialogues that one actor may hold."""
@@ -45,6 +46,7 @@ class Crew:
     """The actors of one run. Made whole or not at all; `close` ends them."""
 
     def __init__(self, run: Run) -> None:
+        self._run = run
         driver = ray.get_runtime_context().get_node_id()
         self._nodes = _nodes(driver)
         self.raylet = Raylet()
@@ -78,10 +80,12 @@ class Crew:
     def close(self) -> None:
         """End all actors."""
         if self.trainer is not None:
-            with contextlib.suppress(RayError):  # it may have died; its training is found on resume
+            with contextlib.suppress(RayError):  # it may have died
                 ray.get(self.trainer.stop.remote(), timeout=_TRAINER_STOP_S)
         for actor in (*self._actors, *self._engines):
             ray.kill(actor, no_restart=True)
+        if self.trainer is not None:
+            detach_all(self._run)  # what a predecessor of it launched, or it could not be asked to stop
         self.raylet.close()
 
     def _actor(self, cls: type, name: str, *args: Any, here: bool = False) -> Any:

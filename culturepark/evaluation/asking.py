@@ -51,7 +51,7 @@ class Question(Struct, frozen=True):
 
     Orders are drawn by `drawn_by`, or by `id` if it is empty: questions that have it in common are asked
     alike. Those that have `begins_as` in common, `id` if it is empty, go to one replica, whose cache knows
-    how they begin.
+    how they begin. Both begin with the culture, where there is one, and a slash.
     """
 
     id: str

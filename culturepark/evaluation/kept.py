@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark import __version__
 from culturepark.errors import ConfigError
@@ -109,5 +110,6 @@ def _place(target: Target) -> dict[str, Any]:
 
 
 def _key(question: Question, draws: int, method: Method) -> str:
-    asked = msgspec.json.encode((question, draws, method))
+    # Who was asked together changes no answer.
+    asked = msgspec.json.encode((replace(question, begins_as=""), draws, method))
     return hashlib.blake2b(asked, digest_size=12).hexdigest()

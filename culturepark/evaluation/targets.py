@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.models import open_chat
-from culturepark.models.embedded import WEIGHTS_NAME, embedded_name
+from culturepark.models.embedded import embedded_name, require_engine
 from culturepark.models.serving import served
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
@@ -52,7 +52,9 @@ def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") 
     """
     limits = LimitSettings()
     if words == EMBEDDED:
-        return Target(model or WEIGHTS_NAME, ModelSettings(engine="embedded", profile="small"), limits)
+        settings = ModelSettings(engine=EMBEDDED, profile="small")
+        require_engine(settings, embedder=False)
+        return Target(model or embedded_name(settings, embedder=False), settings, limits)
     if "://" in words:
         if not is_address(words):
             raise ConfigError("TARGET", f"{shown_address(words)!r} is not an http(s) address.", ADDRESS_FIX)
@@ -120,7 +122,8 @@ async def target_models(targets: Sequence[Target]) -> AsyncGenerator[list[ChatMo
 
 
 class _ByCulture:
-    """Asks the model of the culture that a question's id begins with. Implements ports.ChatModel."""
+    """Asks the model of the culture that a question's `begins_as`, or its id, begins with. Implements
+    ports.ChatModel."""
 
     def __init__(self, chats: Mapping[str, ChatModel]) -> None:
         self._chats = chats

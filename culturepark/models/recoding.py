@@ -6,15 +6,19 @@ within half a percent of the largest in each 32, and a prompt takes less time (d
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import importlib
 import os
+import secrets
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 FORMAT = "Q8_0"
+_LEFT_S = 600.0
 
 
 def cache_folder() -> Path:
@@ -22,26 +26,48 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "culturepark" / "gguf"
 
 
+@cache
 def recoded(path: Path, digest: str) -> Path:
     """The file at `path`, whose sha256 is `digest`, with its Q4_1 tensors in Q8_0; made at first use.
 
-    Where it cannot be made, on a full disk or in a home that is read-only, the file as it is.
+    Where it cannot be made, on a full disk, in a home that is read-only or nobody's, or without `gguf`, the
+    file as it is.
     """
-    target = cache_folder() / f"{digest[:16]}-{FORMAT}.gguf"
-    if target.is_file():
-        return target
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, part)
-        os.replace(part, target)  # several processes may make it at once; each makes the same
-    except OSError as error:
+        target = cache_folder() / f"{digest[:16]}-{FORMAT}.gguf"
+        sums = target.with_suffix(".sha256")
+        if not _is_whole(target, sums):
+            _make(path, target, sums)
+    except (OSError, RuntimeError, ImportError) as error:
         structlog.get_logger().warning("weights_not_recoded", why=str(error))
         return path
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return target
+
+
+def _is_whole(target: Path, sums: Path) -> bool:
+    try:
+        with target.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sums.read_text("ascii")
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _make(source: Path, target: Path, sums: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{target.name}.*.part"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _LEFT_S:
+            left.unlink(missing_ok=True)
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        _write(source, part)
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        # Several processes may make it at once, and each makes the same.
+        os.replace(part, target)
+        part.write_text(digest, "ascii")
+        os.replace(part, sums)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _write(source: Path, target: Path) -> None:

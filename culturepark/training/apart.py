@@ -14,13 +14,12 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Start the training in a group of its own, note its process in its lock, and end as it ends."""
+    """Start the training in a group of its own, and end as it ends."""
     module, job_file, lock = arguments
     fd = int(lock)
     training = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", module, job_file, lock], pass_fds=(fd,), start_new_session=True
     )
-    os.pwrite(fd, f"{training.pid}\n".encode(), 0)
     os.close(fd)  # the training's copy alone says whether it runs
     code = training.wait()
     if code < 0:

@@ -60,6 +60,7 @@ class ChildBackend:
 
     def find(self, job: Job) -> str | None:
         """See ports.Backend."""
+        self._oom_kills.setdefault(job.key, _oom_kills())
         if _held(job) or _read(job, "finished"):
             return _pid(job) or "0"
         return None
@@ -90,8 +91,12 @@ class ChildBackend:
             self._children[job.key] = child
         finally:
             os.close(lock)  # the child's copy keeps it locked
-        while not (pid := _pid(job)) and child.poll() is None:
-            self._sleep(_POLL_S)
+        try:
+            while not (pid := _pid(job)) and child.poll() is None:
+                self._sleep(_POLL_S)
+        except BaseException:
+            self.detach(job, "")
+            raise
         return pid or "0"
 
     def poll(self, job: Job, job_id: str) -> State:
@@ -115,10 +120,9 @@ class ChildBackend:
     def detach(self, job: Job, job_id: str) -> None:
         """See ports.Backend: the process is stopped, its checkpoints stay."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            waited_s = 0.0
+            waited_s, sent = 0.0, False
             while _held(job) and waited_s < _GRACE_S:
-                if waited_s == 0.0:
-                    _signal(_pid(job), number)
+                sent = sent or _signal(_pid(job), number)  # the number may have yet to be written
                 self._sleep(_POLL_S)
                 waited_s += _POLL_S
         if child := self._children.get(job.key):
@@ -140,7 +144,11 @@ class ChildBackend:
             what = "its process was killed by the system, because memory ran out."
             fix = f"Lower training.batch or training.row_tokens, or use a larger machine. {again}"
             return Outcome(state="failed", failure="out_of_memory", what=what, fix=fix)
-        what = "its process was killed (SIGKILL)." if code else "its process is gone and left no result."
+        what = (
+            "its process was killed (SIGKILL)."
+            if code
+            else f"its process is gone and left no result{_last_words(log)}."
+        )
         return Outcome(state="failed", failure="killed", what=what, fix=again)
 
 
@@ -155,9 +163,20 @@ def save(job: Job, outcome: Outcome) -> None:
     write_atomically(Path(job.output) / OUTCOME_FILE, msgspec.json.format(msgspec.json.encode(outcome)))
 
 
-def read_job(job_file: str) -> Job:
-    """For the child: what it is to do."""
+def hold(job_file: str, lock: str) -> Job:
+    """For the child: put its process number into the locked file, for whoever wants to stop it. Returns its
+    job."""
+    os.pwrite(int(lock), f"{os.getpid()}\n".encode(), 0)
     return msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
+
+
+def kill_all(root: Path) -> None:
+    """Kill every training on this machine of the run at `root`; each goes on from its last checkpoint when it
+    is launched again."""
+    for path in root.glob(f"training/jobs/*/{LOCK_FILE}"):
+        with suppress(OSError), path.open("r+b") as lock:
+            if not _take(lock.fileno()):
+                _signal(_number_in(path), signal.SIGKILL)
 
 
 def _read(job: Job, state: State | None = None) -> Outcome | None:
@@ -195,18 +214,24 @@ def _held(job: Job) -> bool:
 
 
 def _pid(job: Job) -> str:
+    return _number_in(Path(job.output) / LOCK_FILE)
+
+
+def _number_in(lock: Path) -> str:
     try:
-        told = (Path(job.output) / LOCK_FILE).read_text("ascii")
+        told = lock.read_text("ascii")
     except (OSError, ValueError):
         return ""
     return told.strip() if told.endswith("\n") else ""  # else it is being written
 
 
-def _signal(pid: str, number: int) -> None:
-    """To the process and those it started; it leads a group of its own."""
-    if pid.isdigit() and int(pid) > 1:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(int(pid), number)
+def _signal(pid: str, number: int) -> bool:
+    """To the process and those it started; it leads a group of its own. Returns whether there is a number."""
+    if not pid.isdigit() or int(pid) <= 1:
+        return False
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(int(pid), number)
+    return True
 
 
 def _oom_kills() -> int:

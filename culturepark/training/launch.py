@@ -14,15 +14,18 @@ from culturepark.errors import ConfigError, CultureParkError, LaunchUnknownError
 from culturepark.settings import Settings
 from culturepark.store.paths import safe_name
 from culturepark.store.rundir import Run
+from culturepark.training.backends import open_backend
 from culturepark.training.base import base_of
 from culturepark.training.datasets import JOINT, seal
 from culturepark.training.ports import Backend, Base, Job, Outcome, Recipe
-from culturepark.training.records import Record, Records
+from culturepark.training.records import Record, Records, training_lock
 
 Step = Literal["launch", "look", "done"]
 
 ENDED = ("finished", "failed", "cancelled")
 """The events after which a training is over."""
+
+_LOCK_TRIES, _LOCK_WAIT_S = 10, 0.2
 
 Say = Callable[[str, Job, str], None]
 """Told what happens (`resumed`, `launched`, `running`, ...), the job, and the backend's id of it."""
@@ -198,6 +201,22 @@ def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
     outcome = Outcome(state="cancelled", what="it was cancelled.")
     records.add("cancelled", job, job_id, outcome)
     return outcome
+
+
+def detach_all(run: Run) -> None:
+    """Stop, to go on another time, what runs on this machine of a run's trainings, unless another process
+    watches them."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            with training_lock(run.root):
+                records = Records(run.root)
+                last = {record.key: record for record in records.all()}
+                for record in last.values():
+                    if record.event in ("intended", "launched"):
+                        open_backend(run.settings).detach(records.job(record), record.job_id)
+            return
+        except CultureParkError:  # whoever had the lock may be about to end
+            time.sleep(_LOCK_WAIT_S)
 
 
 def is_there(job: Job, outcome: Outcome) -> bool:

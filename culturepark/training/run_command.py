@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from culturepark.training.child import LOG_FILE, read_job, save
+from culturepark.training.child import LOG_FILE, hold, save
 from culturepark.training.ports import Job, Outcome
 
 
@@ -29,7 +29,7 @@ def arguments_of(job: Job) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command, and leave the outcome."""
-    job = read_job(arguments[0])
+    job = hold(arguments[0], arguments[1])
     began_s = time.monotonic()
     command = arguments_of(job)
     try:

@@ -9,12 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from culturepark.training.child import read_job, save
+from culturepark.training.child import hold, save
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train, and leave the outcome."""
-    job = read_job(arguments[0])
+    job = hold(arguments[0], arguments[1])
     os.set_inheritable(int(arguments[1]), False)
     from culturepark.training.lora import train
 

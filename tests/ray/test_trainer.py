@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,16 @@ class Tuning:
     def launches(self) -> Counter[str]:
         return Counter(self.log.read_text().split())
 
+    @property
+    def running(self) -> bool:
+        """Whether a process of the trainer lives."""
+        mine = str(self.log).encode()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mine in (entry / "cmdline").read_bytes().split(b"\0"):
+                    return True
+        return False
+
 
 @pytest.fixture
 def tuning(tmp_path: Path) -> Tuning:
@@ -106,6 +118,24 @@ def test_what_dies_meanwhile_launches_nothing_twice(
     code, printed = run.wait()
     assert code == 0, printed
     assert_all_once(tuning, out)
+
+
+@pytest.mark.parametrize("how", ["once, its actor having died", "twice"])
+def test_ctrl_c_leaves_no_training_behind(tmp_path: Path, generate: Any, tuning: Tuning, how: str) -> None:
+    out = tmp_path / "run"
+    run = generate(out, *tuning.settings)
+    wait_for(lambda: tuning.launches, "a launch")
+    assert tuning.running
+    if how == "twice":
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    else:
+        for pid in children_named(run.process.pid, "ray::Trainer"):
+            os.kill(pid, signal.SIGKILL)
+    run.process.send_signal(signal.SIGINT)
+    code, printed = run.wait()
+    assert code == (130 if how == "twice" else 5), printed
+    wait_for(lambda: not tuning.running, "the training's end")
 
 
 def test_a_training_that_fails_is_told_and_the_data_is_there(

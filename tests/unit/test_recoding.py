@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ Q4_1, Q8_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0", 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recoded.cache_clear()
     path = tmp_path / "weights.gguf"
     values = np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32)
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -48,17 +50,36 @@ def test_values_stay_and_so_does_all_else(weights: Path) -> None:
     assert named[0] == named[1]
 
 
-def test_it_is_made_once(weights: Path) -> None:
+def test_it_is_made_once_and_again_if_it_is_damaged(weights: Path) -> None:
     made = recoded(weights, "d" * 64)
     assert made.parent == cache_folder()
-    weights.unlink()
+    whole, before = made.read_bytes(), made.stat().st_ino
+    recoded.cache_clear()
     assert recoded(weights, "d" * 64) == made
-    assert [path.name for path in cache_folder().iterdir()] == [made.name]
+    assert made.stat().st_ino == before
+    made.write_bytes(whole[:-1])
+    recoded.cache_clear()
+    assert recoded(weights, "d" * 64) == made
+    assert made.read_bytes() == whole
+    assert {path.suffix for path in cache_folder().iterdir()} == {".gguf", ".sha256"}
 
 
+@pytest.mark.parametrize("trouble", ["a file in its place", "no home", "not allowed", "no gguf"])
 def test_where_it_cannot_be_made_the_file_is_read_as_it_is(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    def fail(error: Exception) -> Any:
+        raise error
+
+    match trouble:
+        case "a file in its place":
+            (tmp_path / "file").touch()
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        case "no home":
+            monkeypatch.delenv("XDG_CACHE_HOME")
+            monkeypatch.setattr(Path, "home", lambda: fail(RuntimeError("no home directory")))
+        case "not allowed":
+            monkeypatch.setattr(Path, "open", lambda *_: fail(PermissionError(13, "not allowed")))
+        case _:
+            monkeypatch.setitem(sys.modules, "gguf", None)
     assert recoded(weights, "d" * 64) == weights

@@ -45,3 +45,36 @@ def test_another_error_is_not_tried_again(starts: list[Exception | None]) -> Non
     starts += [ValueError("no such option")]
     with pytest.raises(ValueError, match="no such option"), session.ray_session():
         pass
+
+
+def test_what_was_begun_is_ended_and_an_unknown_ray_starts_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[str] = []
+
+    class Node:
+        def get_gcs_client(self) -> Any:
+            return self
+
+        def internal_kv_put(self, *_: object) -> None: ...
+
+        def kill_all_processes(self, **_: object) -> None:
+            ended.append("node")
+
+    def init(**_: object) -> None:
+        session._private("node").Node.start_api_server(Node(), include_dashboard=False)
+        raise LATE
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(CultureParkError), session.ray_session():
+        pass
+    assert ended == ["node", "node"]
+
+    nodes = session._private("node")
+    served = nodes.Node.start_api_server
+    monkeypatch.setattr(session, "_private", lambda name: object())
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    with session.ray_session():
+        assert nodes.Node.start_api_server is served
