@@ -24,7 +24,7 @@ from culturepark.errors import EndpointError
 from culturepark.evaluation.statistics import Floats
 from culturepark.models.errors import ModelError
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
-from culturepark.prompts.rows import choice_of
+from culturepark.prompts.rows import MOST_ONE_DIGIT, choice_of, marks_of
 
 Method = Literal["logprobs", "sampling"]
 
@@ -39,8 +39,6 @@ _LEAST_SAMPLED = 30
 """Sampled replies that make a distribution, rounded up to whole rounds of orders."""
 _LEVEL = 1e-9
 """Shares that differ by less differ by rounding."""
-_MOST_ONE_DIGIT = 10
-"""More options than digits cannot be told apart by a first token."""
 _LED_IN = r"^[^\w]*(?:(?:my|the)\s+)?(?:(?:answer|option|choice|number)\b[^\w]*(?:is\b[^\w]*)?)*"
 _MARKED = re.compile(_LED_IN + r"(\d{1,2})(?![\w%]|[.,]\d)(.*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w%]|[.,]\d)")
@@ -168,7 +166,7 @@ class Asker:
         return answer
 
     async def _method_for(self, question: Question) -> Method:
-        if len(question.options) > _MOST_ONE_DIGIT:
+        if len(question.options) > MOST_ONE_DIGIT:
             return "sampling"
         if self._method is None:
             async with self._finding_out:
@@ -238,12 +236,6 @@ def orders_of(n: int, draws: int, rng: random.Random) -> list[tuple[int, ...]]:
         drawn = rng.sample(range(n), n)
         orders += [tuple(drawn[turn:] + drawn[:turn]) for turn in rng.sample(range(n), n)]
     return orders[:draws]
-
-
-def marks_of(n: int) -> list[str]:
-    """What options are marked with by place: numbers from 1, but ten of them from 0, to be one digit each."""
-    first = 0 if n == _MOST_ONE_DIGIT else 1
-    return [str(place + first) for place in range(n)]
 
 
 def prompt_of(question: Question, order: Sequence[int]) -> Prompt:

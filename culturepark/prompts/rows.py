@@ -11,6 +11,9 @@ from culturepark.plan import Brief
 from culturepark.prompts.text import tidy
 from culturepark.seeds import Seed
 
+MOST_ONE_DIGIT = 10
+"""More options than digits cannot be told apart by a first token."""
+
 
 def assistant_of(demonym: str) -> str:
     """The system message of a culture's model, in training and when it is asked afterwards."""
@@ -24,6 +27,12 @@ def question_of(seed: Seed) -> str:
     return f'How do you see this statement? "{seed.statement}"'
 
 
+def marks_of(n: int) -> list[str]:
+    """What options are marked with by place: numbers from 1, but ten of them from 0, to be one digit each."""
+    first = 0 if n == MOST_ONE_DIGIT else 1
+    return [str(place + first) for place in range(n)]
+
+
 def choice_of(question: str, marked: Sequence[tuple[str, str]]) -> str:
     """A question with its options, each behind its mark, to be answered with one of these."""
     lines = (f"{mark}. {label}" for mark, label in marked)
@@ -33,7 +42,7 @@ def choice_of(question: str, marked: Sequence[tuple[str, str]]) -> str:
 def survey_messages(seed: Seed, order: Sequence[int], chosen: int, demonym: str) -> list[dict[str, str]]:
     """One chat: a survey question, asked as an evaluation asks it with its options in this order, and the
     answer that somebody gave, the option at place `chosen` of the seed."""
-    marks = {place: str(number) for number, place in enumerate(order, start=1)}
+    marks = dict(zip(order, marks_of(len(order)), strict=True))
     marked = [(mark, seed.options[place].label) for place, mark in marks.items()]
     return [
         {"role": "system", "content": assistant_of(demonym)},

@@ -182,9 +182,8 @@ def _survey_lines(run: Run, cultures: Sequence[str], held: Collection[str], coun
             continue
         rng = random.Random(f"survey:{run.settings.plan.seed}:{culture}:{seed.id}")
         places = range(len(shares))
-        for number, chosen in enumerate(
-            place for place in places for _ in range(apportion(shares, count)[place])
-        ):
+        parts = apportion(shares, count)
+        for number, chosen in enumerate(place for place in places for _ in range(parts[place])):
             messages = survey_messages(seed, rng.sample(places, len(places)), chosen, about.demonym)
             yield Line((at, number, 0, 0), "", culture, seed.id, messages)
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culturepark.errors import EndpointError
-from culturepark.evaluation.asking import Answer, Asker, Method, Question, marks_of, orders_of, read_choice
+from culturepark.evaluation.asking import Answer, Asker, Method, Question, orders_of, read_choice
 from culturepark.models.errors import ModelError
 from culturepark.ports import Prompt
+from culturepark.prompts.rows import marks_of
 from tests.builders import FakeChat
 from tests.evaluation_models import OptionsModel, always, at_place
 

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culturepark.errors import ConfigError, RunDirError, TrainingError
+from culturepark.evaluation.asking import Question, prompt_of
 from culturepark.models.scripted import ScriptedEmbedder
+from culturepark.prompts.rows import question_of, survey_messages
+from culturepark.seeds import builtin_seeds
 from culturepark.settings import TrainingSettings
 from culturepark.store.rundir import Run
 from culturepark.training.datasets import JOINT, apportion, read_dataset, seal, verify
@@ -245,3 +248,12 @@ def test_what_is_apportioned_is_whole_and_near_to_its_share(shares: list[float],
     assert sum(parts) == count
     for part, share in zip(parts, shares, strict=True):
         assert abs(part - share / sum(shares) * count) < 1 + 1e-9
+
+
+def test_survey_rows_mark_options_as_evaluations_do() -> None:
+    seed = next(seed for seed in builtin_seeds() if len(seed.options) == 10)
+    question = Question("q", "", question_of(seed), tuple(option.label for option in seed.options))
+    order = list(reversed(range(10)))
+    _, asked, answer = survey_messages(seed, order, 0, "Korean")
+    assert prompt_of(question, order).messages()[-1] == asked
+    assert answer["content"] == f"9. {seed.options[0].label}."
