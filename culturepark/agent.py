@@ -7,7 +7,6 @@ restarted or forgot it, says so and is told it whole.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,6 +17,7 @@ from culturepark.models.errors import ModelError
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Prompt, Sampling, Usage
 from culturepark.prompts.profile import Cue, Profile
+from culturepark.repeats import Said
 from culturepark.settings import Kind, Settings
 
 _REMEMBERED = 20_000
@@ -35,7 +35,7 @@ class _Memory(Struct):
     brief: Brief
     prompt: Prompt
     next_turn: int
-    said: tuple[Turn, ...]
+    said: Said
 
 
 class CulturalSpeaker:
@@ -60,15 +60,16 @@ class CulturalSpeaker:
             return Unknown(ask.number, ask.take, ask.turn)
         cue = self._profile.cue(brief, ask.turn, ask.heard, self._plan.cultures)
         prompt.add("user", cue.text)
-        earlier = self._earlier(ask, brief, known)
+        said = self._said(ask, known)
         try:
-            turn = await self._say(brief, ask, prompt, cue, earlier)
+            turn = await self._say(brief, ask, prompt, cue, said)
         except ModelError as error:
             return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage})
-        self._remember(ask, brief, prompt.add("assistant", turn.text), (*earlier, turn))
+        said.add(turn.text, ask.turn)
+        self._remember(ask, brief, prompt.add("assistant", turn.text), said)
         return Spoke(ask.number, ask.take, turn)
 
-    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, earlier: Sequence[Turn]) -> Turn:
+    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, said: Said) -> Turn:
         whole = prompt.copy().add("assistant", cue.prefill) if cue.prefill else prompt
         speaker = self._speaker(ask.turn, brief)
         spent, before = Usage(), None
@@ -97,7 +98,7 @@ class CulturalSpeaker:
                 latency_s=round(completion.latency_s, 4),
                 usage=spent,
             )
-            found = () if self._policy.off else health.symptoms(brief, earlier, turn)
+            found = () if self._policy.off else health.symptoms(brief, said, turn)
             turn = replace(turn, health=health.labels(found, before.health if before else ()))
             again = health.verdict(found, self._policy, retried=attempt == _SPEAKS_AGAIN, late=late)
             if again != "retry":
@@ -107,15 +108,14 @@ class CulturalSpeaker:
             return replace(before, usage=spent)
         raise ModelError("empty_reply", "nothing was left of the reply once it was cleaned", usage=spent)
 
-    def _earlier(self, ask: Ask, brief: Brief, known: _Memory | None) -> tuple[Turn, ...]:
-        """The turns before this one, as far as they are known here."""
+    def _said(self, ask: Ask, known: _Memory | None) -> Said:
+        """What was said before this turn, as far as it is known here."""
         if ask.transcript is not None:
-            return ask.transcript
-        if not ask.heard:
-            return ()
-        heard = Turn(ask.turn - 1, self._speaker(ask.turn - 1, brief), ask.heard)
-        said = known.said if known and known.next_turn == ask.turn else ()
-        return (*said, heard)
+            return Said(turn.text for turn in ask.transcript)
+        said = known.said if known and known.next_turn == ask.turn else Said()
+        if ask.heard:
+            said.add(ask.heard, ask.turn - 1)
+        return said
 
     def _prompt_for(self, ask: Ask, brief: Brief, known: _Memory | None) -> Prompt | None:
         """The prompt up to this turn's cue; None if it is not known here."""
@@ -135,7 +135,7 @@ class CulturalSpeaker:
         speaker = self._speaker(turn, brief)
         return Prompt().add("system", self._profile.system(brief, speaker, self._plan.cultures))
 
-    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt, said: tuple[Turn, ...]) -> None:
+    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt, said: Said) -> None:
         key = _key(ask)
         following = ask.turn + len(brief.speakers)
         if following > brief.utterances:

@@ -1,6 +1,6 @@
 """The health of a dialogue: what is wrong with a turn, and what is done about it.
 
-    found = symptoms(brief, turns_so_far, turn)
+    found = symptoms(brief, said, turn)
     verdict(found, settings.health, retried=False, late=is_late(turn.number, brief.utterances))
 
 Pure, and cheap enough for every turn: nothing here is certain, but what is named is told by words that
@@ -11,14 +11,13 @@ and beside it the language of the dialogue.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from culturepark.messages import Turn
 from culturepark.plan import Brief
 from culturepark.prompts.text import words
+from culturepark.repeats import Said
 from culturepark.seeds.model import Answers, Seed
 from culturepark.seeds.stance import Stance, stance_of
 from culturepark.settings import HealthSettings, Symptom
@@ -29,8 +28,8 @@ RETRIED = "retried:"
 """Begins the label of a symptom of a turn that was thrown away and said anew."""
 
 
-def symptoms(brief: Brief, earlier: Sequence[Turn], turn: Turn) -> tuple[Symptom, ...]:
-    """What is wrong with `turn`, which follows the turns `earlier` of the same dialogue.
+def symptoms(brief: Brief, said: Said, turn: Turn) -> tuple[Symptom, ...]:
+    """What is wrong with `turn`, before which `said` was said in the same dialogue.
 
     - `empty`: there is no letter and no digit in it.
     - `role_flip`: it begins with the other's name, or a role, as a label (or a line of it does), says
@@ -39,8 +38,7 @@ def symptoms(brief: Brief, earlier: Sequence[Turn], turn: Turn) -> tuple[Symptom
     - `left_stance`: a delegate takes another side of the question in the very words of the survey ("I do
       not agree that ..."). Somebody who leaves a stance in words of their own is left to the verifier,
       which looks at each opinion; so are dialogues in another language than the questions'.
-    - `repeated`: nearly the same words as an earlier turn, whoever said it.
-    - `looping`: one sentence three times, in it or over turns, or words that go round in circles.
+    - `repeated`, `looping`: it says again what was said; see `Said.again`.
     - `dies_in_thanks`: thanks, a farewell and good wishes, and nothing else.
     """
     text = turn.text
@@ -57,7 +55,8 @@ def symptoms(brief: Brief, earlier: Sequence[Turn], turn: Turn) -> tuple[Symptom
     stance = brief.stances[turn.speaker]
     if stance is not None and _leaves(brief.seed, stance, low):
         found.append("left_stance")
-    found += _again(earlier, text)
+    if (again := said.again(text)) is not None:
+        found.append(again)
     if len(text) < _BRIEF and _only_thanks(low):
         found.append("dies_in_thanks")
     return tuple(found)
@@ -300,113 +299,6 @@ def _takes_side(low: str, clause: str, leads: tuple[str, ...]) -> bool:
 
 
 _LEAD_CHARS = 60
-
-
-# --- saying the same again ---------------------------------------------------------------------------
-
-_END = 32
-"""Characters at the beginning and the end of a turn that are remembered: two turns of one sentence
-that differ in a word or two share one of them."""
-_SENTENCE_CHARS = 20
-_TIMES = 3
-_ALIKE = 0.65
-"""Share of pairs of words, of all that two texts have, that both of them have: one word in twelve may
-differ, and somebody who only begins as before stays well below it."""
-_RUN_ON_CHARS = 300
-_DISTINCT = 0.5
-
-
-def _again(earlier: Sequence[Turn], text: str) -> list[Symptom]:
-    own, keys = _features(text)
-    if len(own) >= _TIMES and len(set(own)) <= len(own) - (_TIMES - 1) and _goes_round(own):
-        return ["looping"]
-    if len(text) > _RUN_ON_CHARS and max(map(len, own)) > _RUN_ON_CHARS and _circles(max(own, key=len)):
-        return ["looping"]
-    alike, said, pairs = 0, dict[str, int](), None
-    for turn in earlier:
-        known = _features(turn.text)[1]
-        if keys.isdisjoint(known):
-            continue
-        common = keys & known
-        for sentence in common:
-            said[sentence] = said.get(sentence, 0) + 1
-        if _may_resemble(text, common):
-            pairs = pairs or _pairs(text)
-            alike += _resemblance(pairs, _pairs(turn.text)) >= _ALIKE
-    if not said:
-        return []
-    sentences = {sentence for sentence in own if len(sentence) >= _SENTENCE_CHARS}
-    if alike >= _TIMES - 1 or any(said.get(sentence, 0) >= _TIMES - 1 for sentence in sentences):
-        return ["looping"]
-    return ["repeated"] if alike else []
-
-
-def _goes_round(own: Sequence[str]) -> bool:
-    return any(own.count(one) >= _TIMES for one in set(own) if words(one) >= _TIMES)
-
-
-def _sentences(text: str) -> list[str]:
-    low = text.lower()
-    if not low.isascii():
-        for stop in "\u3002\uff01\uff1f\u061f\u06d4\u0964":
-            low = low.replace(stop, ". ")
-    if "?" in low:
-        low = low.replace("? ", ". ")
-    if "!" in low:
-        low = low.replace("! ", ". ")
-    if "\n" in low:
-        low = low.replace("\n", ". ")
-    return [sentence.strip(" .!?") for sentence in low.split(". ")]
-
-
-@lru_cache(maxsize=16_384)
-def _features(text: str) -> tuple[list[str], frozenset[str]]:
-    """Its sentences; and what two turns that are nearly the same have in common: a sentence, the beginning or
-    the end."""
-    own = _sentences(text)
-    return own, frozenset((*own, *_ends(text)))
-
-
-def _ends(text: str) -> tuple[str, str]:
-    return text[:_END].lower(), text[-_END:].lower()
-
-
-def _may_resemble(text: str, common: frozenset[str]) -> bool:
-    """Whether it is worth comparing word by word. In a text of several sentences one in common is not yet a
-    sign of it; where sentences cannot be told apart for certain it is."""
-    if len(text) < _SENTENCE_CHARS:
-        return False
-    return not text.isascii() or not common.isdisjoint(_ends(text)) or 2 * sum(map(len, common)) >= len(text)
-
-
-def _resemblance(a: set[tuple[str, str]], b: set[tuple[str, str]]) -> float:
-    """The share of all pairs that both have."""
-    both = len(a & b)
-    return both / max(1, len(a) + len(b) - both)
-
-
-def _pairs(text: str) -> set[tuple[str, str]]:
-    """Pairs of words that follow each other, or of three letters in scripts without spaces."""
-    return set(pairwise(_parts(text)))
-
-
-def _parts(text: str) -> list[str]:
-    """Words; where words are not apart, each letter and the next one."""
-    parts = text.lower().translate(_MARKS).split()
-    if len(text) > _LONG_WORD * len(parts):
-        letters = "".join(parts)
-        return [letters[i : i + 2] for i in range(len(letters) - 1)]
-    return parts
-
-
-_MARKS = str.maketrans("", "", ".,;:!?\"'()\u3002\uff0c\uff01\uff1f\u060c\u061f\u0964")
-_LONG_WORD = 12
-
-
-def _circles(sentence: str) -> bool:
-    """Whether a very long sentence says few things over and over."""
-    parts = _parts(sentence)
-    return len(set(zip(parts, parts[1:], parts[2:], strict=False))) < _DISTINCT * (len(parts) - 2)
 
 
 # --- nothing but thanks --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+import numpy as np
 from aiohttp import web
 
 from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
@@ -44,13 +45,14 @@ class EmbeddingServer:
             texts = msgspec.convert(
                 [body["input"]] if isinstance(body["input"], str) else body["input"], list[str]
             )
+            as_base64 = body.get("encoding_format") == "base64"
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
         async with self._busy:
             vectors: Any = await asyncio.to_thread(self._model.passage, texts) if texts else []
-        data = [
-            {"object": "embedding", "index": i, "embedding": vectors[i].tolist()} for i in range(len(texts))
-        ]
+        # msgspec writes bytes as base64.
+        rows = [(np.asarray(one, "<f4").tobytes() if as_base64 else one.tolist()) for one in vectors]
+        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
         words = sum(len(text.split()) for text in texts)
         usage = {"prompt_tokens": words, "total_tokens": words}
         reply = {"object": "list", "data": data, "model": EMBEDDER_NAME, "usage": usage}

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from culturepark.models.errors import ModelError
+from culturepark.models.errors import ModelError, refuses_format
 from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Usage, Vectors
 from culturepark.settings import LimitSettings, ModelSettings
@@ -38,6 +38,7 @@ class _Reply(Struct):
 
 _decoder = msgspec.json.Decoder(_Reply)
 _numbers = msgspec.json.Decoder(list[float])
+_base64 = msgspec.json.Decoder(bytes)
 _tokens = msgspec.json.Decoder(int)
 
 
@@ -56,6 +57,8 @@ class HttpEmbedder:
         self._dimensions = model.dimensions
         self._limits = limits
         self._width = 0
+        # Numbers in JSON take much longer to read; who knows no base64 sends them all the same.
+        self._encoding = "base64"
 
     async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         """One row of length 1 a text, in order; see ports.Embedder. Raises ModelError."""
@@ -64,13 +67,18 @@ class HttpEmbedder:
         return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
     async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:
-        fields: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
-        if self._dimensions:
-            fields["dimensions"] = self._dimensions
-        body = msgspec.json.encode(fields)
         useless = tried = 0
         while True:
-            reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
+            body = self._body(texts)
+            try:
+                reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
+            except ModelError as error:
+                if self._encoding == "float" or not refuses_format(error):
+                    raise
+                self._encoding = "float"  # an endpoint that refuses it says so once
+                if error.usage.calls:
+                    told.append(error.usage)
+                continue
             tried = reply.retries + 1
             if reply.lost.calls:
                 told.append(reply.lost)
@@ -81,6 +89,16 @@ class HttpEmbedder:
                 if useless >= _USELESS or tried > self._limits.retries:
                     raise
                 useless += 1
+
+    def _body(self, texts: Sequence[str]) -> bytes:
+        fields: dict[str, Any] = {
+            "model": self._model,
+            "input": list(texts),
+            "encoding_format": self._encoding,
+        }
+        if self._dimensions:
+            fields["dimensions"] = self._dimensions
+        return msgspec.json.encode(fields)
 
     def _read(self, raw: bytes, url: str, count: int, told: list[Usage]) -> Vectors:
         usage = Usage(calls=1, unreported=1)
@@ -102,13 +120,14 @@ class HttpEmbedder:
         if vectors.ndim != 2 or not vectors.shape[1]:
             what = f"{count} texts gave embeddings of shape {vectors.shape}"
             raise ModelError("invalid_reply", what)
+        vectors = unit(vectors)
         width = vectors.shape[1]
         self._width = self._width or width
         if width != self._width:
             # Replicas that serve different models would give vectors that cannot be compared.
             what = f"embeddings have {width} dimensions, and had {self._width} before"
             raise ModelError("invalid_reply", what)
-        return unit(vectors)
+        return vectors
 
     async def close(self) -> None:
         """Close the session."""
@@ -118,6 +137,8 @@ class HttpEmbedder:
 def _vector(raw: msgspec.Raw) -> Vectors:
     if len(raw) > _ROW_BYTES:
         raise ValueError("an embedding is too long")
+    if bytes(memoryview(raw)[:1]) == b'"':
+        return np.frombuffer(_base64.decode(raw), dtype="<f4")
     with np.errstate(over="ignore"):  # `unit` refuses what is infinite
         return np.array(_numbers.decode(raw), dtype=np.float32)
 

@@ -174,6 +174,8 @@ def first_person(text: str, name: str) -> str:
     """English in the first person: "Rania thinks that her family ..." becomes "I think that my
     family ...". Text is returned as it is if it does not begin so, and also if a pronoun in it may
     stand for somebody else or a verb's form is not known: better left than changed in meaning."""
+    if not text.startswith((name, "She", "she", "He", "he", "The", "the")):
+        return text  # nearly all are, and a pattern for each name is dear
     match = re.match(
         rf"^(?P<who>{re.escape(name)}|[Ss]he|[Hh]e|{_UNSPECIFIC})\s+(?P<how>{_ADVERB})(?P<verb>{_VERBS})"
         r"\s+(?=that\b)",

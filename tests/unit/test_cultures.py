@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from culturepark import cultures
 from culturepark.cultures import Persona, culture_named, describe, draw_persona, load_cultures
 from culturepark.errors import ConfigError
 from culturepark.paths import config_dir
@@ -245,3 +246,15 @@ def test_every_shipped_persona_has_a_plain_description() -> None:
                         assert (article == "an") == (word[0].lower() in "aeiou"), phrase
                 assert not any(f"a {state}" in phrase for state in ("retired", "unemployed"))
                 assert phrase.count(" works as ") + phrase.count(" is ") == 1
+
+
+@given(
+    shares=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=1).filter(
+        lambda shares: any(shares.values())
+    ),
+    seed=st.integers(),
+)
+def test_shares_are_drawn_as_the_standard_library_draws(shares: dict[str, float], seed: int) -> None:
+    # Plans of earlier versions must give the same people.
+    drawn = cultures._draw(shares, random.Random(seed))  # pyright: ignore[reportPrivateUsage]
+    assert [drawn] == random.Random(seed).choices(list(shares), weights=list(shares.values()))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import gzip
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -555,6 +557,34 @@ async def test_embeddings_come_in_order_and_of_length_one(servers: Servers) -> N
     assert vectors.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
+def as_base64(*numbers: float) -> str:
+    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
+async def test_embeddings_are_asked_for_in_base64_and_read_in_either_form(servers: Servers) -> None:
+    both = {"data": [{"embedding": as_base64(0.0, 2.0), "index": 1}, {"embedding": [3.0, 0.0], "index": 0}]}
+    vectors = await servers.embedder(await servers.start(both)).embed(["a", "b"])
+    assert vectors.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert servers.requests[0][1]["encoding_format"] == "base64"
+
+
+async def test_who_refuses_base64_is_asked_for_numbers_from_then_on(servers: Servers) -> None:
+    refusal = reply({"error": {"message": "encoding_format 'base64' is not supported"}}, 400)
+    embedder = servers.embedder(await servers.start(refusal, rows([1.0, 0.0])))
+    told: list[Usage] = []
+    for _ in range(2):
+        assert (await embedder.embed(["a"], told)).tolist() == [[1.0, 0.0]]
+    assert [sent["encoding_format"] for _, sent, _ in servers.requests] == ["base64", "float", "float"]
+    assert [one.calls for one in told] == [1, 1]
+
+
+async def test_a_refusal_of_numbers_is_an_error(servers: Servers) -> None:
+    refusal = reply({"error": {"message": "unknown format"}}, 400)
+    with pytest.raises(ModelError, match="unknown format"):
+        await servers.embedder(await servers.start(refusal)).embed(["a"])
+    assert len(servers.requests) == 2
+
+
 async def test_many_texts_go_in_batches(servers: Servers) -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         texts = (await request.json())["input"]
@@ -577,6 +607,10 @@ async def test_many_texts_go_in_batches(servers: Servers) -> None:
         {"data": [{"embedding": [1.0], "index": 0}] * 2},
         {"data": [{"embedding": ["a"], "index": 0}, {"embedding": [1.0], "index": 1}]},
         b'{"data": [{"embedding": [1e999], "index": 0}, {"embedding": [1.0], "index": 1}]}',
+        *(
+            {"data": [{"embedding": odd, "index": 0}, {"embedding": as_base64(1.0), "index": 1}]}
+            for odd in ("AAA", "not base64!", "AAAAAAA=", "", as_base64(math.nan), as_base64(1.0, 2.0))
+        ),
         {"error": {"message": KEY}},
     ],
 )
