@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import importlib
+import inspect
 import logging
 import os
 import shutil
@@ -31,6 +32,8 @@ _ATTEMPTS = 2
 """Ray gives its processes thirty seconds; on a slow disk that can be too short, and
 the second time they are in memory."""
 _TOO_LATE = "timed out during startup"
+
+_LEAN = {"dashboard_agent_listen_port": 0, "no_monitor": True, "include_log_monitor": False}
 
 _METRICS_OFTEN_MS = "5000"
 
@@ -91,10 +94,12 @@ def _start(home: Path, options: dict[str, Any]) -> None:
 
 @contextmanager
 def _lean(begun: list[Any]) -> Iterator[None]:
-    """Ray starts within this without the process that would serve a dashboard, which costs a second even
-    where none is included, and with an agent that takes any free port: of Ray's usual one, which is another
-    session's if there is one, it lets go after three seconds. `ray.init` has options for neither. A version
-    of Ray that has not these names starts as it comes. `begun` gets the nodes whose start was begun."""
+    """Ray starts within this without three processes that each take a CPU second: one that would serve a
+    dashboard, even where none is included, one that asks for further nodes, and one that hands workers' words
+    on to drivers, which ours does not listen to. Its agent takes any free port: of Ray's usual one, which is
+    another session's if there is one, it lets go after three seconds. `ray.init` has options for none of it.
+    A version of Ray that has not these names starts as it comes. `begun` gets the nodes whose start was
+    begun."""
     try:
         constants, nodes, parameters = _private("ray_constants"), _private("node"), _private("parameter")
         serve, params = nodes.Node.start_api_server, parameters.RayParams
@@ -109,7 +114,8 @@ def _lean(begun: list[Any]) -> Iterator[None]:
         node.get_gcs_client().internal_kv_put(*place)
 
     nodes.Node.start_api_server = unserved
-    parameters.RayParams = functools.partial(params, dashboard_agent_listen_port=0)
+    known = inspect.signature(params).parameters
+    parameters.RayParams = functools.partial(params, **{k: v for k, v in _LEAN.items() if k in known})
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from culturepark.models.errors import ModelError
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Prompt, Sampling, Usage
 from culturepark.prompts.profile import Cue, Profile
-from culturepark.repeats import Said
+from culturepark.repeats import Earlier
 from culturepark.settings import Kind, Settings
 
 _REMEMBERED = 20_000
@@ -35,7 +35,7 @@ class _Memory(Struct):
     brief: Brief
     prompt: Prompt
     next_turn: int
-    said: Said
+    said: Earlier
 
 
 class CulturalSpeaker:
@@ -65,11 +65,12 @@ class CulturalSpeaker:
             turn = await self._say(brief, ask, prompt, cue, said)
         except ModelError as error:
             return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage})
-        said.add(turn.text, ask.turn)
+        if not self._policy.off:
+            said.add(turn.text, ask.turn)
         self._remember(ask, brief, prompt.add("assistant", turn.text), said)
         return Spoke(ask.number, ask.take, turn)
 
-    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, said: Said) -> Turn:
+    async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, said: Earlier) -> Turn:
         whole = prompt.copy().add("assistant", cue.prefill) if cue.prefill else prompt
         speaker = self._speaker(ask.turn, brief)
         spent, before = Usage(), None
@@ -108,11 +109,13 @@ class CulturalSpeaker:
             return replace(before, usage=spent)
         raise ModelError("empty_reply", "nothing was left of the reply once it was cleaned", usage=spent)
 
-    def _said(self, ask: Ask, known: _Memory | None) -> Said:
-        """What was said before this turn, as far as it is known here."""
+    def _said(self, ask: Ask, known: _Memory | None) -> Earlier:
+        """What was said before this turn, as far as it is known here, and anybody wants to know."""
+        if self._policy.off:
+            return Earlier()
         if ask.transcript is not None:
-            return Said(turn.text for turn in ask.transcript)
-        said = known.said if known and known.next_turn == ask.turn else Said()
+            return Earlier(turn.text for turn in ask.transcript)
+        said = known.said if known and known.next_turn == ask.turn else Earlier()
         if ask.heard:
             said.add(ask.heard, ask.turn - 1)
         return said
@@ -135,7 +138,7 @@ class CulturalSpeaker:
         speaker = self._speaker(turn, brief)
         return Prompt().add("system", self._profile.system(brief, speaker, self._plan.cultures))
 
-    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt, said: Said) -> None:
+    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt, said: Earlier) -> None:
         key = _key(ask)
         following = ask.turn + len(brief.speakers)
         if following > brief.utterances:

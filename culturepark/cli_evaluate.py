@@ -44,6 +44,7 @@ _NEEDS: dict[str, frozenset[Task]] = {
     "--by": OF_MODELS,
     "--draws": frozenset({Task.opinions}),
     "--harness": frozenset({Task.forgetting}),
+    "--items-each": frozenset({Task.vsm}),
     "--judge": frozenset({Task.quality}),
     "--judge-model": frozenset({Task.quality}),
     "--labelled": frozenset({Task.moderation}),
@@ -113,6 +114,10 @@ def evaluate(
     ] = None,
     people: Annotated[
         int | None, typer.Option(help=f"vsm: people of each culture, at least and by default {_PEOPLE}.")
+    ] = None,
+    items_each: Annotated[
+        int | None,
+        typer.Option(help="vsm: items that each person is asked, 12 for half of them; all unless told."),
     ] = None,
     vsm_items: Annotated[
         Path | None, typer.Option("--vsm-items", metavar="FILE.csv", help="vsm: the official questionnaire.")
@@ -185,6 +190,7 @@ def evaluate(
         "--by": by,
         "--draws": draws,
         "--harness": harness,
+        "--items-each": items_each,
         "--judge": judge,
         "--judge-model": judge_model,
         "--labelled": labelled,
@@ -226,7 +232,14 @@ def evaluate(
     suite = Suite(
         cultures=registry,
         asked=tuple(_asked(seeds or ["builtin"], question, seen, chosen)) if Task.opinions in tasks else (),
-        groups=tuple(vsm.groups_of(chosen, _PEOPLE if people is None else people, rng_seed))
+        groups=tuple(
+            vsm.groups_of(
+                chosen,
+                _PEOPLE if people is None else people,
+                rng_seed,
+                vsm.N_ITEMS if items_each is None else items_each,
+            )
+        )
         if Task.vsm in tasks
         else (),
         items=vsm.read_items(vsm_items),

@@ -1,6 +1,6 @@
 """The health of a dialogue: what is wrong with a turn, and what is done about it.
 
-    found = symptoms(brief, said, turn)
+    found = symptoms(brief, earlier, turn)
     verdict(found, settings.health, retried=False, late=is_late(turn.number, brief.utterances))
 
 Pure, and cheap enough for every turn: nothing here is certain, but what is named is told by words that
@@ -17,7 +17,7 @@ from typing import Literal
 from culturepark.messages import Turn
 from culturepark.plan import Brief
 from culturepark.prompts.text import words
-from culturepark.repeats import Said
+from culturepark.repeats import Earlier
 from culturepark.seeds.model import Answers, Seed
 from culturepark.seeds.stance import Stance, stance_of
 from culturepark.settings import HealthSettings, Symptom
@@ -28,8 +28,8 @@ RETRIED = "retried:"
 """Begins the label of a symptom of a turn that was thrown away and said anew."""
 
 
-def symptoms(brief: Brief, said: Said, turn: Turn) -> tuple[Symptom, ...]:
-    """What is wrong with `turn`, before which `said` was said in the same dialogue.
+def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
+    """What is wrong with `turn`, which follows `earlier` ones of the same dialogue.
 
     - `empty`: there is no letter and no digit in it.
     - `role_flip`: it begins with the other's name, or a role, as a label (or a line of it does), says
@@ -38,7 +38,7 @@ def symptoms(brief: Brief, said: Said, turn: Turn) -> tuple[Symptom, ...]:
     - `left_stance`: a delegate takes another side of the question in the very words of the survey ("I do
       not agree that ..."). Somebody who leaves a stance in words of their own is left to the verifier,
       which looks at each opinion; so are dialogues in another language than the questions'.
-    - `repeated`, `looping`: it says again what was said; see `Said.again`.
+    - `repeated`, `looping`: it says again what was said; see `Earlier.again`.
     - `dies_in_thanks`: thanks, a farewell and good wishes, and nothing else.
     """
     text = turn.text
@@ -55,7 +55,7 @@ def symptoms(brief: Brief, said: Said, turn: Turn) -> tuple[Symptom, ...]:
     stance = brief.stances[turn.speaker]
     if stance is not None and _leaves(brief.seed, stance, low):
         found.append("left_stance")
-    if (again := said.again(text)) is not None:
+    if (again := earlier.again(text, turn.number)) is not None:
         found.append(again)
     if len(text) < _BRIEF and _only_thanks(low):
         found.append("dies_in_thanks")

@@ -1,8 +1,8 @@
 """Saying the same again: whether a turn repeats an earlier one of its dialogue, or goes round in circles.
 
-    said = Said(texts of the turns before)
-    said.again(text)                    # "repeated", "looping", or None
-    said.add(text, number)
+    earlier = Earlier(texts of the turns before)
+    earlier.again(text, number)                 # "repeated", "looping", or None
+    earlier.add(text, number)
 
 Every turn of every dialogue passes here, and most share no sentence with what came before; that has to be
 found out without looking at what came before.
@@ -10,7 +10,7 @@ found out without looking at what came before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -20,23 +20,24 @@ END_CHARS = 32
 """Characters at the beginning and the end of a turn that are remembered: two turns of one sentence
 that differ in a word or two share one of them."""
 SENTENCE_CHARS = 20
-"""A shorter sentence may be said as often as one likes."""
+"""A shorter sentence may come back in any number of turns, and no shorter turn is called repeated."""
 TIMES = 3
+"""Said so often, a sentence, or a turn, is a loop."""
 ALIKE = 0.65
 """Share of pairs of words, of all that two texts have, that both of them have: one word in twelve may
 differ, and somebody who only begins as before stays well below it."""
 
 _PLACES, _PLACE_CHARS, _PLACES_SHARED = 16, 16, 8
+_PLACES_FROM_CHARS = 128
 """Of so many places of a text, of so many letters each, so many are in a text that is alike. By trial: of
 1,900 English texts with one word in eight to twelve exchanged that were alike, none had fewer."""
 _RUN_ON_CHARS = 300
 _DISTINCT = 0.5
 
 
-class Said:
+class Earlier:
     """What was said in a dialogue so far, whoever said it. Of each sentence, each beginning and each end it
-    is known which turns have it; that is found by their hashes, so that thousands of dialogues take little
-    memory."""
+    is known which turns have it, by hashes: some kilobytes a dialogue."""
 
     __slots__ = ("_having", "_texts")
 
@@ -57,8 +58,8 @@ class Said:
             having[key] = having.get(key, 0) | bit
         self._texts.append(text)
 
-    def again(self, text: str) -> Literal["repeated", "looping"] | None:
-        """Whether a turn says again what was said.
+    def again(self, text: str, number: int) -> Literal["repeated", "looping"] | None:
+        """Whether this text of turn `number` says again what was said in turns before it.
 
         `looping`: one sentence three times, in it or over turns; a third turn of nearly the same words; or
         words that go round in circles. `repeated`: nearly the same words as an earlier turn.
@@ -66,8 +67,9 @@ class Said:
         own = _sentences(text)
         if _goes_round(text, own):
             return "looping"
-        having = self._having
-        known = {part: turns for part in (*own, *_ends(text)) if (turns := having.get(hash(part)))}
+        having, before = self._having, (1 << (number - 1)) - 1
+        parts = (*own, *_ends(text))
+        known = {part: turns for part in parts if (turns := having.get(hash(part), 0) & before)}
         if not known:
             return None
         for part in own:
@@ -79,7 +81,7 @@ class Said:
         return "repeated" if alike else None
 
 
-def _by_turn(known: dict[str, int]) -> Iterable[tuple[int, list[str]]]:
+def _by_turn(known: dict[str, int]) -> Iterator[tuple[int, list[str]]]:
     """The turns that have any of these parts, and which."""
     turns = 0
     for having in known.values():
@@ -147,8 +149,10 @@ def _alike(text: str, other: str, common: Sequence[str]) -> bool:
 
 
 def _shares_places(text: str, other: str) -> bool:
-    shorter, longer = sorted((text.lower(), other.lower()), key=len)
-    step = max(1, len(shorter) // (_PLACES + 1))
+    shorter, longer = sorted((text.lower().translate(_FLAT), other.lower().translate(_FLAT)), key=len)
+    if len(shorter) < _PLACES_FROM_CHARS:
+        return True
+    step = len(shorter) // (_PLACES + 1)
     shared = 0
     for at in range(step, step * _PLACES + 1, step):
         shared += shorter[at : at + _PLACE_CHARS] in longer
@@ -177,4 +181,5 @@ def _parts(text: str) -> list[str]:
 
 
 _MARKS = str.maketrans("", "", ".,;:!?\"'()\u3002\uff0c\uff01\uff1f\u060c\u061f\u0964")
+_FLAT = _MARKS | {ord("\n"): " "}
 _LONG_WORD = 12

@@ -282,7 +282,11 @@ def volume(repeats: int, quick: bool) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="culturepark-bench-") as folder,
     ):
         out = Path(folder, "run")
-        command = generate_command(mock, out, refine=True, in_flight=1000, rounds=rounds, config=config)
+        # A dialogue's refinement asks for dozens of replies at once: no more than files that may be open.
+        most = {"limits.requests_in_flight": 8_000}
+        command = generate_command(
+            mock, out, refine=True, in_flight=1000, rounds=rounds, config=config, **most
+        )
         one = measure(command, mock)
         summary = json.loads((out / "summary.json").read_text("utf-8"))
         size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6

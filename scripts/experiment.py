@@ -36,8 +36,11 @@ OWN = "own"
 class Experiment:
     """The steps, in a directory."""
 
-    def __init__(self, config: Path, out: Path, tasks: Sequence[str], sets: list[str]) -> None:
+    def __init__(
+        self, config: Path, out: Path, tasks: Sequence[str], sets: list[str], items_each: int
+    ) -> None:
         self._config, self._out, self._tasks, self._sets = config, out, tasks, sets
+        self._items_each = items_each
         self._times = out / "times.json"
 
     def generate(self, name: str, *sets: str) -> Path:
@@ -62,6 +65,8 @@ class Experiment:
             adapters = ("--adapter", OWN, *(("--adapter", "joint") if joint else ()))
             adapters += () if base else ("--no-base",)
             where = ("--task", task, "--out", str(out))
+            if task == "vsm":
+                where += ("--items-each", str(self._items_each))
             self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *adapters, *where)
 
     def judge_data(self, run: Path, baseline: Path | None) -> None:
@@ -163,11 +168,14 @@ def main() -> None:
     parser.add_argument(
         "--no-joint", action="store_true", help="without the adapter of all cultures together"
     )
+    parser.add_argument(
+        "--items-each", type=int, default=12, metavar="N", help="vsm: items each person is asked (12 of 24)"
+    )
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     tasks: Sequence[str] = given.task or TASKS
-    experiment = Experiment(given.config.resolve(), out, tasks, given.set)
+    experiment = Experiment(given.config.resolve(), out, tasks, given.set, given.items_each)
     runs = [experiment.generate("dialogues")]
     if not given.no_direct:
         runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))

@@ -27,6 +27,10 @@ from culturepark.evaluation.statistics import Floats
 TASK = "vsm"
 LEAST_PEOPLE = 50
 """The manual's ideal for a group; below twenty it calls no figure meaningful."""
+LEAST_ANSWERS = 20
+"""So many people have to be asked each item, where not everybody is asked all of them."""
+PARTS = tuple(each for each in range(1, N_ITEMS + 1) if N_ITEMS % each == 0)
+"""How many items one person may be asked."""
 
 WARNINGS = (
     "Indices describe groups of people, never one person.",
@@ -51,10 +55,12 @@ class Item(Struct, frozen=True):
 
 
 class Group(Struct, frozen=True):
-    """The people of one culture, and the published row they are compared with."""
+    """The people of one culture, the places of the items that each of them is asked, and the published row
+    they are compared with."""
 
     culture: Culture
     people: tuple[Persona, ...]
+    asked: tuple[tuple[int, ...], ...]
 
     @property
     def published(self) -> tuple[float | None, ...]:
@@ -103,35 +109,55 @@ def read_items(path: Path | None = None) -> tuple[Item, ...]:
     return tuple(items[number] for number in range(1, N_ITEMS + 1))
 
 
-def groups_of(cultures: Sequence[Culture], people: int, rng_seed: int = 0) -> list[Group]:
+def groups_of(
+    cultures: Sequence[Culture], people: int, rng_seed: int = 0, items_each: int = N_ITEMS
+) -> list[Group]:
     """`people` personas a culture, as many women as men; the same seed gives the same people.
 
-    Raises ConfigError below fifty.
+    With fewer than all `items_each`, each person is asked a part of the items (matrix sampling, as large
+    surveys do): parts are drawn so that each item is asked equally often, but for one time. Raises
+    ConfigError below fifty people, and if an item would be asked of too few.
     """
     if people < LEAST_PEOPLE:
         what = f"{people} people are too few for an index."
         raise ConfigError("--people", what, f"Take at least {LEAST_PEOPLE} of each culture.")
+    if items_each not in PARTS:
+        what = f"{N_ITEMS} items cannot be shared out evenly by {items_each}."
+        raise ConfigError("--items-each", what, f"Take one of {', '.join(map(str, PARTS))}.")
+    if (asked := people * items_each // N_ITEMS) < LEAST_ANSWERS:
+        what = f"each item would be asked of {asked} people of a culture."
+        fix = f"Ask more items or more people: at least {LEAST_ANSWERS} have to answer each item."
+        raise ConfigError("--items-each", what, fix)
     groups: list[Group] = []
     for culture in cultures:
         rng = random.Random(f"vsm:{rng_seed}:{culture.id}")
-        drawn = (draw_persona(culture, "woman" if n % 2 == 0 else "man", rng) for n in range(people))
-        groups.append(Group(culture, tuple(drawn)))
+        drawn = tuple(draw_persona(culture, "woman" if n % 2 == 0 else "man", rng) for n in range(people))
+        groups.append(Group(culture, drawn, _parts(people, items_each, rng)))
     return groups
 
 
+def _parts(people: int, items_each: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:
+    """Places of the items that each person is asked: all in a drawn order, cut into parts, and again."""
+    parts: list[tuple[int, ...]] = []
+    while len(parts) < people:
+        order = rng.sample(range(N_ITEMS), N_ITEMS)
+        parts += [tuple(sorted(order[at : at + items_each])) for at in range(0, N_ITEMS, items_each)]
+    return tuple(parts[:people])
+
+
 def questions_of(groups: Sequence[Group], items: Sequence[Item]) -> list[Question]:
-    """Each person is asked each item, culture by culture, person by person."""
+    """Each person is asked their items, culture by culture, person by person."""
     return [
         Question(
-            f"{group.culture.id}/{number}/{item.number}",
+            f"{group.culture.id}/{number}/{items[place].number}",
             f"You are {describe(person, group.culture)}. Answer as this person would.",
-            item.question,
-            item.options,
+            items[place].question,
+            items[place].options,
             begins_as=f"{group.culture.id}/{number}",
         )
         for group in groups
-        for number, person in enumerate(group.people)
-        for item in items
+        for number, (person, places) in enumerate(zip(group.people, group.asked, strict=True))
+        for place in places
     ]
 
 
@@ -141,13 +167,22 @@ async def evaluate(asker: Asker, groups: Sequence[Group], items: Sequence[Item])
 
 
 def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Measurement]:
-    """Figures of all cultures together and of each, from one answer a person and item.
+    """Figures of all cultures together and of each, from one answer a question, in the order of
+    `questions_of`.
 
-    An answer by log-probabilities counts with its mean code.
+    An answer by log-probabilities counts with its mean code. What somebody was not asked is missing.
     """
     people = len(groups[0].people)
-    codes = [_code(answer) for answer in answers]
-    values = np.array(codes).reshape(len(groups), people, N_ITEMS).transpose(1, 0, 2).reshape(people, -1)
+    values = np.full((people, len(groups), N_ITEMS), np.nan)
+    per_culture: list[Sequence[Answer]] = []
+    at = 0
+    for number, group in enumerate(groups):
+        begin = at
+        for person, places in enumerate(group.asked):
+            values[person, number, list(places)] = [_code(one) for one in answers[at : at + len(places)]]
+            at += len(places)
+        per_culture.append(answers[begin:at])
+    values = values.reshape(people, -1)
     published = [group.published for group in groups]
     notes = list(WARNINGS)
     notes += [
@@ -155,9 +190,11 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
         for g in groups
         if g.stand_in
     ]
-    per_culture = [answers[at : at + people * N_ITEMS] for at in range(0, len(answers), people * N_ITEMS)]
+    if (each := len(groups[0].asked[0])) < N_ITEMS:
+        notes.append(f"Each person was asked {each} of the {N_ITEMS} items, each item equally often.")
     found: list[Measurement] = []
     rows = _rows(values)
+    asked = _asked(groups)
 
     def add(subset: str, metric: str, statistic: str, of: Sequence[Answer], **parameters: object) -> None:
         draws = sum(answer.draws for answer in of)
@@ -175,7 +212,7 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
                 invalid_rate=sum(answer.invalid * answer.draws for answer in of) / draws,
                 statistic=statistic,
                 parameters=dict(parameters),
-                floors=_floors(statistic, parameters, values.shape) if metric in _BETTER else {},
+                floors=_floors(statistic, parameters, asked) if metric in _BETTER else {},
                 notes=tuple(notes),
             )
         )
@@ -193,17 +230,26 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
 _BETTER: dict[str, Better] = {"rmse": "lower", "rank_correlation": "higher", "euclid": "lower"}
 
 
-def _floors(statistic: str, parameters: dict[str, object], shape: tuple[int, ...]) -> dict[str, float | None]:
-    """Of a model that always takes the middle answer, and of one that takes any; no answer is people's
-    most common one here, since nobody published how often each was given."""
+def _floors(statistic: str, parameters: dict[str, object], asked: Floats) -> dict[str, float | None]:
+    """Of a model that always takes the middle answer, and of one that takes any, to what was `asked`; no
+    answer is people's most common one here, since nobody published how often each was given."""
     reached = statistic_named(statistic, parameters)
     rng = np.random.default_rng(0)
-    at_random = float(np.mean([reached(rng.integers(1, 6, shape).astype(float)) for _ in range(50)]))
-    constant = reached(np.full(shape, 3.0))
+    at_random = float(np.mean([reached(asked * rng.integers(1, 6, asked.shape)) for _ in range(50)]))
+    constant = reached(3.0 * asked)
     return {
         "constant": None if math.isnan(constant) else constant,
         "random": None if math.isnan(at_random) else at_random,
     }
+
+
+def _asked(groups: Sequence[Group]) -> Floats:
+    """1 for what a person was asked, else NaN; a row a person."""
+    asked = np.full((len(groups[0].people), len(groups), N_ITEMS), np.nan)
+    for number, group in enumerate(groups):
+        for person, places in enumerate(group.asked):
+            asked[person, number, list(places)] = 1.0
+    return asked.reshape(len(asked), -1)
 
 
 def _code(answer: Answer) -> float:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import msgspec
 from msgspec import Struct
 
-from culturepark.models.errors import ModelError, refuses_format
+from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry, Reply
 from culturepark.ports import Completion, Prompt, Sampling, Usage
 from culturepark.settings import LimitSettings, ModelSettings
@@ -109,7 +109,7 @@ class HttpChatModel:
         try:
             return await self._complete(prompt, sampling, affinity, asked)
         except ModelError as error:
-            if asked is None or not refuses_format(error):
+            if asked is None or not _refuses_format(error):
                 raise
             # An endpoint without structured output says so once; from then on we do not ask.
             self._structured = False
@@ -255,3 +255,7 @@ def _usage(usage: _Usage | None) -> Usage:
 
 def _is_count(tokens: int | None) -> TypeGuard[int]:
     return tokens is not None and 0 <= tokens < 1 << 40
+
+
+def _refuses_format(error: ModelError) -> bool:
+    return error.kind == "bad_request" and "format" in error.reason.lower()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
-from culturepark.models.errors import ModelError, refuses_format
+from culturepark.messages import FailureKind
+from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Usage, Vectors
 from culturepark.settings import LimitSettings, ModelSettings
@@ -18,8 +19,14 @@ _BATCH = 64
 """Texts of one request."""
 _USELESS = 2
 """Replies that are of no use after which, with one more, a call is given up: each is paid for."""
+_MAY_BE_THE_FORM: frozenset[FailureKind] = frozenset({"bad_request", "invalid_reply", "server"})
+"""What endpoints that know no base64 are known to answer to it."""
+_ENORMOUS = 1e6
 _ROW_BYTES = 1 << 20
 """No embedding is longer than this as JSON: digits that become numbers take up to sixteen times the room."""
+
+
+Encoding = Literal["base64", "float"]
 
 
 class _Row(Struct):
@@ -57,8 +64,9 @@ class HttpEmbedder:
         self._dimensions = model.dimensions
         self._limits = limits
         self._width = 0
-        # Numbers in JSON take much longer to read; who knows no base64 sends them all the same.
-        self._encoding = "base64"
+        self._encoding: Encoding = "base64"
+        self._proven = False
+        """Whether an answer in base64 was read."""
 
     async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         """One row of length 1 a text, in order; see ports.Embedder. Raises ModelError."""
@@ -67,18 +75,27 @@ class HttpEmbedder:
         return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
     async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:
+        """Ask in base64, since numbers in JSON take much longer to read, until it turns out that this
+        endpoint knows none: each says so in another way, some by answers that are of no use."""
+        asked = self._encoding
+        try:
+            rows = await self._asked(texts, asked, told)
+        except ModelError as error:
+            if asked == "float" or self._proven or error.kind not in _MAY_BE_THE_FORM:
+                raise
+            if error.usage.calls:
+                told.append(error.usage)
+            rows = await self._asked(texts, "float", told)
+            self._encoding = "float"
+        else:
+            self._proven = True
+        return rows
+
+    async def _asked(self, texts: Sequence[str], encoding: Encoding, told: list[Usage]) -> Vectors:
+        body = self._body(texts, encoding)
         useless = tried = 0
         while True:
-            body = self._body(texts)
-            try:
-                reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
-            except ModelError as error:
-                if self._encoding == "float" or not refuses_format(error):
-                    raise
-                self._encoding = "float"  # an endpoint that refuses it says so once
-                if error.usage.calls:
-                    told.append(error.usage)
-                continue
+            reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
             tried = reply.retries + 1
             if reply.lost.calls:
                 told.append(reply.lost)
@@ -90,11 +107,11 @@ class HttpEmbedder:
                     raise
                 useless += 1
 
-    def _body(self, texts: Sequence[str]) -> bytes:
+    def _body(self, texts: Sequence[str], encoding: Encoding) -> bytes:
         fields: dict[str, Any] = {
             "model": self._model,
             "input": list(texts),
-            "encoding_format": self._encoding,
+            "encoding_format": encoding,
         }
         if self._dimensions:
             fields["dimensions"] = self._dimensions
@@ -112,6 +129,8 @@ class HttpEmbedder:
             if [row.index for row in rows] != list(range(count)):
                 raise ValueError(f"{count} texts gave {len(rows)} rows")
             vectors = np.array([_vector(row.embedding) for row in rows])
+            if not self._proven and _in_base64(rows[0].embedding) and _of_double_size(vectors):
+                raise ValueError("these are numbers of 64 bits in base64")
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
             what = f"the reply is not a list of embeddings: {self._http.safe(str(error))}"
             raise ModelError("invalid_reply", what) from None
@@ -137,10 +156,20 @@ class HttpEmbedder:
 def _vector(raw: msgspec.Raw) -> Vectors:
     if len(raw) > _ROW_BYTES:
         raise ValueError("an embedding is too long")
-    if bytes(memoryview(raw)[:1]) == b'"':
+    if _in_base64(raw):
         return np.frombuffer(_base64.decode(raw), dtype="<f4")
     with np.errstate(over="ignore"):  # `unit` refuses what is infinite
         return np.array(_numbers.decode(raw), dtype=np.float32)
+
+
+def _in_base64(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b'"'
+
+
+def _of_double_size(vectors: Vectors) -> bool:
+    """Whether these are halves of numbers with 64 bits, which some servers once sent: the lower halves of
+    what was 16 or 32 bits before are zero, or enormous."""
+    return not vectors[:, ::2].any() or float(np.abs(vectors).max()) > _ENORMOUS
 
 
 def _count(raw: msgspec.Raw) -> int | None:

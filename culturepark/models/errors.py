@@ -50,8 +50,3 @@ class ModelError(Exception):
     def stops_run(self) -> bool:
         """Whether every later call would fail alike."""
         return self.kind in RUN_STOPPERS
-
-
-def refuses_format(error: ModelError) -> bool:
-    """Whether an endpoint answers, but not in the format that was asked for."""
-    return error.kind == "bad_request" and "format" in error.reason.lower()

@@ -61,7 +61,9 @@ def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path,
 JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 'node')"
 
 
-def test_a_session_waits_for_nobodys_port_and_serves_no_dashboard(tmp_path: Path, generate: Any) -> None:
+def test_a_session_waits_for_nobodys_port_and_runs_no_process_of_rays_that_it_does_not_need(
+    tmp_path: Path, generate: Any
+) -> None:
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # somebody else may have it already
             other.bind(("127.0.0.1", 52365))
@@ -75,7 +77,8 @@ def test_a_session_waits_for_nobodys_port_and_serves_no_dashboard(tmp_path: Path
         agent = Path(logs, "logs", "dashboard_agent.log")
         wait_for(lambda: agent.exists() and "raylet pid is" in agent.read_text(), "the node's agent")
         assert "Failed to bind" not in agent.read_text()
-        assert not children_named(run.process.pid, "dashboard/dashboard.py")
+        for needless in ("dashboard/dashboard.py", "_private/monitor.py", "log_monitor.py"):
+            assert not children_named(run.process.pid, needless)
         code, printed = run.wait()
         assert code == 0, printed
 

@@ -252,9 +252,12 @@ def test_every_shipped_persona_has_a_plain_description() -> None:
     shares=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=1).filter(
         lambda shares: any(shares.values())
     ),
+    barred=st.sets(st.sampled_from("xyz")),
     seed=st.integers(),
 )
-def test_shares_are_drawn_as_the_standard_library_draws(shares: dict[str, float], seed: int) -> None:
+def test_shares_are_drawn_as_the_standard_library_draws(
+    shares: dict[str, float], barred: set[str], seed: int
+) -> None:
     # Plans of earlier versions must give the same people.
-    drawn = cultures._draw(shares, random.Random(seed))  # pyright: ignore[reportPrivateUsage]
+    drawn = cultures._draw({**dict.fromkeys(barred, 0.5), **shares}, random.Random(seed), barred)  # pyright: ignore[reportPrivateUsage]
     assert [drawn] == random.Random(seed).choices(list(shares), weights=list(shares.values()))

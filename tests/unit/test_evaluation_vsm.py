@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,44 @@ def test_figures_published_for_our_cultures() -> None:
     for name in NAMES:
         assert None not in hofstede.published_table()[cultures()[name].hofstede_row]
     assert json.dumps(GROUPS[0].published) == "[80.0, 38.0, 53.0, 68.0, 23.0, 34.0]"
+
+
+@pytest.mark.parametrize("each", [10, 0, -12, 48])
+def test_items_are_shared_out_evenly_or_not_at_all(each: int) -> None:
+    with pytest.raises(ConfigError, match="evenly"):
+        vsm.groups_of([cultures()["arabic"]], 50, items_each=each)
+
+
+def test_too_few_answers_to_an_item_are_refused() -> None:
+    with pytest.raises(ConfigError, match="16 people"):
+        vsm.groups_of([cultures()["arabic"]], 50, items_each=8)
+    assert vsm.groups_of([cultures()["arabic"]], 60, items_each=8)
+
+
+def test_who_is_asked_half_of_the_items_gives_the_same_people_and_each_item_as_often() -> None:
+    names = [cultures()[name] for name in NAMES]
+    halves = vsm.groups_of(names, 50, items_each=12)
+    assert [group.people for group in halves] == [group.people for group in GROUPS]
+    for group in halves:
+        assert all(len(set(places)) == 12 for places in group.asked)
+        assert set(Counter(place for places in group.asked for place in places).values()) == {25}
+    questions = vsm.questions_of(halves, ITEMS)
+    whole = {question.id: question for question in vsm.questions_of(GROUPS, ITEMS)}
+    assert len(questions) == len(whole) // 2
+    assert all(whole[question.id] == question for question in questions)
+
+
+def test_figures_of_halves_are_of_what_was_asked() -> None:
+    halves = vsm.groups_of([cultures()[name] for name in NAMES], 50, items_each=12)
+    model = OptionsModel(always(lambda option: option in MIDDLES))
+    found = {(m.subset, m.metric): m for m in asyncio.run(vsm.evaluate(Asker(model), halves, ITEMS))}
+    whole = measured(always(lambda option: option in MIDDLES))
+    for key, one in found.items():
+        assert one.interval().value == whole[key].interval().value
+        assert one.floors.get("constant") == whole[key].floors.get("constant")
+        assert one.n == whole[key].n // 2 == one.draws
+        assert one.invalid_rate == 0
+        assert any("12 of the 24 items" in note for note in one.notes)
+    # An index from half of the answers is less sure, and its floor at random knows.
+    random_floors = (found["all", "rmse"].floors["random"], whole["all", "rmse"].floors["random"])
+    assert random_floors[0] > random_floors[1]

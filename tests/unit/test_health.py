@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from culturepark import health
 from culturepark.messages import Turn
 from culturepark.plan import Brief
-from culturepark.repeats import Said
+from culturepark.repeats import Earlier
 from culturepark.seeds import builtin_seeds
 from culturepark.seeds.stance import stance_of
 from culturepark.settings import HealthSettings, decode_settings
@@ -34,7 +34,7 @@ def brief(language: str = "English", me: str = "Rania", other: str = "Emma", **c
 
 def seen(text: str, *earlier: str, of: Brief | None = None) -> tuple[str, ...]:
     """Symptoms of a turn of speaker 0 after `earlier` turns."""
-    return health.symptoms(of or brief(), Said(earlier), Turn(len(earlier) + 1, 0, text))
+    return health.symptoms(of or brief(), Earlier(earlier), Turn(len(earlier) + 1, 0, text))
 
 
 @pytest.mark.parametrize("text", ["", "...", " \u2026 !", "\u060c \u3002"])

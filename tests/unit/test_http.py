@@ -568,21 +568,49 @@ async def test_embeddings_are_asked_for_in_base64_and_read_in_either_form(server
     assert servers.requests[0][1]["encoding_format"] == "base64"
 
 
-async def test_who_refuses_base64_is_asked_for_numbers_from_then_on(servers: Servers) -> None:
-    refusal = reply({"error": {"message": "encoding_format 'base64' is not supported"}}, 400)
-    embedder = servers.embedder(await servers.start(refusal, rows([1.0, 0.0])))
+def float64(*numbers: float) -> str:
+    return base64.b64encode(np.array(numbers, "<f8").tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        reply({"error": {"message": "encoding_format 'base64' is not supported"}}, 400),
+        reply({"detail": "base64 encoding is not currently supported"}, 400),
+        reply({"data": []}),
+        reply({"error": "no"}, 500),
+        *(
+            reply({"data": [{"embedding": float64(*np.linspace(-0.4, 0.7, 64, dtype=kind)), "index": 0}]})
+            for kind in (np.float16, np.float32, np.float64)
+        ),
+    ],
+)
+async def test_who_knows_no_base64_is_asked_for_numbers_from_then_on(
+    servers: Servers, refusal: Handler
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        in_base64 = (await request.json())["encoding_format"] == "base64"
+        return await (refusal if in_base64 else reply(rows([1.0, 0.0])))(request)
+
+    embedder = servers.embedder(await servers.start(answer))
     told: list[Usage] = []
-    for _ in range(2):
-        assert (await embedder.embed(["a"], told)).tolist() == [[1.0, 0.0]]
-    assert [sent["encoding_format"] for _, sent, _ in servers.requests] == ["base64", "float", "float"]
-    assert [one.calls for one in told] == [1, 1]
+    # Several at once find it out, each for itself.
+    for vectors in await asyncio.gather(*(embedder.embed(["a"], told) for _ in range(3))):
+        assert vectors.tolist() == [[1.0, 0.0]]
+    first = [sent["encoding_format"] for _, sent, _ in servers.requests]
+    assert sorted(first) == ["base64"] * 3 + ["float"] * 3
+    assert sum(one.calls for one in told) >= 3
+    assert (await embedder.embed(["a"])).tolist() == [[1.0, 0.0]]
+    assert [sent["encoding_format"] for _, sent, _ in servers.requests][6:] == ["float"]
 
 
-async def test_a_refusal_of_numbers_is_an_error(servers: Servers) -> None:
-    refusal = reply({"error": {"message": "unknown format"}}, 400)
-    with pytest.raises(ModelError, match="unknown format"):
-        await servers.embedder(await servers.start(refusal)).embed(["a"])
-    assert len(servers.requests) == 2
+async def test_who_has_answered_in_base64_is_not_asked_otherwise(servers: Servers) -> None:
+    broken = reply({"error": "no"}, 500)
+    embedder = servers.embedder(await servers.start(reply(rows([1.0, 0.0])), broken))
+    await embedder.embed(["a"])
+    with pytest.raises(ModelError, match="HTTP 500"):
+        await embedder.embed(["a"])
+    assert {sent["encoding_format"] for _, sent, _ in servers.requests} == {"base64"}
 
 
 async def test_many_texts_go_in_batches(servers: Servers) -> None:
@@ -620,7 +648,7 @@ async def test_what_is_no_list_of_embeddings(servers: Servers, data: Any) -> Non
         await embedder.embed(["a", "b"])
     assert caught.value.kind == "invalid_reply"
     assert KEY not in str(caught.value)
-    assert len(servers.requests) == 2
+    assert len(servers.requests) == 4  # two in base64, two in numbers
     good = servers.embedder(await servers.start(reply(data), rows([1.0, 0.0], [0.0, 1.0])), retries=1)
     assert (await good.embed(["a", "b"])).shape == (2, 2)
 

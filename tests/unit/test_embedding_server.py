@@ -1,0 +1,33 @@
+"""The embedder of this machine over HTTP: both forms that vectors may be asked for in."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from culturepark.models.embedding_server import EmbeddingServer
+
+
+async def test_vectors_come_as_numbers_or_in_base64_as_asked() -> None:
+    server = EmbeddingServer(0)
+    url = await server.start()
+    try:
+        async with aiohttp.ClientSession() as session:
+
+            async def asked(**more: Any) -> list[Any]:
+                body = {"input": ["Bread is shared.", "Guests come first."], **more}
+                async with session.post(f"{url}/embeddings", json=body) as response:
+                    assert response.status == 200
+                    return [row["embedding"] for row in (await response.json())["data"]]
+
+            numbers = np.array(await asked(), dtype=np.float32)
+            assert numbers.shape == (2, 384)
+            coded = await asked(encoding_format="base64")
+            same = np.array([np.frombuffer(base64.b64decode(one), "<f4") for one in coded])
+            assert np.array_equal(numbers, same)
+            assert np.array_equal(numbers, np.array(await asked(encoding_format="float"), dtype=np.float32))
+    finally:
+        await server.stop()
