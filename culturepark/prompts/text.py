@@ -105,6 +105,8 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def words(text: str) -> int:
     """How many words a text has; in scripts without spaces, two characters count as one word."""
     spaced = re.findall(r"[^\W\d_]+", text)
+    if text.isascii():
+        return len(spaced)
     wide = sum(1 for c in text if "\u3040" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff")
     return len(spaced) if not wide else max(len(spaced), wide // 2)
 
@@ -306,6 +308,7 @@ _SET_PHRASE = re.compile(
     re.IGNORECASE,
 )
 _SHORT_WORDS = 3
+_CLAUSE_ENDS = re.compile(r";\s+|,\s+(?:but|yet|though|and(?! for\b))\s+")
 
 
 def holds_no_opinion(text: str) -> bool:
@@ -313,12 +316,10 @@ def holds_no_opinion(text: str) -> bool:
     if _NO_OPINION.search(text) or text.rstrip("\"' ").endswith(("?", "\uff1f", "\u061f")):
         return True
     text = text.replace("\u2019", "'")
-    clauses = [
-        clause
-        for start, end in sentences(text)
-        for clause in re.split(r";\s+|,\s+(?:but|yet|though|and(?! for\b))\s+", text[start:end])
-    ]
-    return bool(clauses) and all(map(_is_courtesy, clauses))
+    spans = sentences(text)
+    return bool(spans) and all(
+        _is_courtesy(clause) for start, end in spans for clause in _CLAUSE_ENDS.split(text[start:end])
+    )
 
 
 def _is_courtesy(clause: str) -> bool:
