@@ -12,6 +12,7 @@ import math
 import os
 import random
 import re
+import resource
 import stat
 import time
 import zlib
@@ -48,6 +49,7 @@ _TRIAL_S = 0.5
 """How often one request is tried at a sick replica."""
 _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
+_CONNECTIONS_LEAST, _CONNECTIONS_ANYWHERE = 8, 100_000
 _OWN_PULSE_S = 0.1
 _BEGIN_ELSEWHERE = 0x2D145116C16FF800
 """0.17609 of 2**64 (the logarithm of 1.5): by how much of all replicas each round of them begins further on.
@@ -176,8 +178,8 @@ class HttpEndpoint:
     another is well; otherwise it waits first. A replica that is broken, or far slower than the others,
     gets a trial now and then until it has recovered.
 
-    The limits are those that `obey` was told last. Until it is called for the first time, the
-    endpoint works them out for itself, from its own calls.
+    The limits are those that `obey` was told last. Until it is called for the first time, the endpoint
+    works them out for itself, from its own calls. Neither goes beyond `most_connections`.
 
     `on_retry` is told of each further attempt. `sleep` and `rng` are arguments so that tests wait
     for nothing.
@@ -199,7 +201,8 @@ class HttpEndpoint:
         self._headers = dict(model.headers)
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
-        first = max(1, limits.requests_in_flight // len(self.urls))
+        self._most = most_connections() // len(self.urls)
+        first = max(1, min(limits.requests_in_flight // len(self.urls), self._most))
         if limits.adaptive:
             first = min(first, FIRST_LIMIT)
         self._replicas = [_Replica(url, first) for url in dict.fromkeys(self.urls)]
@@ -449,7 +452,7 @@ class HttpEndpoint:
                 continue
             replica.weight = share.weight
             replica.granted = share.limit if granted else 0
-            replica.gate.set_limit(share.limit)
+            replica.gate.set_limit(min(share.limit, self._most))
             rates = share.requests_per_minute, share.tokens_per_minute
         for replica in self._replicas:
             if replica.gate.waiting and not replica.well:
@@ -522,6 +525,13 @@ class HttpEndpoint:
         for pause in tuple(self._pauses):
             pause.cancel()
         await self._wire.close()
+
+
+def most_connections() -> int:
+    """How many connections this process may have, by the files that it may have open. Half of them: there
+    are other endpoints, and other files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _CONNECTIONS_ANYWHERE if soft == resource.RLIM_INFINITY else max(_CONNECTIONS_LEAST, soft // 2)
 
 
 def _lost(kind: FailureKind, reason: str) -> ModelError:

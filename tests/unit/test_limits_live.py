@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections import Counter
 from typing import Any
@@ -356,3 +357,17 @@ async def test_an_endpoint_does_as_it_was_told() -> None:
     assert endpoint.report()[0].limit == 16
     endpoint.obey([Share(endpoint.urls[0], "another model", 1), Share("http://elsewhere/v1", "m", 1)])
     assert gate.limit == 16
+
+
+async def test_no_more_connections_are_opened_than_files_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    server = await Server(0.05).start()
+    endpoint = client(server, requests_in_flight=1000, adaptive=False)
+    try:
+        assert await load(endpoint, 200, time.monotonic() + 0.3) == 0
+        assert max(in_flight for _, in_flight in server.taken) == 32
+        endpoint.obey([Share(endpoint.urls[0], "m", 1000)])  # whatever a coordinator says
+        assert endpoint._by_url[endpoint.urls[0]].gate.limit == 32
+    finally:
+        await endpoint.close()
+        await server.stop()
