@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark import cultures
 from culturepark.cultures import Persona, culture_named, describe, draw_persona, load_cultures
 from culturepark.errors import ConfigError
 from culturepark.paths import config_dir
@@ -246,18 +245,3 @@ def test_every_shipped_persona_has_a_plain_description() -> None:
                         assert (article == "an") == (word[0].lower() in "aeiou"), phrase
                 assert not any(f"a {state}" in phrase for state in ("retired", "unemployed"))
                 assert phrase.count(" works as ") + phrase.count(" is ") == 1
-
-
-@given(
-    shares=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=1).filter(
-        lambda shares: any(shares.values())
-    ),
-    barred=st.sets(st.sampled_from("xyz")),
-    seed=st.integers(),
-)
-def test_shares_are_drawn_as_the_standard_library_draws(
-    shares: dict[str, float], barred: set[str], seed: int
-) -> None:
-    # Plans of earlier versions must give the same people.
-    drawn = cultures._draw({**dict.fromkeys(barred, 0.5), **shares}, random.Random(seed), barred)  # pyright: ignore[reportPrivateUsage]
-    assert [drawn] == random.Random(seed).choices(list(shares), weights=list(shares.values()))
