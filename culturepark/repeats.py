@@ -27,8 +27,9 @@ ALIKE = 0.65
 """Share of pairs of words, of all that two texts have, that both of them have: one word in twelve may
 differ, and somebody who only begins as before stays well below it."""
 
-_PLACES, _PLACE_CHARS, _PLACES_SHARED = 16, 16, 8
 _PLACES_FROM_CHARS = 128
+"""Shorter texts are compared word by word at once."""
+_PLACES, _PLACE_CHARS, _PLACES_SHARED = 16, 16, 8
 """Of so many places of a text, of so many letters each, so many are in a text that is alike. By trial: of
 1,900 English texts with one word in eight to twelve exchanged that were alike, none had fewer."""
 _RUN_ON_CHARS = 300

@@ -32,9 +32,9 @@ class Suite(Struct, frozen=True):
     @property
     def questions(self) -> int:
         """How many questions one model is asked."""
-        people = sum(len(group.people) for group in self.groups)
+        values = sum(len(places) for group in self.groups for places in group.asked)
         texts = sum(len(one.rows) for one in self.labelled)
-        return len(self.asked) + len(self.abilities) + people * len(self.items) + texts
+        return len(self.asked) + len(self.abilities) + values + texts
 
 
 async def put_to(

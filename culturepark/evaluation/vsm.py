@@ -190,8 +190,15 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
         for g in groups
         if g.stand_in
     ]
+    units = [f"person-{number}" for number in range(people)]
     if (each := len(groups[0].asked[0])) < N_ITEMS:
-        notes.append(f"Each person was asked {each} of the {N_ITEMS} items, each item equally often.")
+        # Another name, so that nobody is paired with who was asked all, and less sure means are not compared.
+        units = [f"{unit}/{each}" for unit in units]
+        notes.append(
+            f"Each person was asked {each} of the {N_ITEMS} items, each item as often but for one time. "
+            "Error and distance rise with fewer answers: set them beside their own floors, and beside what "
+            "was asked alike."
+        )
     found: list[Measurement] = []
     rows = _rows(values)
     asked = _asked(groups)
@@ -205,7 +212,7 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
                 metric=metric,
                 better=_BETTER.get(metric, "neither"),
                 unit="person",
-                units=tuple(f"person-{number}" for number in range(people)),
+                units=tuple(units),
                 values=rows,
                 n=sum(answer.shares is not None for answer in of),
                 draws=draws,

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from culturepark.messages import FailureKind
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Usage, Vectors
@@ -19,8 +18,6 @@ _BATCH = 64
 """Texts of one request."""
 _USELESS = 2
 """Replies that are of no use after which, with one more, a call is given up: each is paid for."""
-_MAY_BE_THE_FORM: frozenset[FailureKind] = frozenset({"bad_request", "invalid_reply", "server"})
-"""What endpoints that know no base64 are known to answer to it."""
 _ENORMOUS = 1e6
 _ROW_BYTES = 1 << 20
 """No embedding is longer than this as JSON: digits that become numbers take up to sixteen times the room."""
@@ -81,15 +78,24 @@ class HttpEmbedder:
         try:
             rows = await self._asked(texts, asked, told)
         except ModelError as error:
-            if asked == "float" or self._proven or error.kind not in _MAY_BE_THE_FORM:
+            if asked == "float" or not self._may_be_the_form(error):
                 raise
             if error.usage.calls:
                 told.append(error.usage)
             rows = await self._asked(texts, "float", told)
-            self._encoding = "float"
+            if not self._proven or _names_the_form(error):
+                self._encoding = "float"
         else:
-            self._proven = True
+            if not self._proven:
+                self._encoding = "float"  # it sends numbers, whatever it is asked for
         return rows
+
+    def _may_be_the_form(self, error: ModelError) -> bool:
+        """Whether the endpoint may have failed because it was asked in base64. One that is down, or busy,
+        says so otherwise."""
+        if self._proven:
+            return _names_the_form(error)
+        return error.kind in ("bad_request", "invalid_reply") or error.status == 500
 
     async def _asked(self, texts: Sequence[str], encoding: Encoding, told: list[Usage]) -> Vectors:
         body = self._body(texts, encoding)
@@ -140,6 +146,7 @@ class HttpEmbedder:
             what = f"{count} texts gave embeddings of shape {vectors.shape}"
             raise ModelError("invalid_reply", what)
         vectors = unit(vectors)
+        self._proven = self._proven or _in_base64(rows[0].embedding)
         width = vectors.shape[1]
         self._width = self._width or width
         if width != self._width:
@@ -160,6 +167,11 @@ def _vector(raw: msgspec.Raw) -> Vectors:
         return np.frombuffer(_base64.decode(raw), dtype="<f4")
     with np.errstate(over="ignore"):  # `unit` refuses what is infinite
         return np.array(_numbers.decode(raw), dtype=np.float32)
+
+
+def _names_the_form(error: ModelError) -> bool:
+    words = error.reason.lower()
+    return error.kind == "bad_request" and ("base64" in words or "encoding_format" in words)
 
 
 def _in_base64(raw: msgspec.Raw) -> bool:

@@ -201,7 +201,7 @@ class HttpEndpoint:
         self._headers = dict(model.headers)
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
-        self._most = most_connections() // len(self.urls)
+        self._most = max(1, most_connections() // len(self.urls))
         first = max(1, min(limits.requests_in_flight // len(self.urls), self._most))
         if limits.adaptive:
             first = min(first, FIRST_LIMIT)
@@ -451,8 +451,9 @@ class HttpEndpoint:
             if replica is None:
                 continue
             replica.weight = share.weight
-            replica.granted = share.limit if granted else 0
-            replica.gate.set_limit(min(share.limit, self._most))
+            limit = min(share.limit, self._most)
+            replica.granted = limit if granted else 0
+            replica.gate.set_limit(limit)
             rates = share.requests_per_minute, share.tokens_per_minute
         for replica in self._replicas:
             if replica.gate.waiting and not replica.well:
@@ -528,8 +529,8 @@ class HttpEndpoint:
 
 
 def most_connections() -> int:
-    """How many connections this process may have, by the files that it may have open. Half of them: there
-    are other endpoints, and other files."""
+    """How many connections one endpoint may have in this process, by the files that it may have open. Half
+    of them: there are other endpoints, and other files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _CONNECTIONS_ANYWHERE if soft == resource.RLIM_INFINITY else max(_CONNECTIONS_LEAST, soft // 2)
 

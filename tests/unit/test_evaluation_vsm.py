@@ -14,7 +14,8 @@ import pytest
 from culturepark.errors import ConfigError
 from culturepark.evaluation import hofstede, vsm
 from culturepark.evaluation.asking import Asker
-from culturepark.evaluation.measure import Measurement
+from culturepark.evaluation.measure import Measurement, compare
+from culturepark.evaluation.suite import Suite
 from tests.builders import cultures
 from tests.evaluation_models import OptionsModel, Shares, always
 
@@ -185,6 +186,17 @@ def test_figures_of_halves_are_of_what_was_asked() -> None:
         assert one.n == whole[key].n // 2 == one.draws
         assert one.invalid_rate == 0
         assert any("12 of the 24 items" in note for note in one.notes)
+    # Who was asked half is nobody's pair among those who were asked all.
+    assert all(
+        c.n_units == 0 and c.difference is None
+        for c in compare("a", list(found.values()), "b", list(whole.values()))
+    )
     # An index from half of the answers is less sure, and its floor at random knows.
     random_floors = (found["all", "rmse"].floors["random"], whole["all", "rmse"].floors["random"])
     assert random_floors[0] > random_floors[1]
+
+
+def test_progress_counts_what_is_asked() -> None:
+    halves = vsm.groups_of([cultures()[name] for name in NAMES], 50, items_each=12)
+    suite = Suite(cultures=cultures(), groups=tuple(halves), items=ITEMS)
+    assert suite.questions == len(vsm.questions_of(halves, ITEMS)) == 4 * 50 * 12

@@ -546,7 +546,7 @@ async def test_the_schema_is_sent_only_where_settings_say_it_is_obeyed(servers: 
 # --- embeddings
 
 
-def rows(*vectors: list[float]) -> dict[str, Any]:
+def rows(*vectors: Any) -> dict[str, Any]:
     return {"data": [{"embedding": v, "index": i} for i, v in enumerate(vectors)]}
 
 
@@ -568,25 +568,23 @@ async def test_embeddings_are_asked_for_in_base64_and_read_in_either_form(server
     assert servers.requests[0][1]["encoding_format"] == "base64"
 
 
-def float64(*numbers: float) -> str:
-    return base64.b64encode(np.array(numbers, "<f8").tobytes()).decode()
+def float64(of: Any) -> str:
+    """Numbers of this kind with 64 bits each."""
+    return base64.b64encode(np.linspace(-0.4, 0.7, 64, dtype=of).astype("<f8").tobytes()).decode()
 
 
 @pytest.mark.parametrize(
-    "refusal",
+    ("refusal", "calls"),
     [
-        reply({"error": {"message": "encoding_format 'base64' is not supported"}}, 400),
-        reply({"detail": "base64 encoding is not currently supported"}, 400),
-        reply({"data": []}),
-        reply({"error": "no"}, 500),
-        *(
-            reply({"data": [{"embedding": float64(*np.linspace(-0.4, 0.7, 64, dtype=kind)), "index": 0}]})
-            for kind in (np.float16, np.float32, np.float64)
-        ),
+        (reply({"error": {"message": "encoding_format 'base64' is not supported"}}, 400), 1),
+        (reply({"detail": "base64 encoding is not currently supported"}, 400), 1),
+        (reply({"error": "no"}, 500), 1),
+        (reply({"data": []}), 2),  # an answer that is of no use may have been billed
+        *((reply(rows(float64(kind))), 2) for kind in (np.float16, np.float32, np.float64)),
     ],
 )
 async def test_who_knows_no_base64_is_asked_for_numbers_from_then_on(
-    servers: Servers, refusal: Handler
+    servers: Servers, refusal: Handler, calls: int
 ) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         in_base64 = (await request.json())["encoding_format"] == "base64"
@@ -597,20 +595,44 @@ async def test_who_knows_no_base64_is_asked_for_numbers_from_then_on(
     # Several at once find it out, each for itself.
     for vectors in await asyncio.gather(*(embedder.embed(["a"], told) for _ in range(3))):
         assert vectors.tolist() == [[1.0, 0.0]]
-    first = [sent["encoding_format"] for _, sent, _ in servers.requests]
-    assert sorted(first) == ["base64"] * 3 + ["float"] * 3
-    assert sum(one.calls for one in told) >= 3
+    assert sorted(forms(servers)) == ["base64"] * 3 + ["float"] * 3
+    assert sum(one.calls for one in told) == 3 * calls
     assert (await embedder.embed(["a"])).tolist() == [[1.0, 0.0]]
-    assert [sent["encoding_format"] for _, sent, _ in servers.requests][6:] == ["float"]
+    assert forms(servers)[6:] == ["float"]
 
 
-async def test_who_has_answered_in_base64_is_not_asked_otherwise(servers: Servers) -> None:
-    broken = reply({"error": "no"}, 500)
-    embedder = servers.embedder(await servers.start(reply(rows([1.0, 0.0])), broken))
+def forms(servers: Servers) -> list[str]:
+    return [sent["encoding_format"] for _, sent, _ in servers.requests]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+async def test_who_is_down_or_busy_is_not_asked_once_more_in_numbers(servers: Servers, status: int) -> None:
+    embedder = servers.embedder(await servers.start(reply({"error": "later"}, status)), retries=1)
+    with pytest.raises(ModelError, match=str(status)):
+        await embedder.embed(["a"])
+    assert forms(servers) == ["base64", "base64"]
+
+
+async def test_who_has_answered_in_base64_is_asked_otherwise_only_if_it_says_so(servers: Servers) -> None:
+    coded = reply({"data": [{"embedding": as_base64(1.0, 0.0), "index": 0}]})
+    too_long = reply({"error": "for more information see the limits"}, 400)
+    other = reply({"error": "encoding_format is not supported"}, 400)  # of another replica
+    embedder = servers.embedder(await servers.start(coded, reply({}, 500), too_long, other, rows([1.0, 0.0])))
+    await embedder.embed(["a"])
+    for said in ("HTTP 500", "HTTP 400"):
+        with pytest.raises(ModelError, match=said):
+            await embedder.embed(["a"])
+    for _ in range(2):
+        assert (await embedder.embed(["a"])).tolist() == [[1.0, 0.0]]
+    assert forms(servers) == ["base64"] * 4 + ["float"] * 2
+
+
+async def test_who_sends_numbers_all_the_same_is_asked_for_them(servers: Servers) -> None:
+    embedder = servers.embedder(await servers.start(reply(rows([1.0, 0.0])), reply({}, 500)))
     await embedder.embed(["a"])
     with pytest.raises(ModelError, match="HTTP 500"):
         await embedder.embed(["a"])
-    assert {sent["encoding_format"] for _, sent, _ in servers.requests} == {"base64"}
+    assert forms(servers) == ["base64", "float"]
 
 
 async def test_many_texts_go_in_batches(servers: Servers) -> None:
