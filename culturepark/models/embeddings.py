@@ -73,45 +73,38 @@ class HttpEmbedder:
 
     async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:
         """Ask in base64, since numbers in JSON take much longer to read, until it turns out that this
-        endpoint knows none: each says so in another way, some by answers that are of no use."""
-        asked = self._encoding
-        try:
-            rows = await self._asked(texts, asked, told)
-        except ModelError as error:
-            if asked == "float" or not self._may_be_the_form(error):
-                raise
-            if error.usage.calls:
-                told.append(error.usage)
-            rows = await self._asked(texts, "float", told)
-            if not self._proven or _names_the_form(error):
-                self._encoding = "float"
-        else:
-            if not self._proven:
-                self._encoding = "float"  # it sends numbers, whatever it is asked for
-        return rows
-
-    def _may_be_the_form(self, error: ModelError) -> bool:
-        """Whether the endpoint may have failed because it was asked in base64. One that is down, or busy,
-        says so otherwise."""
-        if self._proven:
-            return _names_the_form(error)
-        return error.kind in ("bad_request", "invalid_reply") or error.status == 500
-
-    async def _asked(self, texts: Sequence[str], encoding: Encoding, told: list[Usage]) -> Vectors:
-        body = self._body(texts, encoding)
+        endpoint knows none: some refuse it, some answer what is of no use."""
+        encoding, named = self._encoding, False
         useless = tried = 0
         while True:
-            reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
+            body = self._body(texts, encoding)
+            try:
+                reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
+            except ModelError as error:
+                named = _names_the_form(error)
+                if encoding == "float" or error.kind != "bad_request" or (self._proven and not named):
+                    raise
+                if error.usage.calls:
+                    told.append(error.usage)
+                encoding = "float"
+                tried = error.attempts - 1  # that the form was refused is no failed attempt
+                continue
             tried = reply.retries + 1
             if reply.lost.calls:
                 told.append(reply.lost)
             try:
-                return self._read(reply.body, reply.url, len(texts), told)
+                rows = self._read(reply.body, reply.url, len(texts), told)
             except ModelError as error:
                 error.attempts = tried
                 if useless >= _USELESS or tried > self._limits.retries:
                     raise
                 useless += 1
+                if not self._proven:
+                    encoding = "float"
+                continue
+            if named or not self._proven:
+                self._encoding = "float"
+            return rows
 
     def _body(self, texts: Sequence[str], encoding: Encoding) -> bytes:
         fields: dict[str, Any] = {
@@ -170,6 +163,7 @@ def _vector(raw: msgspec.Raw) -> Vectors:
 
 
 def _names_the_form(error: ModelError) -> bool:
+    """Whether a refusal says that it is for the base64."""
     words = error.reason.lower()
     return error.kind == "bad_request" and ("base64" in words or "encoding_format" in words)
 
