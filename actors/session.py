@@ -94,12 +94,12 @@ def _start(home: Path, options: dict[str, Any]) -> None:
 
 @contextmanager
 def _lean(begun: list[Any]) -> Iterator[None]:
-    """Ray starts within this without three processes that each take a CPU second: one that would serve a
-    dashboard, even where none is included, one that asks for further nodes, and one that hands workers' words
-    on to drivers, which ours does not listen to. Its agent takes any free port: of Ray's usual one, which is
-    another session's if there is one, it lets go after three seconds. `ray.init` has options for none of it.
-    A version of Ray that has not these names starts as it comes. `begun` gets the nodes whose start was
-    begun."""
+    """Ray starts within this without three processes that a session of one run has no use for: one that would
+    serve a dashboard, even where none is included, one that asks for further nodes, and one that hands
+    workers' words on to drivers, which ours does not listen to. Its agent takes any free port: of Ray's usual
+    one, which is another session's if there is one, it lets go after three seconds. `ray.init` has options
+    for none of it. A version of Ray that has not these names starts as it comes. `begun` gets the nodes whose
+    start was begun."""
     try:
         constants, nodes, parameters = _private("ray_constants"), _private("node"), _private("parameter")
         serve, params = nodes.Node.start_api_server, parameters.RayParams

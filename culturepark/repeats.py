@@ -31,7 +31,7 @@ _PLACES_FROM_CHARS = 128
 """Shorter texts are compared word by word at once."""
 _PLACES, _PLACE_CHARS, _PLACES_SHARED = 16, 16, 8
 """Of so many places of a text, of so many letters each, so many are in a text that is alike. By trial: of
-1,900 English texts with one word in eight to twelve exchanged that were alike, none had fewer."""
+13,024 English texts that were alike, with one word in eight to twelve exchanged, one had fewer."""
 _RUN_ON_CHARS = 300
 _DISTINCT = 0.5
 

@@ -11,10 +11,12 @@ import math
 import random
 from collections.abc import Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from culturepark.cultures import Culture, Persona, describe, draw_persona
 from culturepark.errors import ConfigError
@@ -173,16 +175,11 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
     An answer by log-probabilities counts with its mean code. What somebody was not asked is missing.
     """
     people = len(groups[0].people)
-    values = np.full((people, len(groups), N_ITEMS), np.nan)
-    per_culture: list[Sequence[Answer]] = []
-    at = 0
-    for number, group in enumerate(groups):
-        begin = at
-        for person, places in enumerate(group.asked):
-            values[person, number, list(places)] = [_code(one) for one in answers[at : at + len(places)]]
-            at += len(places)
-        per_culture.append(answers[begin:at])
-    values = values.reshape(people, -1)
+    asked = _asked(groups)
+    values = np.full(asked.shape, np.nan)
+    values[asked] = [_code(answer) for answer in answers]
+    ends = np.cumsum(asked.sum(axis=(1, 2)))
+    per_culture = [answers[begin:end] for begin, end in pairwise((0, *ends))]
     published = [group.published for group in groups]
     notes = list(WARNINGS)
     notes += [
@@ -200,8 +197,8 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
             "was asked alike."
         )
     found: list[Measurement] = []
-    rows = _rows(values)
-    asked = _asked(groups)
+    rows = _rows(_by_person(values))
+    open_to = _by_person(np.where(asked, 1.0, np.nan))
 
     def add(subset: str, metric: str, statistic: str, of: Sequence[Answer], **parameters: object) -> None:
         draws = sum(answer.draws for answer in of)
@@ -219,7 +216,7 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
                 invalid_rate=sum(answer.invalid * answer.draws for answer in of) / draws,
                 statistic=statistic,
                 parameters=dict(parameters),
-                floors=_floors(statistic, parameters, asked) if metric in _BETTER else {},
+                floors=_floors(statistic, parameters, open_to) if metric in _BETTER else {},
                 notes=tuple(notes),
             )
         )
@@ -238,8 +235,8 @@ _BETTER: dict[str, Better] = {"rmse": "lower", "rank_correlation": "higher", "eu
 
 
 def _floors(statistic: str, parameters: dict[str, object], asked: Floats) -> dict[str, float | None]:
-    """Of a model that always takes the middle answer, and of one that takes any, to what was `asked`; no
-    answer is people's most common one here, since nobody published how often each was given."""
+    """Of a model that always takes the middle answer, and of one that takes any, where `asked` is 1 and not
+    NaN; no answer is people's most common one here, since nobody published how often each was given."""
     reached = statistic_named(statistic, parameters)
     rng = np.random.default_rng(0)
     at_random = float(np.mean([reached(asked * rng.integers(1, 6, asked.shape)) for _ in range(50)]))
@@ -250,13 +247,18 @@ def _floors(statistic: str, parameters: dict[str, object], asked: Floats) -> dic
     }
 
 
-def _asked(groups: Sequence[Group]) -> Floats:
-    """1 for what a person was asked, else NaN; a row a person."""
-    asked = np.full((len(groups[0].people), len(groups), N_ITEMS), np.nan)
+def _asked(groups: Sequence[Group]) -> NDArray[np.bool_]:
+    """Who was asked what, shape (cultures, people, items); read in order, it is the order of questions."""
+    asked = np.zeros((len(groups), len(groups[0].people), N_ITEMS), dtype=np.bool_)
     for number, group in enumerate(groups):
         for person, places in enumerate(group.asked):
-            asked[person, number, list(places)] = 1.0
-    return asked.reshape(len(asked), -1)
+            asked[number, person, list(places)] = True
+    return asked
+
+
+def _by_person(values: Floats) -> Floats:
+    """A row a person, culture by culture in it."""
+    return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
 
 
 def _code(answer: Answer) -> float:

@@ -32,11 +32,11 @@ def parts(text: str) -> list[str]:
 
 
 def plainly(earlier: list[str], text: str) -> str | None:
-    """The rule, read aloud: every earlier turn is looked at, word by word."""
-    own = [one for one in repeats._sentences(text) if len(one) >= SENTENCE_CHARS]
-    if any(own.count(one) >= 3 for one in own):
+    """The rule between turns, read aloud: every earlier turn is looked at, word by word."""
+    own = repeats._sentences(text)
+    if repeats._goes_round(text, own):
         return "looping"
-    if any(sum(one in parts(turn) for turn in earlier) >= 2 for one in own):
+    if any(len(one) >= SENTENCE_CHARS and sum(one in parts(turn) for turn in earlier) >= 2 for one in own):
         return "looping"
     alike = 0
     for turn in earlier:

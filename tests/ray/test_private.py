@@ -61,9 +61,7 @@ def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path,
 JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 'node')"
 
 
-def test_a_session_waits_for_nobodys_port_and_runs_no_process_of_rays_that_it_does_not_need(
-    tmp_path: Path, generate: Any
-) -> None:
+def test_a_session_waits_for_nobodys_port_and_runs_nothing_needless(tmp_path: Path, generate: Any) -> None:
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # somebody else may have it already
             other.bind(("127.0.0.1", 52365))
