@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import math
 import threading
@@ -102,7 +103,9 @@ class ScriptedEndpoint:
     async def _reply(self, body: Any) -> dict[str, Any]:
         if "input" in body:
             vectors = await ScriptedEmbedder().embed(body["input"])
-            data = [{"index": i, "embedding": vector.tolist()} for i, vector in enumerate(vectors)]
+            coded = body.get("encoding_format") == "base64"
+            rows = [base64.b64encode(row.tobytes()).decode() if coded else row.tolist() for row in vectors]
+            data = [{"index": i, "embedding": row} for i, row in enumerate(rows)]
             self.tokens += 10
             return {"data": data, "model": "mock", "usage": {"prompt_tokens": 10}}
         self.tokens += 20

@@ -102,8 +102,8 @@ class HttpEmbedder:
                 if not self._proven:
                     encoding = "float"
                 continue
-            if named or not self._proven:
-                self._encoding = "float"
+            if encoding == "float" and (named or not self._proven):
+                self._encoding = encoding
             return rows
 
     def _body(self, texts: Sequence[str], encoding: Encoding) -> bytes:
@@ -174,8 +174,9 @@ def _in_base64(raw: msgspec.Raw) -> bool:
 
 def _of_double_size(vectors: Vectors) -> bool:
     """Whether these are halves of numbers with 64 bits, which some servers once sent: the lower halves of
-    what was 16 or 32 bits before are zero, or enormous."""
-    return not vectors[:, ::2].any() or float(np.abs(vectors).max()) > _ENORMOUS
+    what was 16 or 32 bits before are zero beside upper ones that are not, or enormous."""
+    lower, upper = vectors[:, ::2], vectors[:, 1::2]
+    return (bool(upper.all()) and not lower.any()) or float(np.abs(vectors).max()) > _ENORMOUS
 
 
 def _count(raw: msgspec.Raw) -> int | None:
