@@ -92,10 +92,11 @@ def _train(job: Job, began_s: float) -> Outcome:
         fix = "Tune a chat model, or add a chat template to its tokenizer."
         raise ConfigError("base model", f"{job.base.name} has no chat template.", fix)
     gpu = bool(torches.cuda.is_available())
+    bf16 = _multiplies_bf16(torches, gpu)
     model = hub.AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torches.float32)
     trainer = tuning.SFTTrainer(
         model=model,
-        args=_arguments(tuning, job, output, gpu, bool(gpu and torches.cuda.is_bf16_supported())),
+        args=_arguments(tuning, job, output, gpu, bf16),
         train_dataset=sets.Dataset.from_list(_rows(job, TRAIN)),
         eval_dataset=_held_out(sets, job, dataset),
         processing_class=tokenizer,
@@ -120,11 +121,21 @@ def _train(job: Job, began_s: float) -> Outcome:
         seconds=round(time.monotonic() - began_s, 1),
         losses=tuple((int(one["step"]), round(float(one["loss"]), 4)) for one in history if "loss" in one),
         held_out_loss=None if before is None or after is None else (round(before, 4), round(after, 4)),
+        precision="bfloat16" if bf16 else "float32",
     )
     if trainer.is_world_process_zero():
         _save(trainer.model, tokenizer, job, dataset, folder, outcome)
     trainer.accelerator.wait_for_everyone()
     return outcome
+
+
+def _multiplies_bf16(torches: Any, gpu: bool) -> bool:
+    """Whether the hardware multiplies bfloat16 itself: then products are taken in it (mixed precision). A CPU
+    that does not would be slower with it than with float32."""
+    if gpu:
+        return bool(torches.cuda.is_bf16_supported())
+    known: dict[str, Any] = getattr(torches.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _rows(job: Job, part: str) -> list[dict[str, Any]]:
@@ -271,6 +282,7 @@ A LoRA adapter made by culturepark {__version__} (after CulturePark, arXiv 2405.
 | learning rate | {recipe.learning_rate:g}, linear, {_WARMUP_SHARE:.0%} warm-up |
 | steps, batch | {outcome.steps}, {recipe.batch} |
 | longest row | {recipe.row_tokens} tokens |
+| precision of products | {outcome.precision} |
 | seed | {recipe.seed} |
 | training loss | {first} at first, {last} at last |
 | loss on held-out questions | {held_out} |

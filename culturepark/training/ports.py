@@ -86,7 +86,8 @@ class Outcome(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     `model` is what came of it: the adapter's folder relative to the job's output, or a service's name for
     the tuned model. `losses` are (step, training loss), `held_out_loss` is on held-out questions before
-    and after. `what` and `fix` tell the reader what went wrong and what to do.
+    and after, `precision` is that of products. `what` and `fix` tell the reader what went wrong and what
+    to do.
     """
 
     state: State
@@ -98,6 +99,7 @@ class Outcome(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seconds: float = 0.0
     losses: tuple[tuple[int, float], ...] = ()
     held_out_loss: tuple[float, float] | None = None
+    precision: str = ""
 
     def error(self, job: Job) -> TrainingError:
         """The error for the reader of an outcome that is not `finished`."""
