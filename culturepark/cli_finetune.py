@@ -187,8 +187,8 @@ def _in_words(outcome: Outcome) -> str:
     from culturepark.terminal import clock
 
     words = f"done in {clock(outcome.seconds)}"
-    if outcome.losses:
-        words += f", loss {outcome.losses[0][1]:g} -> {outcome.losses[-1][1]:g}"
+    if fall := outcome.fall:
+        words += f", loss {fall[0]:g} -> {fall[1]:g}"
     if outcome.held_out_loss:
         before, after = outcome.held_out_loss
         words += f", on held-out questions {before:g} -> {after:g}"

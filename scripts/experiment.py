@@ -27,6 +27,8 @@ import msgspec
 from culturepark.evaluation.measure import compare
 from culturepark.evaluation.report import FLOORS, read_measurements
 from culturepark.store.rundir import load_run
+from culturepark.training.adapters import adapters_of
+from culturepark.training.datasets import read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("opinions", "vsm", "moderation", "forgetting")
@@ -94,13 +96,30 @@ class Experiment:
 
     def results(self) -> str:
         """All tables, as Markdown."""
-        parts = [f"# Results of {self._config.name}", ""]
+        parts = [f"# Results of {self._config.name}", "", *self._tuning()]
         for report in sorted(self._out.glob("*/report.json")):
             parts += [f"## {report.parent.name}", "", *_tables(json.loads(report.read_text("utf-8"))), ""]
         parts += self._against_direct()
         parts += ["## Time", "", "| step | minutes |", "|---|---:|"]
         parts += [f"| {name} | {seconds / 60:.1f} |" for name, seconds in self.times().items()]
         return "\n".join(parts) + "\n"
+
+    def _tuning(self) -> list[str]:
+        """What each adapter was tuned on, and its losses."""
+        lines = [
+            "## Tuning",
+            "",
+            "| run | adapter | rows | held out | training loss | on held-out questions |",
+        ]
+        lines.append("|---|---|---:|---:|---:|---:|")
+        for name in ("dialogues", "direct"):
+            for adapter in adapters_of(self._out / name).values():
+                dataset, outcome = read_dataset(adapter.dataset), adapter.outcome
+                lines.append(
+                    f"| {name} | {adapter.name} | {dataset.n_train} | {dataset.n_held_out} "
+                    f"| {_fall(outcome.fall)} | {_fall(outcome.held_out_loss)} |"
+                )
+        return [*lines, ""]
 
     def _against_direct(self) -> list[str]:
         """Adapters tuned on dialogues against those tuned on direct generation, question by question."""
@@ -144,6 +163,10 @@ def _comparisons(comparisons: list[dict[str, Any]]) -> list[str]:
             f"| {one['n_units']} |"
         )
     return lines if comparisons else []
+
+
+def _fall(losses: tuple[float, float] | None) -> str:
+    return "-" if losses is None else f"{losses[0]:.3f} to {losses[1]:.3f}"
 
 
 def _number(value: float | None) -> str:

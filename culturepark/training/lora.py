@@ -252,8 +252,7 @@ def _sync(path: Path) -> None:
 def card(job: Job, dataset: Dataset, outcome: Outcome, folder: Path, served: bool) -> str:
     """The model card: what it was made of and how, and what to beware of."""
     recipe = job.recipe
-    first = outcome.losses[0][1] if outcome.losses else float("nan")
-    last = outcome.losses[-1][1] if outcome.losses else float("nan")
+    first, last = outcome.fall or (float("nan"), float("nan"))
     held_out = "not measured: no row is held out"
     if outcome.held_out_loss:
         held_out = f"{outcome.held_out_loss[0]} before, {outcome.held_out_loss[1]} after"
@@ -284,7 +283,7 @@ A LoRA adapter made by culturepark {__version__} (after CulturePark, arXiv 2405.
 | longest row | {recipe.row_tokens} tokens |
 | precision of products | {outcome.precision} |
 | seed | {recipe.seed} |
-| training loss | {first} at first, {last} at last |
+| training loss, mean of a quarter of the steps | {first} at first, {last} at last |
 | loss on held-out questions | {held_out} |
 | time | {outcome.seconds:.0f} s |
 | GGUF for the embedded engine | {GGUF_FILE if served else "none: kind of model not known"} |

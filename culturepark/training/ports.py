@@ -101,6 +101,16 @@ class Outcome(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     held_out_loss: tuple[float, float] | None = None
     precision: str = ""
 
+    @property
+    def fall(self) -> tuple[float, float] | None:
+        """Training loss at first and at last, each the mean over a quarter of the steps: a single step's says
+        more about its rows, which are of like length, than about the model."""
+        if not self.losses:
+            return None
+        losses = [loss for _, loss in self.losses]
+        n = max(1, len(losses) // 4)
+        return round(sum(losses[:n]) / n, 4), round(sum(losses[-n:]) / n, 4)
+
     def error(self, job: Job) -> TrainingError:
         """The error for the reader of an outcome that is not `finished`."""
         words = "it was cancelled." if self.state == "cancelled" else self.what

@@ -510,3 +510,10 @@ def test_a_culture_is_due_once_all_its_dialogues_ended_and_something_was_kept(
 ) -> None:
     other = {"finished": 1, "kept": 1}
     assert due({"arabic": funnel, "korean": other}, {"arabic": 4, "korean": 2}) == ["arabic"] * is_due
+
+
+def test_losses_are_told_as_means_of_the_first_and_the_last_quarter() -> None:
+    losses = tuple((step + 1, loss) for step, loss in enumerate((4.0, 2.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0)))
+    assert Outcome(state="finished", losses=losses).fall == (3.0, 1.5)
+    assert Outcome(state="finished", losses=losses[:1]).fall == (4.0, 4.0)
+    assert Outcome(state="failed").fall is None
