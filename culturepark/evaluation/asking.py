@@ -134,11 +134,21 @@ class Asker:
         self, questions: Sequence[Question], draws: int | None = None, *, sampled: int | None = None
     ) -> list[Answer]:
         """One answer a question, in order; the model's own limits say how many are asked at once."""
-        return list(await asyncio.gather(*(self.ask(one, draws, sampled=sampled) for one in questions)))
+        return await self._ask(questions, [draws] * len(questions), sampled)
 
     async def ask_each(self, questions: Sequence[Question]) -> list[Answer]:
         """As `ask_all`, each as often as it has options: so each option stands in each place once."""
-        return list(await asyncio.gather(*(self.ask(one, len(one.options)) for one in questions)))
+        return await self._ask(questions, [len(one.options) for one in questions])
+
+    async def _ask(
+        self, questions: Sequence[Question], draws: Sequence[int | None], sampled: int | None = None
+    ) -> list[Answer]:
+        """All of a culture, then all of the next one: a server with an adapter for each works on many
+        requests at once only where they are for the same."""
+        first = sorted(range(len(questions)), key=lambda place: culture_of(questions[place]))
+        found = await asyncio.gather(*(self.ask(questions[at], draws[at], sampled=sampled) for at in first))
+        by_place = dict(zip(first, found, strict=True))
+        return [by_place[place] for place in range(len(questions))]
 
     async def ask(
         self, question: Question, draws: int | None = None, *, sampled: int | None = None
@@ -224,6 +234,12 @@ class Asker:
                 "is not asked twice."
             )
             raise EndpointError(self.name, f"it gave out: {error.kind}: {error.reason}", fix) from error
+
+
+def culture_of(question: Question) -> str:
+    """The culture that a question is asked of; empty if it is nobody's."""
+    culture, slash, _ = (question.begins_as or question.id).partition("/")
+    return culture if slash else ""
 
 
 def orders_of(n: int, draws: int, rng: random.Random) -> list[tuple[int, ...]]:
