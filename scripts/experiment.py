@@ -32,7 +32,7 @@ from culturepark.training.datasets import read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("opinions", "vsm", "moderation", "forgetting")
-OWN = "own"
+OWN, JOINT = "own", "joint"
 
 
 class Experiment:
@@ -52,24 +52,28 @@ class Experiment:
         self._step(f"generate {name}", "generate", str(self._config), "--out", str(run), *options)
         return run
 
-    def tune(self, run: Path, joint: bool) -> None:
-        """An adapter for each culture, and, if it is wanted, the joint one."""
+    def tune(self, run: Path, adapters: Sequence[str]) -> None:
+        """An adapter for each culture, or the joint one, or both."""
         cultures = load_run(run).plan.planned()
-        only = [] if joint else [word for one in cultures for word in ("--culture", one)]
+        only: list[str] = []
+        if JOINT not in adapters:
+            only = [word for one in cultures for word in ("--culture", one)]
+        elif OWN not in adapters:
+            only = ["--joint"]
         self._step(f"tune {run.name}", "finetune", str(run), *only)
 
-    def evaluate(self, run: Path, joint: bool, base: bool) -> None:
-        """Each culture's own adapter, task by task; beside it, if wanted, the joint one and the base."""
+    def evaluate(self, run: Path, adapters: Sequence[str], base: bool) -> None:
+        """The adapters (OWN: each culture's own), task by task; beside them, if it is wanted, the base."""
         for task in self._tasks:
             out = self._out / f"{run.name}-{task}"
             if (out / "report.json").exists():
                 continue
-            adapters = ("--adapter", OWN, *(("--adapter", "joint") if joint else ()))
-            adapters += () if base else ("--no-base",)
-            where = ("--task", task, "--out", str(out))
+            options = [word for one in adapters for word in ("--adapter", one)]
+            options += [] if base else ["--no-base"]
+            options += ["--task", task, "--out", str(out)]
             if task == "vsm":
-                where += ("--items-each", str(self._items_each))
-            self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *adapters, *where)
+                options += ["--items-each", str(self._items_each)]
+            self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *options)
 
     def judge_data(self, run: Path, baseline: Path | None) -> None:
         """The quality of what was generated, counted; no model here is judge enough for the rest."""
@@ -128,10 +132,13 @@ class Experiment:
             folders = [self._out / f"{name}-{task}" for name in ("direct", "dialogues")]
             if not all((folder / "report.json").exists() for folder in folders):
                 continue
-            direct, dialogues = (read_measurements(folder).get(OWN, []) for folder in folders)
-            found = compare("direct", direct, "dialogues", dialogues)
-            lines += _comparisons([msgspec.to_builtins(one) for one in found])
-        title = "## Own adapters: tuned on dialogues against tuned on direct generation"
+            direct, dialogues = map(read_measurements, folders)
+            for adapter in sorted(direct.keys() & dialogues.keys()):
+                pair = compare(
+                    f"direct {adapter}", direct[adapter], f"dialogues {adapter}", dialogues[adapter]
+                )
+                lines += _comparisons([msgspec.to_builtins(one) for one in pair])
+        title = "## Adapters tuned on dialogues against those tuned on direct generation"
         return [title, *lines, ""] if lines else []
 
 
@@ -192,21 +199,30 @@ def main() -> None:
         "--no-joint", action="store_true", help="without the adapter of all cultures together"
     )
     parser.add_argument(
+        "--direct-joint",
+        action="store_true",
+        help="tune the joint adapter alone on direct generation: one training instead of one a culture",
+    )
+    parser.add_argument(
         "--items-each", type=int, default=12, metavar="N", help="vsm: items each person is asked (12 of 24)"
     )
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if given.direct_joint and given.no_joint:
+        parser.error("--direct-joint leaves nothing to compare with --no-joint")
     tasks: Sequence[str] = given.task or TASKS
     experiment = Experiment(given.config.resolve(), out, tasks, given.set, given.items_each)
     runs = [experiment.generate("dialogues")]
     if not given.no_direct:
         runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))
     experiment.judge_data(runs[0], runs[1] if len(runs) > 1 else None)
-    for run in runs:  # the base is the same for both, and one joint adapter is enough to be compared
+    both = (OWN,) if given.no_joint else (OWN, JOINT)
+    for run in runs:  # the base is the same for both
         dialogues = run is runs[0]
-        experiment.tune(run, joint=dialogues and not given.no_joint)
-        experiment.evaluate(run, joint=dialogues and not given.no_joint, base=dialogues)
+        adapters = both if dialogues else (JOINT,) if given.direct_joint else (OWN,)
+        experiment.tune(run, adapters)
+        experiment.evaluate(run, adapters, base=dialogues)
     results = experiment.results()
     (out / "results.md").write_text(results, "utf-8")
     print(f"\n{results}\nWritten to {out / 'results.md'}")
