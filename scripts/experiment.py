@@ -145,15 +145,27 @@ class Experiment:
 def _tables(report: dict[str, Any]) -> list[str]:
     lines = ["| model | figure | value | 95 % | constant | random | majority | others | n | unreadable |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    tuned = {OWN, JOINT}.intersection(one["model"] for one in report["figures"])
     for one in report["figures"]:
         if one["better"] == "neither":
             continue
+        model = _short(one["model"]) if tuned else one["model"]
         floors = " | ".join(_number(one[f"floor_{name}"]) for name in FLOORS)
         lines.append(
-            f"| {one['model']} | {one['subset']} {one['metric']} ({one['better']}) | {_number(one['value'])} "
+            f"| {model} | {one['subset']} {one['metric']} ({one['better']}) | {_number(one['value'])} "
             f"| {_range(one)} | {floors} | {one['n']} | {one['invalid_rate']:.0%} |"
         )
-    return lines + _comparisons(report["comparisons"])
+    comparisons = report["comparisons"]
+    if tuned:
+        comparisons = [
+            one | {"first": _short(one["first"]), "second": _short(one["second"])} for one in comparisons
+        ]
+    return lines + _comparisons(comparisons)
+
+
+def _short(model: str) -> str:
+    """A column's name for a model: the base's own is long."""
+    return model if model in (OWN, JOINT) else "base"
 
 
 def _comparisons(comparisons: list[dict[str, Any]]) -> list[str]:
