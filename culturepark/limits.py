@@ -59,6 +59,8 @@ that is slower than its server would take itself for the queue and hold back for
 
 _SLOW, _SLOW_NO_MORE = 3.0, 2.0
 """Times the latency of the other replicas."""
+_MUCH_LESS = 0.5
+"""Of the replies of the other replicas: a replica that is late, too, is not worth waiting for."""
 _FAILING, _FAILING_NO_MORE = 0.5, 0.2
 """Share of calls that fail by the replica's fault."""
 _WEIGHTS = (0.0, 0.25, 0.5, 1.0)
@@ -488,7 +490,13 @@ class _Replica:
         well = self.step > 0
         bar, slow = (_FAILING, _SLOW) if well else (_FAILING_NO_MORE, _SLOW_NO_MORE)
         silent = now_s - self.active_s > _SLOW * usual_s + 2 * PULSE_S
-        if self.failing > bar or self.latency_s > slow * usual_s or silent:
+        late = self.latency_s > slow * usual_s
+        if late and well and any(other.waiting for other in others if other is not self):
+            # The others have all that they can do. One that is late only since it has more at once than they
+            # have answers as many as they do, and without it there would be fewer.
+            usual = statistics.median(other.requests for other in others if other is not self)
+            late = self.requests < _MUCH_LESS * usual
+        if self.failing > bar or late or silent:
             self.step, self.step_s = 0, now_s
         elif self.step < len(_WEIGHTS) - 1 and now_s - self.step_s >= 1.0:
             self.step, self.step_s = self.step + 1, now_s

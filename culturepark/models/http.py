@@ -446,10 +446,12 @@ class HttpEndpoint:
 
     def _keep_to(self, shares: Iterable[Share], *, granted: bool) -> None:
         rates: tuple[float, float] | None = None
+        better = False
         for share in shares:
             replica = self._by_url.get(share.url) if share.model == self._model else None
             if replica is None:
                 continue
+            better |= share.weight > replica.weight
             replica.weight = share.weight
             limit = min(share.limit, self._most)
             replica.granted = limit if granted else 0
@@ -458,6 +460,8 @@ class HttpEndpoint:
         for replica in self._replicas:
             if replica.gate.waiting and not replica.well:
                 self._let_go(replica)
+            elif better:
+                replica.gate.send_away()  # who waits at others, and was to go to one that is back, goes there
         if rates is not None and self._pacer is not None:
             self._pacer.set_rates(*rates)
 

@@ -368,6 +368,24 @@ def test_a_replica_that_is_not_well_loses_its_share_in_seconds_and_gets_it_back(
     assert {0.25, 0.5} < set(climb)
 
 
+def two(coordinator: Coordinator, now: float, waiting: int) -> dict[str, float]:
+    """One report of two servers of one thread, of which one has twelve requests at once, the other one, and
+    so answers as often and each of them twelve times as fast; their weights."""
+    many = {"completed": 4, "latency_s": 12.0, "latency_sq": 36.0, "in_flight": 12, "most": 12}
+    one = {"completed": 4, "latency_s": 1.0, "latency_sq": 0.25, "in_flight": 1, "most": 1}
+    seen = [Seen("x", "m", waiting=waiting, **many), Seen("y", "m", waiting=waiting, **one)]
+    return {share.url: share.weight for share in coordinator.take("p", seen, now)}
+
+
+def test_a_replica_that_is_late_for_having_more_at_once_is_not_left_out() -> None:
+    """As long as the other one has all that it can do."""
+    busy, idle = Coordinator(LimitSettings()), Coordinator(LimitSettings())
+    for i in range(40):
+        assert two(busy, i * PULSE_S, waiting=500) == {"x": 1.0, "y": 1.0}
+        weights = two(idle, i * PULSE_S, waiting=0)
+    assert weights == {"x": 0.0, "y": 1.0}
+
+
 def test_when_all_replicas_are_broken_none_is_left_out() -> None:
     coordinator = Coordinator(LimitSettings())
     for i in range(8):

@@ -263,6 +263,25 @@ async def test_a_replica_that_fails_is_given_trials_only_at_once() -> None:
     assert broken.share([well], began + 0.5, began + 2) <= 0.05
 
 
+async def test_who_waits_goes_to_a_replica_that_is_back() -> None:
+    """Not only who comes later: an evaluation asks all its questions at once."""
+    well, back = await Server(0.02).start(), await Server(0.02).start()
+    endpoint = client(well, back)
+    endpoint.obey([Share(well.url, "m", 1), Share(back.url, "m", 1, weight=0.0)])
+    calls = [asyncio.create_task(endpoint.post("/x", b"{}", affinity=f"d{i}")) for i in range(100)]
+    try:
+        await asyncio.wait(calls, timeout=0.2)
+        before = len(well.done)
+        endpoint.obey([Share(well.url, "m", 1), Share(back.url, "m", 1)])
+        await asyncio.gather(*calls)
+    finally:
+        await endpoint.close()
+        await well.stop()
+        await back.stop()
+    assert len(well.done) + len(back.done) == 100
+    assert len(back.done) >= (100 - before) / 4
+
+
 async def test_retry_after_stops_one_replica_at_once() -> None:
     server = await Server(0.01).start()
     endpoint = client(server, retries=1)
