@@ -87,12 +87,12 @@ class Experiment:
         print(f"\n$ culturepark {shlex.join(command)}", flush=True)
         began = time.monotonic()
         done = subprocess.run([sys.executable, "-m", "culturepark", *command], check=False, cwd=ROOT)
-        if done.returncode:
-            print(f"\n{name} ended with code {done.returncode}. Give the same command again to go on.")
-            raise SystemExit(done.returncode)
         times = self.times()
         times[name] = times.get(name, 0.0) + round(time.monotonic() - began, 1)
         self._times.write_text(json.dumps(times, indent=1), "utf-8")
+        if done.returncode:
+            print(f"\n{name} ended with code {done.returncode}. Give the same command again to go on.")
+            raise SystemExit(done.returncode)
 
     def times(self) -> dict[str, float]:
         """Seconds of each step, over all sittings."""
