@@ -101,13 +101,17 @@ def compare(
     """Second against first wherever both measured the same and one can be better, by paired bootstrap
     over the units that both have, or else each over its own (`Measurement.paired`), with p-values corrected
     after Holm over all of them."""
-    return corrected(_differences(first_name, first, second_name, second))
+    most = stats.resamples_for(len(first))
+    return corrected(_differences(first_name, first, second_name, second, most))
 
 
 def compare_all(measured: Mapping[str, Sequence[Measurement]]) -> list[Comparison]:
     """Each further model against the first, corrected over all that is compared."""
     (name, first), *others = measured.items()
-    return corrected([one for other, found in others for one in _differences(name, first, other, found)])
+    most = stats.resamples_for(len(first) * len(others))
+    return corrected(
+        [one for other, found in others for one in _differences(name, first, other, found, most)]
+    )
 
 
 def corrected(found: Sequence[Comparison]) -> list[Comparison]:
@@ -117,7 +121,11 @@ def corrected(found: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _differences(
-    first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
+    first_name: str,
+    first: Sequence[Measurement],
+    second_name: str,
+    second: Sequence[Measurement],
+    most: int,
 ) -> list[Comparison]:
     others = {one.key: one for one in second}
     found: list[Comparison] = []
@@ -128,7 +136,7 @@ def _differences(
         if (one.statistic, one.parameters) != (other.statistic, other.parameters):
             continue  # by other means, so no difference would be the models'
         if not one.paired:
-            found.append(_unpaired(first_name, one, second_name, other))
+            found.append(_unpaired(first_name, one, second_name, other, most))
             continue
         places = {unit: place for place, unit in enumerate(other.units)}
         shared = [(place, places[unit]) for place, unit in enumerate(one.units) if unit in places]
@@ -139,14 +147,16 @@ def _differences(
             both = ~(np.isnan(mine) | np.isnan(theirs)).any(axis=1)
             mine, theirs = mine[both], theirs[both]
         statistic = statistic_named(one.statistic, one.parameters)
-        difference = stats.paired_bootstrap(mine, theirs, statistic) if len(mine) else None
+        difference = stats.paired_bootstrap(mine, theirs, statistic, most=most) if len(mine) else None
         found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
     return found
 
 
-def _unpaired(first_name: str, one: Measurement, second_name: str, other: Measurement) -> Comparison:
+def _unpaired(
+    first_name: str, one: Measurement, second_name: str, other: Measurement, most: int
+) -> Comparison:
     statistic = statistic_named(one.statistic, one.parameters)
-    difference = stats.unpaired_bootstrap(one.array, other.array, statistic)
+    difference = stats.unpaired_bootstrap(one.array, other.array, statistic, most=most)
     n_units = len(one.units) + len(other.units)
     return Comparison(*one.key, one.better, first_name, second_name, difference, n_units)
 

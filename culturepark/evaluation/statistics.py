@@ -16,6 +16,8 @@ Statistic = Callable[[Floats], float]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+_FEW = 20
+"""Fewer resamples beyond nothing than this say little of how small a p-value is."""
 _Z = 1.959963984540054
 """Normal quantile of 97.5 %."""
 
@@ -57,12 +59,13 @@ def bootstrap(values: Floats, statistic: Statistic, seed: int = 0, resamples: in
 
 
 def paired_bootstrap(
-    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, resamples: int = RESAMPLES
+    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, most: int = RESAMPLES
 ) -> Difference | None:
     """How the statistic differs between two samples over the same units, row by row.
 
-    The same rows are drawn of both. None if it is not defined on either. Raises ValueError unless
-    there is one row a unit in both.
+    The same rows are drawn of both, RESAMPLES times, or `most` times where so few leave the p-value
+    unclear: see `resamples_for`. None if it is not defined on either. Raises ValueError unless there is
+    one row a unit in both.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} units cannot be paired with {len(second)}")
@@ -71,35 +74,54 @@ def paired_bootstrap(
     value = statistic(second) - statistic(first)
     if math.isnan(value):
         return None
-    found = _resampled(
-        len(first), seed, resamples, lambda rows: statistic(second[rows]) - statistic(first[rows])
-    )
-    return _difference(value, found)
+
+    def resampled(resamples: int) -> Floats:
+        return _resampled(
+            len(first), seed, resamples, lambda rows: statistic(second[rows]) - statistic(first[rows])
+        )
+
+    return _difference(value, resampled, most)
 
 
 def unpaired_bootstrap(
-    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, resamples: int = RESAMPLES
+    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, most: int = RESAMPLES
 ) -> Difference | None:
     """How the statistic differs between two samples over units of their own, each resampled by itself.
 
-    None if it is not defined on either, or a sample has fewer than two units.
+    `most` as for `paired_bootstrap`. None if it is not defined on either, or a sample has fewer than two
+    units.
     """
     if min(len(first), len(second)) < 2:
         return None
     value = statistic(second) - statistic(first)
     if math.isnan(value):
         return None
-    before = _resampled(len(first), seed, resamples, lambda rows: statistic(first[rows]))
-    after = _resampled(len(second), seed + 1, resamples, lambda rows: statistic(second[rows]))
-    return _difference(value, after - before)
+
+    def resampled(resamples: int) -> Floats:
+        before = _resampled(len(first), seed, resamples, lambda rows: statistic(first[rows]))
+        return _resampled(len(second), seed + 1, resamples, lambda rows: statistic(second[rows])) - before
+
+    return _difference(value, resampled, most)
 
 
-def _difference(value: float, found: Floats) -> Difference:
-    found = found[~np.isnan(found)]
+def resamples_for(comparisons: int) -> int:
+    """So many resamples that a p-value can be small also after `holm` has multiplied it by so many."""
+    return max(RESAMPLES, 200 * comparisons)
+
+
+def _difference(value: float, resampled: Callable[[int], Floats], most: int) -> Difference:
+    found = resampled(RESAMPLES)
+    if most > RESAMPLES and _tail(found) < _FEW:
+        found = resampled(most)
     low, high = _bounds(found)
     # One is added to each tail, so that no finite number of resamples claims certainty.
-    tails = min((found <= 0).sum(), (found >= 0).sum())
-    return Difference(value, low, high, min(1.0, 2 * float(tails + 1) / (len(found) + 1)))
+    n = int((~np.isnan(found)).sum())
+    return Difference(value, low, high, min(1.0, 2 * float(_tail(found) + 1) / (n + 1)))
+
+
+def _tail(found: Floats) -> int:
+    """The lesser of how many are at most nothing and how many at least."""
+    return int(min((found <= 0).sum(), (found >= 0).sum()))
 
 
 def _resampled(n: int, seed: int, resamples: int, measure: Callable[[Ints], float]) -> Floats:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.measure import Comparison, corrected
+from culturepark.evaluation.measure import Comparison, Measurement, compare, corrected, rows_of
 from culturepark.evaluation.statistics import Difference
 
 shares = st.integers(2, 8).flatmap(
@@ -137,6 +137,38 @@ def test_bootstrap_agrees_with_theory() -> None:
     assert stats.bootstrap(values, stats.mean) == found
     assert stats.bootstrap(values[:1], stats.mean).low is None
     assert stats.bootstrap(np.full((5, 1), math.nan), stats.mean).value is None
+
+
+def measured(values: np.ndarray) -> list[Measurement]:
+    """One figure a row, over the same units."""
+    units = tuple(str(place) for place in range(values.shape[1]))
+    return [
+        Measurement(
+            task="t",
+            subset=str(place),
+            metric="m",
+            better="higher",
+            unit="item",
+            units=units,
+            values=rows_of([row.tolist()]),
+            n=len(units),
+            draws=len(units),
+            invalid_rate=0.0,
+        )
+        for place, row in enumerate(values)
+    ]
+
+
+def test_a_clear_difference_is_clear_among_many_comparisons() -> None:
+    """Two thousand resamples tell no p-value below .001, which sixty comparisons make .06."""
+    rng = np.random.default_rng(5)
+    first = rng.normal(0, 1, (60, 100))
+    second = first + rng.normal(0, 1, (60, 100))
+    second[7] = first[7] + rng.normal(3, 1, 100)
+    found = compare("a", measured(first), "b", measured(second))
+    p_values = [one.p_holm or 0.0 for one in found]
+    assert p_values[7] <= 0.01
+    assert min(p_values[:7] + p_values[8:]) > 0.05
 
 
 def test_pairing_sees_what_two_intervals_do_not() -> None:
