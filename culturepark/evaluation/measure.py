@@ -142,10 +142,11 @@ def _differences(
         shared = [(place, places[unit]) for place, unit in enumerate(one.units) if unit in places]
         mine = one.array[[a for a, _ in shared]]
         theirs = other.array[[b for _, b in shared]]
-        if one.statistic == "mean":
-            # A unit that one of them misses would be compared with nothing.
-            both = ~(np.isnan(mine) | np.isnan(theirs)).any(axis=1)
-            mine, theirs = mine[both], theirs[both]
+        if one.statistic in ("mean", "mean_of_cells"):
+            # What one of them misses would be compared with nothing.
+            missing = np.isnan(mine) | np.isnan(theirs)
+            there = ~missing.all(axis=1)
+            mine, theirs = (np.where(missing, np.nan, values)[there] for values in (mine, theirs))
         statistic = statistic_named(one.statistic, one.parameters)
         difference = stats.paired_bootstrap(mine, theirs, statistic, most=most) if len(mine) else None
         found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
@@ -171,6 +172,7 @@ def _class_f1(values: Floats, of: int) -> float:
 
 _STATISTICS: dict[str, Any] = {
     "mean": stats.mean,
+    "mean_of_cells": stats.mean_of_cells,
     "ratio": stats.ratio,
     "total": stats.total,
     "macro_f1": _macro_f1,

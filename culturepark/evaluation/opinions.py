@@ -75,7 +75,11 @@ async def evaluate(
 
 
 def measurements(asked: Sequence[Asked], answers: Sequence[Answer]) -> list[Measurement]:
-    """Figures by culture and of all, from one answer to each question asked."""
+    """Figures by culture and of all, from one answer to each question asked.
+
+    The unit is the question, also of all cultures together: they are asked the same ones, so their answers
+    to one are drawn together.
+    """
     pairs = list(zip(asked, answers, strict=True))
     by_culture = list(dict.fromkeys(one.culture for one in asked))
     subsets = {culture: [p for p in pairs if p[0].culture == culture] for culture in by_culture}
@@ -95,6 +99,9 @@ def _applies(metric: str, one: Asked) -> bool:
 
 def _measured(subset: str, metric: str, better: Better, pairs: Sequence[tuple[Asked, Answer]]) -> Measurement:
     pairs = [pair for pair in pairs if _applies(metric, pair[0])]
+    cultures = list(dict.fromkeys(one.culture for one, _ in pairs))
+    found = {(one.seed.id, one.culture): distance(metric, a.shares, one.people) for one, a in pairs}
+    questions = tuple(dict.fromkeys(one.seed.id for one, _ in pairs))
     draws = sum(answer.draws for _, answer in pairs)
     return Measurement(
         task=TASK,
@@ -102,11 +109,13 @@ def _measured(subset: str, metric: str, better: Better, pairs: Sequence[tuple[As
         metric=metric,
         better=better,
         unit="question",
-        units=tuple(one.id for one, _ in pairs),
-        values=rows_of([[distance(metric, answer.shares, one.people) for one, answer in pairs]]),
+        units=questions,
+        values=rows_of([[found.get((one, culture)) for one in questions] for culture in cultures]),
         n=sum(answer.shares is not None for _, answer in pairs),
         draws=draws,
         invalid_rate=sum(answer.invalid * answer.draws for _, answer in pairs) / draws if draws else 0.0,
+        statistic="mean_of_cells",
+        parameters={"columns": cultures},
         floors=_floors(metric, [one for one, _ in pairs]),
     )
 

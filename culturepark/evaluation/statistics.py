@@ -204,6 +204,13 @@ def mean(values: Floats) -> float:
     return float(column.mean()) if len(column) else math.nan
 
 
+def mean_of_cells(values: Floats, columns: Sequence[str]) -> float:
+    """Mean of all cells, missing ones (NaN) left out: the rows are drawn whole, for what is in one hangs
+    together. `columns` name what stands in them, so that only the like is compared."""
+    cells = values[~np.isnan(values)]
+    return float(cells.mean()) if len(cells) else math.nan
+
+
 def ratio(values: Floats) -> float:
     """Sum of the first column over that of the second, rows with a missing value (NaN) left out; NaN
     where there is nothing to divide by."""

@@ -171,6 +171,17 @@ def test_a_clear_difference_is_clear_among_many_comparisons() -> None:
     assert min(p_values[:7] + p_values[8:]) > 0.05
 
 
+def test_what_is_asked_of_eight_cultures_is_no_surer_for_it_if_their_answers_are_alike() -> None:
+    rows = np.random.default_rng(6).normal(0, 1, (30, 1))
+    one, eight = (
+        stats.bootstrap(np.tile(rows, (1, n)), lambda v: stats.mean_of_cells(v, ())) for n in (1, 8)
+    )
+    assert (eight.low, eight.high) == pytest.approx((one.low, one.high))
+    rows[3] = math.nan
+    assert stats.mean_of_cells(rows, ()) == pytest.approx(np.nanmean(rows))
+    assert math.isnan(stats.mean_of_cells(np.full((2, 2), math.nan), ()))
+
+
 def test_pairing_sees_what_two_intervals_do_not() -> None:
     rng = np.random.default_rng(4)
     first = rng.normal(0, 10, (100, 1))
