@@ -230,10 +230,12 @@ class HttpEndpoint:
         """
         attempt, lost = tried, _NOTHING
         avoid: list[_Replica] = []
+        paced = False
         while True:
             replica = self._only or self._choose(affinity, skip, avoid)
-            if self._pacer is not None:
+            if self._pacer is not None and not paced:
                 await self._paced(replica, self._pacer)
+                paced = True  # once an attempt, however often it is sent away
             if self._halted:
                 raise ModelError("connection", "no call is begun any more", usage=lost)
             gate = replica.gate
@@ -274,7 +276,7 @@ class HttpEndpoint:
                 self._on_retry(affinity, replica.url, failure, wait_s)
             if wait_s:
                 await self._rest(wait_s)
-            attempt += 1
+            attempt, paced = attempt + 1, False
 
     def _left_halted(self, gate: Gate) -> bool:
         """Give back a place that came just before all was halted."""
