@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from culturepark.errors import CultureParkError, Interrupted
+from culturepark.errors import CultureParkError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,8 +76,13 @@ def finetune(
     names = names_of(run, culture, joint)
     with training_lock(run.root):
         datasets: dict[str, Path] = {}
+        failed: list[CultureParkError] = []
         for name in names:
-            folder, facts = seal(run, name, settings.training)
+            try:
+                folder, facts = seal(run, name, settings.training)
+            except TrainingError as error:  # the others can be trained all the same
+                failed.append(error)
+                continue
             datasets[name] = folder
             console.print(
                 line_of(
@@ -86,14 +91,19 @@ def finetune(
                 ),
                 soft_wrap=True,
             )
+        if not datasets:
+            raise failed[0]
+        for error in failed:
+            print_error(error)
         _check_leakage(console, run, datasets, against or [])
         if datasets_only:
+            if failed:
+                raise typer.Exit(failed[0].exit_code)
             return
         base = base_of(settings)
         through = open_backend(settings)
         records = Records(run.root)
-        failed: list[CultureParkError] = []
-        for name in names:
+        for name in datasets:
             job = job_of(run, name, settings, base)
             outcome = _follow(console, records, through, job, settings.training.poll_s)
             if outcome.state != "finished":

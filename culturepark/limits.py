@@ -491,11 +491,11 @@ class _Replica:
         bar, slow = (_FAILING, _SLOW) if well else (_FAILING_NO_MORE, _SLOW_NO_MORE)
         silent = now_s - self.active_s > _SLOW * usual_s + 2 * PULSE_S
         late = self.latency_s > slow * usual_s
-        if late and well and any(other.waiting for other in others if other is not self):
+        rest = [other for other in others if other is not self and other.step]
+        if late and well and rest and all(other.waiting for other in rest):
             # The others have all that they can do. One that is late only since it has more at once than they
             # have answers as many as they do, and without it there would be fewer.
-            usual = statistics.median(other.requests for other in others if other is not self)
-            late = self.requests < _MUCH_LESS * usual
+            late = self.requests < _MUCH_LESS * statistics.median(other.requests for other in rest)
         if self.failing > bar or late or silent:
             self.step, self.step_s = 0, now_s
         elif self.step < len(_WEIGHTS) - 1 and now_s - self.step_s >= 1.0:

@@ -550,6 +550,9 @@ def _check(settings: Settings, where: str) -> None:
     if training.backend == "command" and not training.command:
         fix = 'For example `command = ["my-trainer", "--data", "{dataset}", "--out", "{output}"]`.'
         raise ConfigError(f"{where}: $.training.command", "the backend `command` has no command.", fix)
+    if training.backend == "ray-train" and training.batch % training.workers:
+        what = f"{training.batch} rows cannot be shared out among {training.workers} workers."
+        raise ConfigError(f"{where}: $.training.batch", what, f"Take a multiple of {training.workers}.")
     plan = settings.plan
     for key in ("kinds", "styles", "pairings", "openers", "seeds"):
         if not getattr(plan, key):

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from culturepark.evaluation.measure import compare
+from culturepark.evaluation.measure import compare, corrected
 from culturepark.evaluation.report import FLOORS, read_measurements
 from culturepark.store.rundir import load_run
 from culturepark.training.adapters import adapters_of
@@ -86,13 +86,19 @@ class Experiment:
     def _step(self, name: str, *command: str) -> None:
         print(f"\n$ culturepark {shlex.join(command)}", flush=True)
         began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "culturepark", *command], check=False, cwd=ROOT)
+        running = subprocess.Popen([sys.executable, "-m", "culturepark", *command], cwd=ROOT)
+        stopped = False
+        try:
+            running.wait()
+        except KeyboardInterrupt:  # it has reached the command, too, which ends in its own time
+            stopped = True
+            running.wait()
         times = self.times()
         times[name] = times.get(name, 0.0) + round(time.monotonic() - began, 1)
         self._times.write_text(json.dumps(times, indent=1), "utf-8")
-        if done.returncode:
-            print(f"\n{name} ended with code {done.returncode}. Give the same command again to go on.")
-            raise SystemExit(done.returncode)
+        if running.returncode or stopped:
+            print(f"\n{name} ended with code {running.returncode}. Give the same command again to go on.")
+            raise SystemExit(running.returncode or 130)
 
     def times(self) -> dict[str, float]:
         """Seconds of each step, over all sittings."""
@@ -103,7 +109,7 @@ class Experiment:
         parts = [f"# Results of {self._config.name}", "", *self._tuning()]
         for report in sorted(self._out.glob("*/report.json")):
             parts += [f"## {report.parent.name}", "", *_tables(json.loads(report.read_text("utf-8"))), ""]
-        parts += self._against_direct()
+        parts += self._further()
         parts += ["## Time", "", "| step | minutes |", "|---|---:|"]
         parts += [f"| {name} | {seconds / 60:.1f} |" for name, seconds in self.times().items()]
         return "\n".join(parts) + "\n"
@@ -119,27 +125,34 @@ class Experiment:
         for name in ("dialogues", "direct"):
             for adapter in adapters_of(self._out / name).values():
                 dataset, outcome = read_dataset(adapter.dataset), adapter.outcome
+                epochs = outcome.steps * adapter.recipe.batch / max(1, dataset.n_train)
                 lines.append(
-                    f"| {name} | {adapter.name} | {dataset.n_train} | {dataset.n_held_out} "
+                    f"| {name} | {adapter.name} | {dataset.n_train} | {epochs:.2f} | {dataset.n_held_out} "
                     f"| {_fall(outcome.fall)} | {_fall(outcome.held_out_loss)} |"
                 )
         return [*lines, ""]
 
-    def _against_direct(self) -> list[str]:
-        """Adapters tuned on dialogues against those tuned on direct generation, question by question."""
+    def _further(self) -> list[str]:
+        """What no single command compares: joint and own adapters, and those tuned on direct generation with
+        the base and with those tuned on dialogues. Corrected by task."""
         lines: list[str] = []
         for task in self._tasks:
-            folders = [self._out / f"{name}-{task}" for name in ("direct", "dialogues")]
-            if not all((folder / "report.json").exists() for folder in folders):
-                continue
-            direct, dialogues = map(read_measurements, folders)
-            for adapter in sorted(direct.keys() & dialogues.keys()):
-                pair = compare(
-                    f"direct {adapter}", direct[adapter], f"dialogues {adapter}", dialogues[adapter]
-                )
-                lines += _comparisons([msgspec.to_builtins(one) for one in pair])
-        title = "## Adapters tuned on dialogues against those tuned on direct generation"
-        return [title, *lines, ""] if lines else []
+            names = [name for name in ("dialogues", "direct") if self._has(name, task)]
+            measured = {name: read_measurements(self._out / f"{name}-{task}") for name in names}
+            tuned, direct = measured.get("dialogues", {}), measured.get("direct", {})
+            pairs = [((OWN, tuned[OWN]), (JOINT, tuned[JOINT]))] if tuned.keys() >= {OWN, JOINT} else []
+            base = next((name for name in tuned if name not in (OWN, JOINT)), None)
+            for adapter, found in direct.items():
+                mine = (f"direct {adapter}", found)
+                pairs += [(("base", tuned[base]), mine)] if base else []
+                pairs += [(mine, (f"dialogues {adapter}", tuned[adapter]))] if adapter in tuned else []
+            compared = corrected([one for first, second in pairs for one in compare(*first, *second)])
+            if compared:
+                lines += ["", f"### {task}", *_comparisons([msgspec.to_builtins(one) for one in compared])]
+        return ["## Further comparisons", *lines, ""] if lines else []
+
+    def _has(self, name: str, task: str) -> bool:
+        return (self._out / f"{name}-{task}" / "report.json").exists()
 
 
 def _tables(report: dict[str, Any]) -> list[str]:
@@ -221,8 +234,8 @@ def main() -> None:
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    if given.direct_joint and given.no_joint:
-        parser.error("--direct-joint leaves nothing to compare with --no-joint")
+    if given.direct_joint and (given.no_joint or given.no_direct):
+        parser.error("--direct-joint needs both the joint adapter and direct generation")
     tasks: Sequence[str] = given.task or TASKS
     experiment = Experiment(given.config.resolve(), out, tasks, given.set, given.items_each)
     runs = [experiment.generate("dialogues")]

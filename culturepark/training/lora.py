@@ -92,7 +92,7 @@ def _train(job: Job, began_s: float) -> Outcome:
         fix = "Tune a chat model, or add a chat template to its tokenizer."
         raise ConfigError("base model", f"{job.base.name} has no chat template.", fix)
     gpu = bool(torches.cuda.is_available())
-    bf16 = _multiplies_bf16(torches, gpu)
+    bf16 = multiplies_bf16(torches, gpu)
     model = hub.AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torches.float32)
     trainer = tuning.SFTTrainer(
         model=model,
@@ -121,7 +121,7 @@ def _train(job: Job, began_s: float) -> Outcome:
         seconds=round(time.monotonic() - began_s, 1),
         losses=tuple((int(one["step"]), round(float(one["loss"]), 4)) for one in history if "loss" in one),
         held_out_loss=None if before is None or after is None else (round(before, 4), round(after, 4)),
-        precision="bfloat16" if bf16 else "float32",
+        precision="bfloat16" if bf16 else str(model.dtype).removeprefix("torch."),
     )
     if trainer.is_world_process_zero():
         _save(trainer.model, tokenizer, job, dataset, folder, outcome)
@@ -129,11 +129,11 @@ def _train(job: Job, began_s: float) -> Outcome:
     return outcome
 
 
-def _multiplies_bf16(torches: Any, gpu: bool) -> bool:
-    """Whether the hardware multiplies bfloat16 itself: then products are taken in it (mixed precision). A CPU
-    that does not would be slower with it than with float32."""
+def multiplies_bf16(torches: Any, gpu: bool) -> bool:
+    """Whether the hardware multiplies bfloat16 itself: then products are taken in it (mixed precision).
+    Without, it would be slower than float32."""
     if gpu:
-        return bool(torches.cuda.is_bf16_supported())
+        return bool(torches.cuda.is_bf16_supported(including_emulation=False))
     known: dict[str, Any] = getattr(torches.cpu, "get_capabilities", dict)()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 

@@ -569,8 +569,10 @@ async def test_embeddings_are_asked_for_in_base64_and_read_in_either_form(server
 
 
 def float64(of: Any) -> str:
-    """Numbers of this kind with 64 bits each."""
-    return base64.b64encode(np.linspace(-0.4, 0.7, 64, dtype=of).astype("<f8").tobytes()).decode()
+    """Numbers of this kind, a zero among them, with 64 bits each."""
+    numbers = np.linspace(-0.4, 0.7, 64, dtype=of)
+    numbers[5] = 0
+    return base64.b64encode(numbers.astype("<f8").tobytes()).decode()
 
 
 @pytest.mark.parametrize(

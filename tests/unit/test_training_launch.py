@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,16 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culturepark.cli import run as culturepark
-from culturepark.errors import ConfigError, EndpointError, RunDirError
+from culturepark.errors import ConfigError, EndpointError, RunDirError, TrainingError
 from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
+from culturepark.settings import decode_settings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapter_named, adapters_of
 from culturepark.training.base import base_of
 from culturepark.training.child import COMMAND, LOCAL, NEEDED, ChildBackend
+from culturepark.training.datasets import seal
 from culturepark.training.launch import cancel, due, follow, job_of, names_of, next_step
 from culturepark.training.leakage import REPORT, read_report
-from culturepark.training.lora import last_checkpoint
+from culturepark.training.lora import last_checkpoint, multiplies_bf16
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
 from culturepark.training.run_command import arguments_of
@@ -423,6 +426,26 @@ def test_finetune_trains_each_culture_and_says_where(run: Run, capsys: Any) -> N
     assert len(events(run)) == 9
 
 
+def test_a_culture_without_samples_does_not_keep_the_others_from_training(
+    run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sealed(of: Run, name: str, *rest: Any) -> Any:
+        if name == "arabic":
+            raise TrainingError("dataset of arabic", "it is empty.", "Let the run go on.")
+        return seal(of, name, *rest)
+
+    monkeypatch.setattr("culturepark.training.datasets.seal", sealed)
+    command = json.dumps(
+        [PYTHON, "-c", "import sys, pathlib; pathlib.Path(sys.argv[1], 'm').touch()", "{output}"]
+    )
+    arguments = ["finetune", str(run.root), "--backend", "command", "--set", f"training.command={command}"]
+    arguments += ["--set", "training.poll_s=0.02"]
+    assert culturepark(arguments) == TrainingError.exit_code
+    assert "dataset of arabic: it is empty." in capsys.readouterr().err
+    assert set(adapters_of(run.root)) == {"korean", "joint"}
+    assert culturepark([*arguments, "--culture", "arabic"]) == TrainingError.exit_code
+
+
 def test_finetune_exits_with_the_trainings_code(run: Run, capsys: Any) -> None:
     command = json.dumps([PYTHON, "-c", "raise SystemExit(1)"])
     arguments = ["finetune", str(run.root), "--backend", "command", "--set", f"training.command={command}"]
@@ -510,6 +533,29 @@ def test_a_culture_is_due_once_all_its_dialogues_ended_and_something_was_kept(
 ) -> None:
     other = {"finished": 1, "kept": 1}
     assert due({"arabic": funnel, "korean": other}, {"arabic": 4, "korean": 2}) == ["arabic"] * is_due
+
+
+@pytest.mark.parametrize(
+    ("known", "bf16"),
+    [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)],
+)
+def test_products_are_in_bfloat16_where_a_cpu_does_so_itself(known: dict[str, bool], bf16: bool) -> None:
+    cpu = SimpleNamespace(get_capabilities=lambda: known)
+    assert multiplies_bf16(SimpleNamespace(cpu=cpu), gpu=False) == bf16
+    assert not multiplies_bf16(SimpleNamespace(cpu=SimpleNamespace()), gpu=False)  # an older torch
+
+
+def test_a_gpu_that_only_emulates_bfloat16_multiplies_as_before() -> None:
+    cuda = SimpleNamespace(is_bf16_supported=lambda including_emulation: including_emulation)
+    assert not multiplies_bf16(SimpleNamespace(cuda=cuda), gpu=True)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused() -> None:
+    raw = {"models": {"chat": {"engine": "embedded"}}, "roles": {"speaker": "chat", "embedder": "chat"}}
+    training = {"backend": "ray-train", "batch": 8, "workers": 2}
+    assert decode_settings(raw | {"training": training}, "here").training.workers == 2
+    with pytest.raises(ConfigError, match="8 rows cannot be shared out among 3 workers"):
+        decode_settings(raw | {"training": training | {"workers": 3}}, "here")
 
 
 def test_losses_are_told_as_means_of_the_first_and_the_last_quarter() -> None:
