@@ -116,12 +116,8 @@ class Experiment:
 
     def _tuning(self) -> list[str]:
         """What each adapter was tuned on, and its losses."""
-        lines = [
-            "## Tuning",
-            "",
-            "| run | adapter | rows | held out | training loss | on held-out questions |",
-        ]
-        lines.append("|---|---|---:|---:|---:|---:|")
+        head = "| run | adapter | rows | epochs | held out | training loss | held-out loss |"
+        lines = ["## Tuning", "", head, "|---|---|---:|---:|---:|---:|---:|"]
         for name in ("dialogues", "direct"):
             for adapter in adapters_of(self._out / name).values():
                 dataset, outcome = read_dataset(adapter.dataset), adapter.outcome
