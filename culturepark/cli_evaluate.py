@@ -53,6 +53,7 @@ _NEEDS: dict[str, frozenset[Task]] = {
     "--question": frozenset({Task.opinions}),
     "--rows": frozenset({Task.moderation, Task.quality}),
     "--seeds": frozenset({Task.opinions}),
+    "--tuned-on": frozenset({Task.opinions}),
     "--vsm-items": frozenset({Task.vsm}),
 }
 """Options that do something for these tasks alone."""
@@ -108,6 +109,14 @@ def evaluate(
     ] = None,
     question: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="opinions: only this one; may be repeated.")
+    ] = None,
+    tuned_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="opinions: a run that an endpoint's model was tuned on, whose questions are left out; "
+            "may be repeated.",
+        ),
     ] = None,
     draws: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="opinions: times each question is asked.")
@@ -179,7 +188,8 @@ def evaluate(
     from culturepark.evaluation.measure import Comparison, compare_all, corrected
     from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
-    from culturepark.evaluation.targets import adapter_target, target_of
+    from culturepark.evaluation.targets import adapter_target, target_of, trained_on
+    from culturepark.store.rundir import load_run
     from culturepark.terminal import line_of
     from culturepark.terminal import out as console_for
 
@@ -199,6 +209,7 @@ def evaluate(
         "--question": question,
         "--rows": rows,
         "--seeds": seeds,
+        "--tuned-on": tuned_on,
         "--vsm-items": vsm_items,
     }
     _refuse_idle([name for name, value in given.items() if value not in (None, "")], tasks)
@@ -228,7 +239,9 @@ def evaluate(
             require_plain(one.adapters)
     registry = load_cultures()
     chosen = _cultures(culture, registry, targets)
-    seen = frozenset[str]().union(*(one.trained_on for one in targets))
+    seen = frozenset[str]().union(
+        *(one.trained_on for one in targets), *(trained_on(load_run(one)) for one in tuned_on or ())
+    )
     suite = Suite(
         cultures=registry,
         asked=tuple(_asked(seeds or ["builtin"], question, seen, chosen)) if Task.opinions in tasks else (),

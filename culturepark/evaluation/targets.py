@@ -70,9 +70,13 @@ def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") 
     run = load_run(Path(words))
     base = _tuned(run)
     name = embedded_name(base, False) if base.engine == EMBEDDED else base.model or base.engine
+    return Target(name, base, run.settings.limits, trained_on(run))
+
+
+def trained_on(run: Run) -> frozenset[str]:
+    """The run's questions but for those held out: what a model that is tuned on it has seen."""
     asked = frozenset(seed.id for seed in run.plan.seeds)
-    held_out = held_out_questions(asked, run.settings.plan.seed, run.settings.training.held_out)
-    return Target(name, base, run.settings.limits, asked - held_out)
+    return asked - held_out_questions(asked, run.settings.plan.seed, run.settings.training.held_out)
 
 
 def adapter_target(directory: Path, name: str) -> Target:

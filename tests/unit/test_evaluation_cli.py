@@ -56,6 +56,16 @@ def test_a_runs_own_questions_are_never_asked(tmp_path: Path, capsys: Any) -> No
     assert report.read_measurements(out)["scripted"][0].units == ("wvs7-q33",)
 
 
+def test_an_endpoint_is_not_asked_what_its_model_was_tuned_on(tmp_path: Path) -> None:
+    runs.made(tmp_path / "run")
+    held_out = held_out_questions(builders.THREE, runs.settings().plan.seed, 0.2)
+    here = (URL, "--model", "even", "--culture", "korean", "--out", str(tmp_path / "out"))
+    assert evaluate(*here, "--task", "opinions", "--tuned-on", str(tmp_path / "run")) == 0
+    units = {unit for one in report.read_measurements(tmp_path / "out")["even"] for unit in one.units}
+    assert set(builders.THREE) & units == held_out
+    assert evaluate(*here, "--task", "vsm", "--tuned-on", str(tmp_path / "run")) == 2
+
+
 def test_an_evaluation_that_was_stopped_asks_only_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
