@@ -142,7 +142,9 @@ class Experiment:
                 mine = (f"direct {adapter}", found)
                 pairs += [(("base", tuned[base]), mine)] if base else []
                 pairs += [(mine, (f"dialogues {adapter}", tuned[adapter]))] if adapter in tuned else []
-            compared = corrected([one for first, second in pairs for one in compare(*first, *second)])
+            compared = corrected(
+                [one for first, second in pairs for one in compare(*first, *second, groups=len(pairs))]
+            )
             if compared:
                 lines += ["", f"### {task}", *_comparisons([msgspec.to_builtins(one) for one in compared])]
         return ["## Further comparisons", *lines, ""] if lines else []

@@ -145,7 +145,7 @@ class Asker:
     ) -> list[Answer]:
         """All of a culture, then all of the next one: a server with an adapter for each works on many
         requests at once only where they are for the same."""
-        first = sorted(range(len(questions)), key=lambda place: culture_of(questions[place]))
+        first = sorted(range(len(questions)), key=lambda place: culture_of(_begins(questions[place])))
         found = await asyncio.gather(*(self.ask(questions[at], draws[at], sampled=sampled) for at in first))
         by_place = dict(zip(first, found, strict=True))
         return [by_place[place] for place in range(len(questions))]
@@ -215,7 +215,7 @@ class Asker:
         self, prompt: Prompt, sampling: Sampling, question: Question, *, strictly: bool = False
     ) -> Completion | None:
         """A reply; None where the model has none to this prompt, be it empty or a refusal."""
-        affinity = question.begins_as or question.id
+        affinity = _begins(question)
         try:
             completion = await self._model.complete(prompt, sampling, affinity=affinity)
             self._answers = True
@@ -236,10 +236,14 @@ class Asker:
             raise EndpointError(self.name, f"it gave out: {error.kind}: {error.reason}", fix) from error
 
 
-def culture_of(question: Question) -> str:
-    """The culture that a question is asked of; empty if it is nobody's."""
-    culture, slash, _ = (question.begins_as or question.id).partition("/")
+def culture_of(affinity: str) -> str:
+    """The culture that a question is asked of, by what its calls have in common; empty if it is nobody's."""
+    culture, slash, _ = affinity.partition("/")
     return culture if slash else ""
+
+
+def _begins(question: Question) -> str:
+    return question.begins_as or question.id
 
 
 def orders_of(n: int, draws: int, rng: random.Random) -> list[tuple[int, ...]]:

@@ -96,12 +96,17 @@ def statistic_named(name: str, parameters: Mapping[str, Any]) -> Statistic:
 
 
 def compare(
-    first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
+    first_name: str,
+    first: Sequence[Measurement],
+    second_name: str,
+    second: Sequence[Measurement],
+    *,
+    groups: int = 1,
 ) -> list[Comparison]:
     """Second against first wherever both measured the same and one can be better, by paired bootstrap
     over the units that both have, or else each over its own (`Measurement.paired`), with p-values corrected
-    after Holm over all of them."""
-    most = stats.resamples_for(len(first))
+    after Holm over all of them. `groups` such lists are to be `corrected` together."""
+    most = stats.resamples_for(len(first) * groups)
     return corrected(_differences(first_name, first, second_name, second, most))
 
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
+from culturepark.evaluation.asking import culture_of
 from culturepark.models import open_chat
 from culturepark.models.embedded import embedded_name, require_engine
 from culturepark.models.serving import served
@@ -136,7 +137,7 @@ class _ByCulture:
         self, prompt: Prompt, sampling: Sampling, *, affinity: str, schema: dict[str, Any] | None = None
     ) -> Completion:
         """Answer `prompt`; see ports.ChatModel."""
-        chat = self._chats.get("") or self._chats[affinity.partition("/")[0]]
+        chat = self._chats.get("") or self._chats[culture_of(affinity)]
         return await chat.complete(prompt, sampling, affinity=affinity, schema=schema)
 
     async def close(self) -> None:

@@ -169,6 +169,8 @@ def test_a_clear_difference_is_clear_among_many_comparisons() -> None:
     p_values = [one.p_holm or 0.0 for one in found]
     assert p_values[7] <= 0.01
     assert min(p_values[:7] + p_values[8:]) > 0.05
+    twice = [compare("a", measured(first), "b", measured(second), groups=2) for _ in range(2)]
+    assert sum((one.p_holm or 0.0) <= 0.01 for one in corrected([*twice[0], *twice[1]])) == 2
 
 
 def test_what_is_asked_of_eight_cultures_is_no_surer_for_it_if_their_answers_are_alike() -> None:
