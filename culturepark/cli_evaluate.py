@@ -185,7 +185,7 @@ def evaluate(
     from culturepark.evaluation import forgetting, vsm
     from culturepark.evaluation.harness import require_harness, require_plain
     from culturepark.evaluation.kept import forget
-    from culturepark.evaluation.measure import Comparison, compare_all, corrected
+    from culturepark.evaluation.measure import against_first, compare_pairs
     from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
     from culturepark.evaluation.suite import Suite
     from culturepark.evaluation.targets import adapter_target, target_of, trained_on
@@ -267,7 +267,7 @@ def evaluate(
         forget(out)
     console = console_for()
     _tell_of(console, suite.labelled)
-    of_data, compared, notes = Measured(), list[Comparison](), list[str]()
+    of_data, of_judge, notes = Measured(), Measured(), list[str]()
     if Task.quality in tasks:
         ask = Ask(
             run=target,
@@ -281,12 +281,12 @@ def evaluate(
             rows=rows or _JUDGED_ROWS,
             rng_seed=rng_seed,
         )
-        of_data, compared, notes = asyncio.run(measure_data(console, ask))
+        of_data, of_judge, notes = asyncio.run(measure_data(console, ask))
     measured = Measured()
     if targets:
         measured = asyncio.run(_measured(console, suite, targets, harness or (), out))
-    comparisons = corrected([*(compare_all(measured) if measured else ()), *compared])
-    measured |= of_data
+    comparisons = compare_pairs([*against_first(measured), *against_first(of_data)])
+    measured |= of_data | of_judge
     report = report_of(measured, comparisons, notes)
     write_report(out, report, measured)
     show_report(console, report)

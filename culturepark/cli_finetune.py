@@ -15,6 +15,7 @@ from culturepark.errors import CultureParkError, Interrupted, TrainingError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from culturepark.settings import Settings
     from culturepark.store.rundir import Run
     from culturepark.training.leakage import Report
     from culturepark.training.ports import Backend, Job, Outcome
@@ -52,13 +53,26 @@ def finetune(
             "--against", metavar="FILE", help="Look for an evaluation set's texts in the training rows, too."
         ),
     ] = None,
+    labelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE|TASK.toml", help="The same of a labelled set, named as for `evaluate`."
+        ),
+    ] = None,
     datasets_only: Annotated[
         bool, typer.Option("--datasets-only", help="Seal the datasets and check them; train nothing.")
+    ] = False,
+    cancel: Annotated[
+        bool,
+        typer.Option(
+            "--cancel", help="Train nothing: stop what was begun and goes on, as jobs at a service do."
+        ),
     ] = False,
 ) -> None:
     """Tune a model for each culture and a joint one, or those named; the same again goes on, repeats nothing.
 
-    Ctrl-C stops a training on this machine, which goes on from its last checkpoint next time.
+    Ctrl-C stops a training on this machine, which goes on from its last checkpoint next time; a job at a
+    service goes on there, until it is stopped with --cancel.
     """
     from culturepark.settings import with_overrides
     from culturepark.store.rundir import load_run
@@ -74,6 +88,10 @@ def finetune(
     named = [f'training.backend="{backend.value}"'] if backend else []
     settings = with_overrides(run.settings, [*named, *(sets or ())])
     names = names_of(run, culture, joint)
+    if cancel:
+        _cancel(console, run, settings, names)
+        return
+    exams = _exams(against or (), labelled or ())
     with training_lock(run.root):
         datasets: dict[str, Path] = {}
         failed: list[CultureParkError] = []
@@ -95,7 +113,7 @@ def finetune(
             raise failed[0]
         for error in failed:
             print_error(error)
-        _check_leakage(console, run, datasets, against or [])
+        _check_leakage(console, run, datasets, exams)
         if datasets_only:
             if failed:
                 raise typer.Exit(failed[0].exit_code)
@@ -114,7 +132,34 @@ def finetune(
         raise typer.Exit(failed[0].exit_code)
 
 
-def _check_leakage(console: Console, run: Run, datasets: Mapping[str, Path], against: Sequence[Path]) -> None:
+def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str]) -> None:
+    """Stop what is on record as begun, and say how it ended."""
+    from culturepark.terminal import line_of
+    from culturepark.training.launch import cancel_all
+    from culturepark.training.records import training_lock
+
+    with training_lock(run.root):
+        ended = cancel_all(run, settings, names)
+    for job, outcome in ended:
+        words = "had finished before" if outcome.state == "finished" else outcome.state
+        console.print(line_of(f"{job.name}: {words} ({job.backend})"))
+    if not ended:
+        console.print("No training of these is under way.")
+
+
+def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[str]]:
+    """The texts of evaluation sets that the user names, by set. Raises ConfigError."""
+    from culturepark.evaluation.labelled import find_labelled, read_labelled
+    from culturepark.evaluation.sets import texts_of
+    from culturepark.training.leakage import read_set
+
+    sets = [read_labelled(*find_labelled(words)) for words in labelled]
+    return {path.name: read_set(path) for path in against} | dict(map(texts_of, sets))
+
+
+def _check_leakage(
+    console: Console, run: Run, datasets: Mapping[str, Path], exams: Mapping[str, list[str]]
+) -> None:
     """Look for evaluation texts in the training rows of each dataset; keep and show matches."""
     import asyncio
 
@@ -123,15 +168,13 @@ def _check_leakage(console: Console, run: Run, datasets: Mapping[str, Path], aga
     from culturepark.models.serving import local_embedder
     from culturepark.terminal import line_of
     from culturepark.training.datasets import read_dataset
-    from culturepark.training.leakage import Remembered, check_dataset, read_set
-
-    named = {path.name: read_set(path) for path in against}
+    from culturepark.training.leakage import Remembered, check_dataset
 
     async def look() -> None:
         async with local_embedder(run.settings) as embedder:
             vectors = Remembered(embedder) if embedder is not None else None
             for name, folder in datasets.items():
-                sets = texts_in_use(run, read_dataset(folder).held_out) | named
+                sets = texts_in_use(run, read_dataset(folder).held_out) | dict(exams)
                 try:
                     report = await check_dataset(folder, sets, vectors)
                 except ModelError as error:
@@ -173,10 +216,11 @@ def _follow(console: Console, records: Records, backend: Backend, job: Job, poll
         try:
             outcome = follow(records, backend, job, poll_s=poll_s, say=say)
         except KeyboardInterrupt:
-            what = "it was stopped." if job.backend != "openai" else "it goes on at the service."
-            raise Interrupted(
-                f"training of {job.name}", what, "Run the same command again to go on."
-            ) from None
+            what, fix = "it was stopped.", "Run the same command again to go on."
+            if job.backend == "openai":
+                what = "it goes on at the service."
+                fix = "Run the same command again to watch it, or with --cancel to stop it."
+            raise Interrupted(f"training of {job.name}", what, fix) from None
     if outcome.state == "finished":
         console.print(line_of(f"{job.name}: {_in_words(outcome)}", "green"))
     return outcome

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from culturepark.evaluation.made import Made
-    from culturepark.evaluation.measure import Comparison, Measurement
+    from culturepark.evaluation.measure import Measurement
     from culturepark.evaluation.report import Measured
     from culturepark.evaluation.targets import Target
     from culturepark.ports import Vectors
@@ -42,14 +42,13 @@ class Ask(Struct, frozen=True, kw_only=True):
     rng_seed: int = 0
 
 
-async def measure_data(console: Console, ask: Ask) -> tuple[Measured, list[Comparison], list[str]]:
-    """Figures by run and of the judge, the comparisons of runs, and cautions.
+async def measure_data(console: Console, ask: Ask) -> tuple[Measured, Measured, list[str]]:
+    """Figures by run, those of the judge, and cautions.
 
     Raises ConfigError, RunDirError, EndpointError.
     """
     from culturepark.evaluation import quality
     from culturepark.evaluation.made import read
-    from culturepark.evaluation.measure import compare_all
     from culturepark.evaluation.suite import names_apart
 
     roots = [_run_at("TARGET", ask.run)]
@@ -78,11 +77,8 @@ async def measure_data(console: Console, ask: Ask) -> tuple[Measured, list[Compa
         found, of_judge = await _judged(console, judge, runs, ask, notes)
         for name, more in zip(names, found, strict=False):
             measured[name] = [*measured[name], *more]
-        comparisons = compare_all(measured)
-        measured[f"judge {judge.name}"] = of_judge
-    else:
-        comparisons = compare_all(measured)
-    return measured, comparisons, notes
+        return measured, {f"judge {judge.name}": of_judge}, notes
+    return measured, {}, notes
 
 
 def _run_at(where: str, words: str) -> Run:

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from culturepark.evaluation.measure import compare, corrected
+from culturepark.evaluation.measure import compare_pairs
 from culturepark.evaluation.report import FLOORS, read_measurements
 from culturepark.store.rundir import load_run
 from culturepark.training.adapters import adapters_of
@@ -142,10 +142,7 @@ class Experiment:
                 mine = (f"direct {adapter}", found)
                 pairs += [(("base", tuned[base]), mine)] if base else []
                 pairs += [(mine, (f"dialogues {adapter}", tuned[adapter]))] if adapter in tuned else []
-            compared = corrected(
-                [one for first, second in pairs for one in compare(*first, *second, groups=len(pairs))]
-            )
-            if compared:
+            if compared := compare_pairs(pairs):
                 lines += ["", f"### {task}", *_comparisons([msgspec.to_builtins(one) for one in compared])]
         return ["## Further comparisons", *lines, ""] if lines else []
 

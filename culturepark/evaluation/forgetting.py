@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.evaluation.asking import Answer, Asker, Question
 from culturepark.evaluation.measure import Measurement
@@ -81,7 +82,10 @@ def measurements(
     }
     every = list(range(len(items)))
     found = [_accuracy(items, rounds, ability, places) for ability, places in subsets.items()]
-    found += [_accuracy(items, [answers], culture, every) for culture, answers in by_culture.items()]
+    found += [
+        replace(_accuracy(items, [answers], culture, every), restated=len(rounds) == 1)
+        for culture, answers in by_culture.items()
+    ]
     return [*found, _accuracy(items, rounds, "all", every)]
 
 

@@ -51,6 +51,9 @@ class Measurement(Struct, frozen=True):
     compared: bool = True
     """Whether another one can be better: not where the figure changes with how much was made, or lacks what
     nobody told."""
+    restated: bool = False
+    """Whether these are the very answers of the subset `all`, told again beside models that are another one
+    for each subset."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -95,28 +98,29 @@ def statistic_named(name: str, parameters: Mapping[str, Any]) -> Statistic:
     return partial(_STATISTICS[name], **parameters)
 
 
+Named = tuple[str, Sequence[Measurement]]
+"""A model, or data, and what was measured of it."""
+
+
 def compare(
-    first_name: str,
-    first: Sequence[Measurement],
-    second_name: str,
-    second: Sequence[Measurement],
-    *,
-    groups: int = 1,
+    first_name: str, first: Sequence[Measurement], second_name: str, second: Sequence[Measurement]
 ) -> list[Comparison]:
-    """Second against first wherever both measured the same and one can be better, by paired bootstrap
-    over the units that both have, or else each over its own (`Measurement.paired`), with p-values corrected
-    after Holm over all of them. `groups` such lists are to be `corrected` together."""
-    most = stats.resamples_for(len(first) * groups)
-    return corrected(_differences(first_name, first, second_name, second, most))
+    """`compare_pairs` of one pair."""
+    return compare_pairs([((first_name, first), (second_name, second))])
 
 
-def compare_all(measured: Mapping[str, Sequence[Measurement]]) -> list[Comparison]:
-    """Each further model against the first, corrected over all that is compared."""
-    (name, first), *others = measured.items()
-    most = stats.resamples_for(len(first) * len(others))
-    return corrected(
-        [one for other, found in others for one in _differences(name, first, other, found, most)]
-    )
+def compare_pairs(pairs: Sequence[tuple[Named, Named]]) -> list[Comparison]:
+    """Second against first of each pair, wherever both measured the same and one can be better, by paired
+    bootstrap over the units that both have, or else each over its own (`Measurement.paired`), with p-values
+    corrected after Holm over all of them."""
+    most = stats.resamples_for(sum(len(first) for (_, first), _ in pairs))
+    return corrected([one for first, second in pairs for one in _differences(*first, *second, most)])
+
+
+def against_first(measured: Mapping[str, Sequence[Measurement]]) -> list[tuple[Named, Named]]:
+    """Pairs: the first with each further one."""
+    first, *others = measured.items() or [("", ())]
+    return [(first, other) for other in others]
 
 
 def corrected(found: Sequence[Comparison]) -> list[Comparison]:
@@ -138,8 +142,12 @@ def _differences(
         other = others.get(one.key)
         if other is None or one.better == "neither" or not (one.compared and other.compared):
             continue
+        if one.restated and other.restated:
+            continue  # `all` compares the same answers
         if (one.statistic, one.parameters) != (other.statistic, other.parameters):
-            continue  # by other means, so no difference would be the models'
+            # By other means, so no difference would be the models'.
+            found.append(Comparison(*one.key, one.better, first_name, second_name, None, 0))
+            continue
         if not one.paired:
             found.append(_unpaired(first_name, one, second_name, other, most))
             continue

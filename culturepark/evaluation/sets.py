@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from culturepark.evaluation import forgetting, vsm
-from culturepark.evaluation.labelled import SYNTHETIC, find_labelled, read_labelled
+from culturepark.evaluation.labelled import SYNTHETIC, LabelledSet, find_labelled, read_labelled
 from culturepark.seeds.builtin import builtin_seeds
 from culturepark.store.rundir import Run
 
@@ -22,5 +22,9 @@ def texts_in_use(run: Run, held_out: Collection[str]) -> dict[str, list[str]]:
         "built-in questions": [seed.statement for seed in builtin_seeds() if seed.id not in talked_about],
         "values survey": [item.question for item in vsm.read_items()],
         "general ability": [item.question for item in forgetting.read_items()],
-        "moderation (synthetic)": [row.text for row in made_up.rows],
-    }
+    } | dict([texts_of(made_up)])
+
+
+def texts_of(labelled: LabelledSet) -> tuple[str, list[str]]:
+    """The name of a labelled set among all sets, and its texts."""
+    return f"moderation ({labelled.task.name})", [row.text for row in labelled.rows]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from culturepark.errors import ConfigError, CultureParkError, LaunchUnknownError
 from culturepark.settings import Settings
@@ -133,7 +133,7 @@ def job_of(run: Run, name: str, settings: Settings, base: Base | None = None) ->
         workers=training.workers if training.backend == "ray-train" else 1,
     )
     output = run.root.resolve() / "training" / "jobs" / f"{safe_name(name)}-{job.key[:12]}"
-    return msgspec.structs.replace(job, output=str(output))
+    return replace(job, output=str(output))
 
 
 def follow(
@@ -190,7 +190,8 @@ def follow(
 
 
 def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
-    """Stop a training that was launched, and record that. None if there is none to stop."""
+    """Stop a training that was launched, and record how it ended: what had ended before stays what it was.
+    None if there is none to stop. Call it under `records.training_lock`. Raises CultureParkError."""
     last = records.last(job.key)
     if last is None or last.event not in ("intended", "launched"):
         return None
@@ -198,9 +199,27 @@ def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
     if not job_id:
         return None
     backend.cancel(job, job_id)
-    outcome = Outcome(state="cancelled", what="it was cancelled.")
-    records.add("cancelled", job, job_id, outcome)
-    return outcome
+    state = backend.poll(job, job_id)
+    if state in ("finished", "failed"):
+        outcome = backend.outcome(job, job_id)
+    else:
+        outcome = Outcome(state="cancelled", what="it was cancelled.")
+    return _ended(records, job, job_id, outcome)
+
+
+def cancel_all(run: Run, settings: Settings, names: Collection[str]) -> list[tuple[Job, Outcome]]:
+    """`cancel` each training of these names that is on record as begun, whatever its dataset and its settings
+    were. Call it under `records.training_lock`. Raises CultureParkError."""
+    records = Records(run.root)
+    last = {record.key: record for record in records.all()}
+    found: list[tuple[Job, Outcome]] = []
+    for record in last.values():
+        if record.job.name in names and record.event not in ENDED:
+            job = records.job(record)
+            theirs = replace(settings, training=replace(settings.training, backend=job.backend))
+            outcome = cancel(records, open_backend(theirs), job)
+            found += [(job, outcome)] if outcome else []
+    return found
 
 
 def detach_all(run: Run) -> None:
@@ -247,10 +266,16 @@ def _watch(
         backend.detach(job, job_id)
         raise
     outcome = backend.outcome(job, job_id)
-    if state == "lost" or outcome.state not in ("finished", "cancelled"):
-        outcome = msgspec.structs.replace(outcome, state="failed")
-    event = "finished" if outcome.state == "finished" else outcome.state
-    assert event in ("finished", "failed", "cancelled")
+    if state == "lost":
+        outcome = replace(outcome, state="failed")
+    outcome = _ended(records, job, job_id, outcome)
+    say(outcome.state, job, job_id)
+    return outcome
+
+
+def _ended(records: Records, job: Job, job_id: str, outcome: Outcome) -> Outcome:
+    """Record how a training ended; what neither finished nor was cancelled has failed."""
+    event = outcome.state if outcome.state in ("finished", "cancelled") else "failed"
+    outcome = replace(outcome, state=event)
     records.add(event, job, job_id, outcome)
-    say(event, job, job_id)
     return outcome

@@ -233,6 +233,9 @@ def read_set(path: Path) -> list[str]:
 
     Raises ConfigError naming what is missing.
     """
+    if path.suffix.lower() == ".toml":
+        what = "a task file holds no texts, it says how to read them."
+        raise ConfigError(str(path), what, f"Give `--labelled {path}` for the set that it is about.")
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -244,7 +247,7 @@ def read_set(path: Path) -> list[str]:
             reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             column = next((c for c in _COLUMNS if c in (reader.fieldnames or ())), None)
             if column is None:
-                fix = f"Name its text column one of: {', '.join(_COLUMNS)}."
+                fix = f"Name its text column one of: {', '.join(_COLUMNS)}; or give --labelled a task file."
                 raise ConfigError(str(path), "none of its columns is known to hold texts.", fix)
             return [row[column] for row in reader if row[column]]
         case _:

@@ -92,6 +92,9 @@ def test_one_model_for_each_culture_beside_one_for_all() -> None:
     assert compared["korean"].difference.value == 0
     assert compared["turkish"].difference is not None
     assert compared["turkish"].difference.high < 0
+    joint, _ = measured(evenly, both)
+    both_once = compare("base", list(base.values()), "joint", list(joint.values()))
+    assert {one.subset for one in both_once} == {*(item.ability for item in ITEMS), "all"}
 
 
 def test_both_are_asked_in_the_same_orders() -> None:

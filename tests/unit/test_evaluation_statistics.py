@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.measure import Comparison, Measurement, compare, corrected, rows_of
+from culturepark.evaluation.measure import (
+    Comparison,
+    Measurement,
+    compare,
+    compare_pairs,
+    corrected,
+    rows_of,
+)
 from culturepark.evaluation.statistics import Difference
 
 shares = st.integers(2, 8).flatmap(
@@ -169,8 +177,15 @@ def test_a_clear_difference_is_clear_among_many_comparisons() -> None:
     p_values = [one.p_holm or 0.0 for one in found]
     assert p_values[7] <= 0.01
     assert min(p_values[:7] + p_values[8:]) > 0.05
-    twice = [compare("a", measured(first), "b", measured(second), groups=2) for _ in range(2)]
-    assert sum((one.p_holm or 0.0) <= 0.01 for one in corrected([*twice[0], *twice[1]])) == 2
+    pair = (("a", measured(first)), ("b", measured(second)))
+    assert sum((one.p_holm or 0.0) <= 0.01 for one in compare_pairs([pair, pair])) == 2
+
+
+def test_figures_by_other_means_are_told_and_not_compared() -> None:
+    first = measured(np.zeros((1, 5)))
+    second = [replace(one, statistic="ratio") for one in first]
+    [found] = compare("a", first, "b", second)
+    assert (found.difference, found.n_units, found.p_holm) == (None, 0, None)
 
 
 def test_what_is_asked_of_eight_cultures_is_no_surer_for_it_if_their_answers_are_alike() -> None:

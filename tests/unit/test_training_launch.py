@@ -370,6 +370,32 @@ def test_a_training_can_be_cancelled(run: Run, tmp_path: Path) -> None:
     assert of(job, run, backend, retry=False).state == "cancelled"
 
 
+def test_what_had_ended_before_it_was_cancelled_is_what_it_came_to(run: Run) -> None:
+    service, job, records = Fake(), job_for(run, [PYTHON]), Records(run.root)
+    records.add("intended", job)
+    assert cancel(records, service, job) is None  # the service knows of none
+    records.add("launched", job, service.launch(job))
+    outcome = cancel(records, service, job)
+    assert service.cancelled == ["ft-1"]
+    assert outcome is not None
+    assert outcome.state == events(run)[-1] == "finished"
+
+
+def test_finetune_cancels_what_goes_on(run: Run, tmp_path: Path, capsys: Any) -> None:
+    jobs = [job_for(run, waits(tmp_path / name), name) for name in ("arabic", "korean")]
+    backend, records = ChildBackend(COMMAND), Records(run.root)
+    for job in jobs:
+        records.add("launched", job, backend.launch(job))
+        until((tmp_path / job.name).exists)
+    assert culturepark(["finetune", str(run.root), "--cancel", "--culture", "korean"]) == 0
+    assert capsys.readouterr().out == "korean: cancelled (command)\n"
+    assert [backend.poll(job, "") for job in jobs] == ["running", "cancelled"]
+    assert culturepark(["finetune", str(run.root), "--cancel"]) == 0
+    assert capsys.readouterr().out == "arabic: cancelled (command)\n"
+    assert culturepark(["finetune", str(run.root), "--cancel"]) == 0
+    assert capsys.readouterr().out == "No training of these is under way.\n"
+
+
 # --- what is missing
 
 
@@ -467,6 +493,26 @@ def test_finetune_shows_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> No
     report = json.loads((folder / "leakage.json").read_text())
     assert [match["item"] for match in report["matches"] if match["look"] == "exact"] == [statement]
     assert {"held-out questions", "values survey", "moderation (synthetic)"} < set(report["items"])
+
+
+def test_a_labelled_set_is_read_by_its_task_file(run: Run, tmp_path: Path, capsys: Any) -> None:
+    said = run.plan.seeds[0].statement
+    (tmp_path / "mine.csv").write_text(
+        f'id,body,class\n1,"{said}",a\n2,Nobody says this to anyone at all,b\n'
+    )
+    (task := tmp_path / "mine.toml").write_text(
+        'name = "mine"\nlanguage = "English"\nlicence = "ours"\nprompt = "Which?"\nculture = "arabic"\n'
+        'text = "body"\nlabel = "class"\nfile = "mine.csv"\n'
+        '[classes]\na = "It is"\nb = "It is not"\n[mapping]\na = "a"\nb = "b"\n'
+    )
+    arguments = ["finetune", str(run.root), "--datasets-only", "--culture", "arabic"]
+    assert culturepark([*arguments, "--labelled", str(task), "--set", "training.held_out=0.01"]) == 0
+    report = read_report(next((run.root / "training" / "datasets").iterdir()))
+    assert report is not None
+    assert report.items["moderation (mine)"] == 2
+    capsys.readouterr()
+    assert culturepark([*arguments, "--against", str(task)]) == ConfigError.exit_code
+    assert "--labelled" in capsys.readouterr().err
 
 
 def test_an_earlier_find_in_another_set_stays(run: Run, tmp_path: Path, capsys: Any) -> None:
