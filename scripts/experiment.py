@@ -66,11 +66,11 @@ class Experiment:
         """The adapters (OWN: each culture's own), task by task; beside them, if it is wanted, the base."""
         for task in self._tasks:
             out = self._out / f"{run.name}-{task}"
-            if (out / "report.json").exists():
+            if _models_in(out).issuperset(adapters):
                 continue
             options = [word for one in adapters for word in ("--adapter", one)]
             options += [] if base else ["--no-base"]
-            options += ["--task", task, "--out", str(out)]
+            options += ["--task", task, "--out", str(out), *(["--force"] if _models_in(out) else [])]
             if task == "vsm":
                 options += ["--items-each", str(self._items_each)]
             self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *options)
@@ -133,8 +133,8 @@ class Experiment:
         the base and with those tuned on dialogues. Corrected by task."""
         lines: list[str] = []
         for task in self._tasks:
-            names = [name for name in ("dialogues", "direct") if self._has(name, task)]
-            measured = {name: read_measurements(self._out / f"{name}-{task}") for name in names}
+            folders = {name: self._out / f"{name}-{task}" for name in ("dialogues", "direct")}
+            measured = {name: read_measurements(of) for name, of in folders.items() if _models_in(of)}
             tuned, direct = measured.get("dialogues", {}), measured.get("direct", {})
             pairs = [((OWN, tuned[OWN]), (JOINT, tuned[JOINT]))] if tuned.keys() >= {OWN, JOINT} else []
             base = next((name for name in tuned if name not in (OWN, JOINT)), None)
@@ -146,8 +146,11 @@ class Experiment:
                 lines += ["", f"### {task}", *_comparisons([msgspec.to_builtins(one) for one in compared])]
         return ["## Further comparisons", *lines, ""] if lines else []
 
-    def _has(self, name: str, task: str) -> bool:
-        return (self._out / f"{name}-{task}" / "report.json").exists()
+
+def _models_in(out: Path) -> set[str]:
+    """The models that an evaluation reported on; none, if it has not ended."""
+    report = out / "report.json"
+    return {one["model"] for one in json.loads(report.read_bytes())["figures"]} if report.exists() else set()
 
 
 def _tables(report: dict[str, Any]) -> list[str]:
@@ -205,7 +208,7 @@ def _range(found: dict[str, Any]) -> str:
     return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is left to do."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,7 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--items-each", type=int, default=12, metavar="N", help="vsm: items each person is asked (12 of 24)"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if given.direct_joint and (given.no_joint or given.no_direct):
@@ -237,10 +240,11 @@ def main() -> None:
     if not given.no_direct:
         runs.append(experiment.generate("direct", 'plan.kinds=["direct"]'))
     experiment.judge_data(runs[0], runs[1] if len(runs) > 1 else None)
-    both = (OWN,) if given.no_joint else (OWN, JOINT)
+    joint = not given.no_joint and len(load_run(runs[0]).plan.planned()) > 1  # of one culture it is its own
+    both = (OWN, JOINT) if joint else (OWN,)
     for run in runs:  # the base is the same for both
         dialogues = run is runs[0]
-        adapters = both if dialogues else (JOINT,) if given.direct_joint else (OWN,)
+        adapters = both if dialogues else (JOINT,) if given.direct_joint and joint else (OWN,)
         experiment.tune(run, adapters)
         experiment.evaluate(run, adapters, base=dialogues)
     results = experiment.results()
