@@ -298,6 +298,9 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Further rows for each question trained on and culture, that teach how its people's answers are spread:
     they ask as an evaluation does, with the options in ever other orders, and are answered in proportion to
     the survey, without a reason. 0: what came of the dialogues alone."""
+    samples: bool = True
+    """Rows from the dialogues. Without them, with `survey_rows` alone, a model shows what the survey teaches by
+    itself, which the dialogues have to beat."""
     rank: Annotated[int, Meta(ge=1, le=1024)] = 16
     """LoRA: the rank of the two matrices beside each layer."""
     alpha: Annotated[int, Meta(ge=1, le=4096)] = 32
@@ -547,6 +550,9 @@ def _check(settings: Settings, where: str) -> None:
             + f"Models here: {', '.join(sorted(settings.models))}."
         )
         raise ConfigError(f"{where}: $.training.model", f"there is no model {training.model!r}.", fix)
+    if not training.samples and not training.survey_rows:
+        fix = "Set training.survey_rows, or leave training.samples as it is."
+        raise ConfigError(f"{where}: $.training.samples", "without samples there is nothing to tune on.", fix)
     if training.backend == "command" and not training.command:
         fix = 'For example `command = ["my-trainer", "--data", "{dataset}", "--out", "{output}"]`.'
         raise ConfigError(f"{where}: $.training.command", "the backend `command` has no command.", fix)

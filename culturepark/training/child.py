@@ -61,9 +61,9 @@ class ChildBackend:
     def find(self, job: Job) -> str | None:
         """See ports.Backend."""
         self._oom_kills.setdefault(job.key, _oom_kills())
-        if _held(job) or _read(job, "finished"):
-            return _pid(job) or "0"
-        return None
+        held, outcome = _held(job), _read(job)  # in this order: it may end between the two looks
+        there = held if outcome is None else outcome.state == "finished"
+        return (_pid(job) or "0") if there else None
 
     def launch(self, job: Job) -> str:
         """See ports.Backend. Where one runs already, that one's id."""
@@ -72,7 +72,11 @@ class ChildBackend:
         lock = _open_lock(job)
         try:
             if not _take(lock):
-                return _pid(job) or "0"
+                if _read(job) is None:
+                    return _pid(job) or "0"
+                self.detach(job, "")  # it has said how it ended, and takes its time to leave
+                if not _take(lock):
+                    return _pid(job) or "0"
             with suppress(FileNotFoundError):
                 (folder / OUTCOME_FILE).unlink()  # how an earlier attempt ended
             write_atomically(folder / JOB_FILE, msgspec.json.format(msgspec.json.encode(job)))
@@ -179,13 +183,12 @@ def kill_all(root: Path) -> None:
                 _signal(_number_in(path), signal.SIGKILL)
 
 
-def _read(job: Job, state: State | None = None) -> Outcome | None:
-    """The outcome that was left, if there is one in this state."""
+def _read(job: Job) -> Outcome | None:
+    """The outcome that was left, if there is one."""
     try:
-        outcome = msgspec.json.decode((Path(job.output) / OUTCOME_FILE).read_bytes(), type=Outcome)
+        return msgspec.json.decode((Path(job.output) / OUTCOME_FILE).read_bytes(), type=Outcome)
     except (OSError, msgspec.MsgspecError):
         return None
-    return outcome if state in (None, outcome.state) else None
 
 
 def _open_lock(job: Job) -> int:

@@ -99,10 +99,13 @@ def seal(
         TRAIN: [line for line in lines if line.question not in held],
         HELD_OUT: [line for line in lines if line.question in held],
     }
-    if not split[TRAIN]:
+    if training.samples and not split[TRAIN]:
         raise _empty(run, name, len(split[HELD_OUT]))
     surveyed = list(_survey_lines(run, members, held, training.survey_rows))
-    split[TRAIN] += surveyed
+    split[TRAIN] = [*(split[TRAIN] if training.samples else ()), *surveyed]
+    if not split[TRAIN]:
+        what = "it is empty: its people were asked none of the questions that are trained on."
+        raise TrainingError(f"dataset of {name}", what, "Leave it out, or set `training.samples`.")
     chats = {part: b"".join(chat_line(one.messages) for one in of) for part, of in split.items()}
     digest = hashlib.sha256(chats[TRAIN] + b"\n" + chats[HELD_OUT]).hexdigest()
     folder = run.root.resolve() / "training" / "datasets" / f"{safe_name(name)}-{digest[:12]}"

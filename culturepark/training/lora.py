@@ -65,12 +65,12 @@ def _explained(error: Exception) -> tuple[Failure, str, str]:
         return "empty_dataset", f"{error.where}: {error.what}", error.fix
     if isinstance(error, CultureParkError):
         return "crashed", f"{error.where}: {error.what}", error.fix
+    if isinstance(error, MemoryError) or any(word in words.lower() for word in _MEMORY_WORDS):
+        return "out_of_memory", "memory ran out.", f"{smaller} It goes on from its last checkpoint."
     if isinstance(error, ImportError):
         return "not_installed", f"a library for training is missing: {words[:200]}.", _INSTALL
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "crashed", "the disk is full.", "Free some space and run it again."
-    if isinstance(error, MemoryError) or any(word in words.lower() for word in _MEMORY_WORDS):
-        return "out_of_memory", "memory ran out.", f"{smaller} It goes on from its last checkpoint."
     what = f"{type(error).__name__}: {words[:300]}"
     return "crashed", what, "See log.txt in the job's folder for where it happened."
 

@@ -6,10 +6,12 @@ import asyncio
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,41 @@ def test_loss_falls_over_a_kill(trained: dict[str, tuple[Job, Outcome, list[str]
     job = trained["arabic"][0]
     lines = (Path(job.output) / "progress.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines].count(1) == 1
+
+
+def test_running_out_of_memory_is_told_and_gone_on_from(run: Run) -> None:
+    """The process may not take any more memory once it has a checkpoint; next time it may."""
+    packaged_weights()
+    training = msgspec.structs.replace(run.settings.training, max_steps=4, rank=2)
+    job = job_of(run, "korean", msgspec.structs.replace(run.settings, training=training))
+    output, limited = Path(job.output), list[int]()
+
+    def limit(what: str, job: Job, job_id: str) -> None:
+        if not limited and (output / "checkpoints/checkpoint-2/trainer_state.json").exists():
+            for process in members_of(int(job_id)):
+                taken = int((Path("/proc") / str(process) / "statm").read_text().split()[0])
+                resource.prlimit(process, resource.RLIMIT_AS, (taken * resource.getpagesize(),) * 2)
+                limited.append(process)
+
+    outcome = follow(Records(run.root), ChildBackend(LOCAL), job, poll_s=0.02, say=limit)
+    assert limited
+    assert (outcome.state, outcome.failure) == ("failed", "out_of_memory"), outcome
+    assert "training.batch" in outcome.fix
+    outcome = follow(Records(run.root), ChildBackend(LOCAL), job, poll_s=0.2)
+    assert outcome.state == "finished", outcome
+    steps = [json.loads(line)["step"] for line in (output / "progress.jsonl").read_text().splitlines()]
+    assert steps.count(1) == 1
+    assert steps[-1] == 4
+
+
+def members_of(group: int) -> list[int]:
+    """The processes of a process group."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            if os.getpgid(int(folder.name)) == group:
+                found.append(int(folder.name))
+    return found
 
 
 def test_the_adapter_is_safetensors_with_a_card_and_reloads(

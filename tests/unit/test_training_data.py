@@ -17,7 +17,7 @@ from culturepark.evaluation.asking import Question, prompt_of
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.prompts.rows import question_of, survey_messages
 from culturepark.seeds import builtin_seeds
-from culturepark.settings import TrainingSettings
+from culturepark.settings import TrainingSettings, with_overrides
 from culturepark.store.rundir import Run
 from culturepark.training.datasets import JOINT, apportion, read_dataset, seal, verify
 from culturepark.training.leakage import check, find_words, read_set, training_texts, words_of
@@ -240,6 +240,19 @@ def test_survey_rows_are_answered_as_people_did(run: Run) -> None:
             for _, asked, answer in of:
                 assert answer["content"].removesuffix(".") in asked["content"].splitlines()
             assert len({asked["content"] for _, asked, _ in of}) > 1
+
+
+def test_without_samples_the_survey_alone_is_trained_on(run: Run) -> None:
+    _, both = seal(run, "korean", msgspec.structs.replace(THIRD, survey_rows=20))
+    folder, facts = seal(run, "korean", msgspec.structs.replace(THIRD, survey_rows=20, samples=False))
+    assert facts.n_train == facts.survey_rows == both.survey_rows
+    assert facts.n_held_out == both.n_held_out > 0
+    origins = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert not any(origin["sample"] for origin in origins if origin["split"] == "train")
+    with pytest.raises(TrainingError, match="asked none"):
+        seal(run, "korean", msgspec.structs.replace(THIRD, samples=False))
+    with pytest.raises(ConfigError, match="nothing to tune on"):
+        with_overrides(run.settings, ["training.samples=false"])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(sum), st.integers(0, 500))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -24,13 +25,14 @@ from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.settings import decode_settings
 from culturepark.store.rundir import Run
+from culturepark.training import child
 from culturepark.training.adapters import adapter_named, adapters_of
 from culturepark.training.base import base_of
 from culturepark.training.child import COMMAND, LOCAL, NEEDED, ChildBackend
 from culturepark.training.datasets import seal
 from culturepark.training.launch import cancel, due, follow, job_of, names_of, next_step
 from culturepark.training.leakage import REPORT, read_report
-from culturepark.training.lora import last_checkpoint, multiplies_bf16
+from culturepark.training.lora import _explained, last_checkpoint, multiplies_bf16
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
 from culturepark.training.run_command import arguments_of
@@ -330,6 +332,43 @@ def test_a_killed_training_is_seen_and_can_go_on(run: Run, tmp_path: Path) -> No
     assert events(run) == ["intended", "launched", "failed"]
 
 
+def test_a_training_that_the_system_killed_for_memory_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, killed = tmp_path / "begun", list[str]()
+    monkeypatch.setattr(child, "_oom_kills", lambda: 3 + len(killed))
+    backend, job = ChildBackend(COMMAND), job_for(run, waits(flag))
+
+    def kill(what: str, job: Job, job_id: str) -> None:
+        if what == "running" and flag.exists() and not killed:
+            killed.append(job_id)
+            os.killpg(int(job_id), signal.SIGKILL)
+
+    outcome = of(job, run, backend, say=kill)
+    assert (outcome.state, outcome.failure) == ("failed", "out_of_memory")
+    assert "memory ran out" in outcome.what
+    assert "training.batch" in outcome.fix
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out_of_memory"),
+        (ImportError("libgomp.so: cannot allocate memory in static TLS block"), "out_of_memory"),
+        (ImportError("No module named 'trl'"), "not_installed"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "crashed"),
+    ],
+)
+def test_what_stopped_a_training_is_named(error: Exception, failure: str) -> None:
+    found, what, fix = _explained(error)
+    assert found == failure
+    assert what
+    assert fix
+
+
 def test_a_training_that_outlives_its_launcher_is_found_and_not_doubled(run: Run, tmp_path: Path) -> None:
     flag = tmp_path / "begun"
     job = job_for(run, waits(flag))
@@ -353,6 +392,24 @@ def test_a_training_that_outlives_its_launcher_is_found_and_not_doubled(run: Run
     assert second.poll(job, job_id) == "lost"
     assert second.find(job) is None
     assert events(run) == ["intended", "launched"]
+
+
+def test_a_training_that_failed_and_takes_its_time_to_leave_is_not_taken_for_one_that_runs(
+    run: Run, tmp_path: Path
+) -> None:
+    flag = tmp_path / "begun"
+    job, first, second = job_for(run, waits(flag)), ChildBackend(COMMAND), ChildBackend(COMMAND)
+    first.launch(job)
+    until(flag.exists)
+    child.save(job, Outcome(state="failed", failure="crashed", what="it broke."))
+    assert second.find(job) is None
+    flag.unlink()
+    job_id = second.launch(job)
+    until(flag.exists)
+    assert first._children[job.key].wait(5) is not None
+    assert second.find(job) == job_id
+    assert second.poll(job, job_id) == "running"
+    second.cancel(job, job_id)
 
 
 def test_a_training_can_be_cancelled(run: Run, tmp_path: Path) -> None:
