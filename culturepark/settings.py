@@ -299,8 +299,8 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     they ask as an evaluation does, with the options in ever other orders, and are answered in proportion to
     the survey, without a reason. 0: what came of the dialogues alone."""
     samples: bool = True
-    """Rows from the dialogues. Without them, with `survey_rows` alone, a model shows what the survey teaches by
-    itself, which the dialogues have to beat."""
+    """Rows from the dialogues. Without them, with `survey_rows` alone, a model shows what the survey teaches
+    by itself, which the dialogues have to beat."""
     rank: Annotated[int, Meta(ge=1, le=1024)] = 16
     """LoRA: the rank of the two matrices beside each layer."""
     alpha: Annotated[int, Meta(ge=1, le=4096)] = 32
