@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from culturepark.models.errors import ModelError
 from culturepark.ports import Prompt
 from culturepark.prompts.rows import marks_of
 from tests.builders import FakeChat
-from tests.evaluation_models import OptionsModel, always, at_place
+from tests.evaluation_models import OptionsModel, always, at_place, evenly
 
 AGREE = ("agree a lot", "agree", "disagree", "disagree a lot")
 QUESTION = Question("q1", "You are a person.", "Is tea better than coffee?", AGREE)
@@ -24,6 +26,24 @@ QUESTION = Question("q1", "You are a person.", "Is tea better than coffee?", AGR
 def ask(model: object, draws: int = 4, method: Method | None = None, question: Question = QUESTION) -> Answer:
     asker = Asker(model, method=method)  # type: ignore[arg-type]
     return asyncio.run(asker.ask(question, draws))
+
+
+def test_cultures_are_asked_one_after_the_other_and_answered_in_the_order_given() -> None:
+    """A server with an adapter a culture batches only what is for the same one."""
+    names = ["korean/1", "arabic/1", "korean/2", "arabic/2", "turkish/1"]
+    kinds = dict(zip(names, (*AGREE, "agree"), strict=True))
+    asked: list[str] = []
+
+    class Culture(OptionsModel):
+        async def complete(self, prompt: Any, sampling: Any, *, affinity: str, schema: Any = None) -> Any:
+            asked.append(affinity.partition("/")[0])
+            self._shares = always(lambda option: option == kinds[affinity])
+            return await super().complete(prompt, sampling, affinity=affinity, schema=schema)
+
+    questions = [Question(name, "", "Is tea better?", AGREE) for name in names]
+    answers = asyncio.run(Asker(Culture(evenly), method="logprobs").ask_each(questions))
+    assert [answer.likeliest for answer in answers] == [(0,), (1,), (2,), (3,), (1,)]
+    assert [culture for culture, _ in itertools.groupby(asked)] == ["arabic", "korean", "turkish"]
 
 
 @given(st.integers(2, 12), st.integers(1, 30), st.integers(0, 9))

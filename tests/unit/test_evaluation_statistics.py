@@ -181,6 +181,24 @@ def test_a_clear_difference_is_clear_among_many_comparisons() -> None:
     assert sum((one.p_holm or 0.0) <= 0.01 for one in compare_pairs([pair, pair])) == 2
 
 
+def test_cells_that_one_of_two_misses_are_in_neither() -> None:
+    """Question by question over two cultures; the second model leaves one culture's answer out, and of one
+    question both, the first another question's."""
+    first = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [math.nan, 8.0]])
+    second = first + np.array([[1.0, 1.0], [1.0, 100.0], [100.0, 100.0], [100.0, 1.0]])
+    second[1, 1] = second[2, 0] = second[2, 1] = math.nan
+
+    def of(values: np.ndarray) -> list[Measurement]:
+        [one] = measured(np.zeros((1, 4)))
+        rows = rows_of(values.T.tolist())
+        return [replace(one, values=rows, statistic="mean_of_cells", parameters={"columns": ["a", "b"]})]
+
+    [found] = compare("a", of(first), "b", of(second))
+    assert found.n_units == 3
+    assert found.difference is not None
+    assert (found.difference.value, found.difference.low, found.difference.high) == (1, 1, 1)
+
+
 def test_figures_by_other_means_are_told_and_not_compared() -> None:
     first = measured(np.zeros((1, 5)))
     second = [replace(one, statistic="ratio") for one in first]
