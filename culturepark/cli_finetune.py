@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from culturepark.errors import CultureParkError, Interrupted, TrainingError
+from culturepark.errors import ConfigError, CultureParkError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +89,10 @@ def finetune(
     settings = with_overrides(run.settings, [*named, *(sets or ())])
     names = names_of(run, culture, joint)
     if cancel:
-        _cancel(console, run, settings, names)
+        if datasets_only or against or labelled:
+            what = "--cancel seals and searches nothing."
+            raise ConfigError("--cancel", what, "Leave --datasets-only, --against and --labelled out.")
+        _cancel(console, run, settings, names, backend.value if backend else "")
         return
     exams = _exams(against or (), labelled or ())
     with training_lock(run.root):
@@ -123,7 +126,12 @@ def finetune(
         records = Records(run.root)
         for name in datasets:
             job = job_of(run, name, settings, base)
-            outcome = _follow(console, records, through, job, settings.training.poll_s)
+            try:
+                outcome = _follow(console, records, through, job, settings.training.poll_s)
+            except TrainingError as error:  # about this dataset alone
+                failed.append(error)
+                print_error(error)
+                continue
             if outcome.state != "finished":
                 failed.append(outcome.error(job))
                 print_error(failed[-1])
@@ -132,19 +140,26 @@ def finetune(
         raise typer.Exit(failed[0].exit_code)
 
 
-def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str]) -> None:
-    """Stop what is on record as begun, and say how it ended."""
-    from culturepark.terminal import line_of
+def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str], backend: str) -> None:
+    """Stop what is on record as begun, and say how each ended."""
+    from culturepark.terminal import line_of, print_error
     from culturepark.training.launch import cancel_all
     from culturepark.training.records import training_lock
 
+    code: int | None = None
     with training_lock(run.root):
-        ended = cancel_all(run, settings, names)
-    for job, outcome in ended:
-        words = "had finished before" if outcome.state == "finished" else outcome.state
-        console.print(line_of(f"{job.name}: {words} ({job.backend})"))
-    if not ended:
+        for job, ended in cancel_all(run, settings, names, backend):
+            code = code or 0
+            if isinstance(ended, CultureParkError):
+                print_error(ended)
+                code = code or ended.exit_code
+                continue
+            words = "had finished before" if ended.state == "finished" else ended.state
+            console.print(line_of(f"{job.name}: {words} ({job.backend})"))
+    if code is None:
         console.print("No training of these is under way.")
+    elif code:
+        raise typer.Exit(code)
 
 
 def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[str]]:
@@ -153,8 +168,15 @@ def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[s
     from culturepark.evaluation.sets import texts_of
     from culturepark.training.leakage import read_set
 
-    sets = [read_labelled(*find_labelled(words)) for words in labelled]
-    return {path.name: read_set(path) for path in against} | dict(map(texts_of, sets))
+    found = [(path.name, read_set(path)) for path in against]
+    found += [texts_of(read_labelled(*find_labelled(words))) for words in labelled]
+    exams: dict[str, list[str]] = {}
+    for name, texts in found:
+        if name in exams:
+            what = f"two sets are called {name}, and what is found is told by name."
+            raise ConfigError("--against, --labelled", what, "Rename one, or look for one after the other.")
+        exams[name] = texts
+    return exams
 
 
 def _check_leakage(

@@ -70,7 +70,8 @@ class Experiment:
                 continue
             options = [word for one in adapters for word in ("--adapter", one)]
             options += [] if base else ["--no-base"]
-            options += ["--task", task, "--out", str(out), *(["--force"] if _models_in(out) else [])]
+            options += ["--task", task, "--out", str(out)]
+            (out / "report.json").unlink(missing_ok=True)  # of other adapters; answers to them are kept
             if task == "vsm":
                 options += ["--items-each", str(self._items_each)]
             self._step(f"evaluate {run.name} {task}", "evaluate", str(run), *options)

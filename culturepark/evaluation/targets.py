@@ -68,6 +68,10 @@ def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") 
         raise ConfigError(
             "TARGET", what, "Name a run's directory, or an address such as http://host:8000/v1."
         )
+    if model:
+        what = f"{words} is a run, whose model is known."
+        fix = "For what was tuned on it name `--adapter NAME`, or leave --model and --against-model out."
+        raise ConfigError("--model", what, fix)
     run = load_run(Path(words))
     base = _tuned(run)
     name = embedded_name(base, False) if base.engine == EMBEDDED else base.model or base.engine

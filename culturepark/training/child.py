@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from culturepark.errors import ConfigError
+from culturepark.errors import ConfigError, TrainingError
 from culturepark.store.files import disk_errors, make_dirs, write_atomically
 from culturepark.training.datasets import verify
 from culturepark.training.ports import Job, Outcome, State
@@ -30,6 +30,12 @@ from culturepark.training.ports import Job, Outcome, State
 JOB_FILE, OUTCOME_FILE, LOG_FILE, LOCK_FILE = "job.json", "outcome.json", "log.txt", "lock"
 NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "safetensors")
 """What the extra `train` installs and a training imports."""
+
+SMALLER = (
+    "Lower training.batch or training.row_tokens, with which it begins anew, tune a smaller model, or use a "
+    "larger machine."
+)
+"""What to do when memory ran out."""
 
 _GRACE_S = 10.0
 _POLL_S = 0.05
@@ -76,7 +82,8 @@ class ChildBackend:
                     return _pid(job) or "0"
                 self.detach(job, "")  # it has said how it ended, and takes its time to leave
                 if not _take(lock):
-                    return _pid(job) or "0"
+                    what = f"a process that an earlier training left holds {folder / LOCK_FILE}."
+                    raise TrainingError(f"training of {job.name}", what, "End that process.")
             with suppress(FileNotFoundError):
                 (folder / OUTCOME_FILE).unlink()  # how an earlier attempt ended
             write_atomically(folder / JOB_FILE, msgspec.json.format(msgspec.json.encode(job)))
@@ -118,8 +125,10 @@ class ChildBackend:
         """See ports.Backend."""
         if _read(job) is None:
             self.detach(job, job_id)
-            make_dirs(Path(job.output))
-            save(job, Outcome(state="cancelled", what="it was cancelled."))
+            ended = _read(job)
+            if ended is None or ended.state != "finished":  # it may have finished meanwhile
+                make_dirs(Path(job.output))
+                save(job, Outcome(state="cancelled", what="it was cancelled."))
 
     def detach(self, job: Job, job_id: str) -> None:
         """See ports.Backend: the process is stopped, its checkpoints stay."""
@@ -146,7 +155,7 @@ class ChildBackend:
             return Outcome(state="failed", failure="crashed", what=what, fix=f"See {log}.")
         if job.key in self._oom_kills and _oom_kills() > self._oom_kills[job.key]:
             what = "its process was killed by the system, because memory ran out."
-            fix = f"Lower training.batch or training.row_tokens, or use a larger machine. {again}"
+            fix = f"{SMALLER} {again}"
             return Outcome(state="failed", failure="out_of_memory", what=what, fix=fix)
         what = (
             "its process was killed (SIGKILL)."

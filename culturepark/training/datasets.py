@@ -260,10 +260,22 @@ def card(run: Run, facts: Dataset) -> str:
         else ""
     )
     models = "\n".join(f"- {role}: {name}" for role, name in sorted(run.file.models.items()))
+    surveyed_only = facts.survey_rows == facts.n_train
+    made = (
+        "from answers of people in a survey. None came\nof a dialogue but for the held-out rows."
+        if surveyed_only
+        else "from dialogues between language-model agents (after\nCulturePark, arXiv 2405.15145)."
+    )
+    beware = (
+        "The rows are shares of answers, taken apart: they show how often people of a country chose an "
+        "option, and\nnothing of why."
+        if surveyed_only
+        else "Nobody said this. The rows show what a language model associates with a survey answer and a "
+        "country, and a\nmodel that is tuned on them learns that, its mistakes and stereotypes with it."
+    )
     return f"""# Training set {facts.name} of run {facts.run_id}
 
-Chat rows made by culturepark {run.file.code_version} from dialogues between language-model agents (after
-CulturePark, arXiv 2405.15145).
+Chat rows made by culturepark {run.file.code_version} {made}
 
 - sha256 of the rows: `{facts.hash}`
 - Prompts: version {run.file.prompt_version}. Stances: {run.settings.plan.stance}.
@@ -291,7 +303,7 @@ cultures. Evaluate on these:
 
 ## Beware
 
-Nobody said this. The rows show what a language model associates with a survey answer and a country, and a
-model that is tuned on them learns that, its mistakes and stereotypes with it. Whether it answers more like
-people do has to be measured, on questions that are held out.
+{beware}
+Whether a model that is tuned on them answers more like people do has to be measured, on questions that are
+held out.
 """

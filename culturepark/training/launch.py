@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark.errors import ConfigError, CultureParkError, LaunchUnknownError
+from culturepark.errors import ConfigError, CultureParkError, LaunchUnknownError, RunDirError, TrainingError
 from culturepark.settings import Settings
 from culturepark.store.paths import safe_name
 from culturepark.store.rundir import Run
@@ -24,6 +24,7 @@ Step = Literal["launch", "look", "done"]
 
 ENDED = ("finished", "failed", "cancelled")
 """The events after which a training is over."""
+_CANCELLED = Outcome(state="cancelled", what="it was cancelled.")
 
 _LOCK_TRIES, _LOCK_WAIT_S = 10, 0.2
 
@@ -156,6 +157,9 @@ def follow(
     last = records.last(job.key)
     there = last is None or last.outcome is None or is_there(job, last.outcome)
     if last and last.event == "finished" and there and last.outcome:
+        if records.newest_finished(job.name) != job.key:
+            # What was asked for last is what goes by that name.
+            records.add("finished", job, last.job_id, last.outcome)
         say("finished before", job, last.job_id)
         return last.outcome
     todo = next_step(last, _found(backend, job, last, retry), there, retry)
@@ -191,35 +195,64 @@ def follow(
 
 def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
     """Stop a training that was launched, and record how it ended: what had ended before stays what it was.
-    None if there is none to stop. Call it under `records.training_lock`. Raises CultureParkError."""
+    None if there is none to stop. Call it under `records.training_lock`. Raises CultureParkError, also if it
+    goes on all the same."""
     last = records.last(job.key)
     if last is None or last.event not in ("intended", "launched"):
         return None
     job_id = backend.find(job) or last.job_id
     if not job_id:
-        return None
+        if job.backend != "openai":
+            return None  # its process was never born
+        what = "whether it was launched is not known: the service has no such job yet."
+        raise TrainingError(f"training of {job.name}", what, "Look again in a few minutes.")
     backend.cancel(job, job_id)
     state = backend.poll(job, job_id)
-    if state in ("finished", "failed"):
-        outcome = backend.outcome(job, job_id)
-    else:
-        outcome = Outcome(state="cancelled", what="it was cancelled.")
-    return _ended(records, job, job_id, outcome)
+    if state == "running":
+        fix = "Give the same command again, or stop it where it runs."
+        raise TrainingError(f"training of {job.name}", f"{job_id} was asked to stop and still runs.", fix)
+    ended = backend.outcome(job, job_id) if state in ("finished", "failed") else _CANCELLED
+    return _ended(records, job, job_id, ended)
 
 
-def cancel_all(run: Run, settings: Settings, names: Collection[str]) -> list[tuple[Job, Outcome]]:
-    """`cancel` each training of these names that is on record as begun, whatever its dataset and its settings
-    were. Call it under `records.training_lock`. Raises CultureParkError."""
+def cancel_all(
+    run: Run, settings: Settings, names: Collection[str], backend: str = ""
+) -> Iterator[tuple[Job, Outcome | CultureParkError]]:
+    """`cancel` each training of these names that is on record as begun, by one backend or by any, whatever
+    its dataset and its settings were; how each ended, or why it could not be stopped. Call it under
+    `records.training_lock`. Raises RunDirError."""
     records = Records(run.root)
     last = {record.key: record for record in records.all()}
-    found: list[tuple[Job, Outcome]] = []
     for record in last.values():
-        if record.job.name in names and record.event not in ENDED:
-            job = records.job(record)
-            theirs = replace(settings, training=replace(settings.training, backend=job.backend))
-            outcome = cancel(records, open_backend(theirs), job)
-            found += [(job, outcome)] if outcome else []
-    return found
+        job = records.job(record)
+        if job.name not in names or record.event in ENDED or backend not in ("", job.backend):
+            continue
+        try:
+            outcome = cancel(records, open_backend(_settings_of(job, settings)), job)
+        except RunDirError:
+            raise
+        except CultureParkError as error:
+            yield job, error
+        else:
+            if outcome is not None:
+                yield job, outcome
+
+
+def _settings_of(job: Job, settings: Settings) -> Settings:
+    """The settings by which a job on record was launched, as far as its backend goes. Raises ConfigError."""
+    training = replace(settings.training, backend=job.backend)
+    if job.backend == "openai":
+        named = training.model or settings.roles.speaker
+        able = [
+            name
+            for name, model in settings.models.items()
+            if (model.engine, model.model) == ("openai", job.base.name)
+        ]
+        if not able or (len(able) > 1 and named not in able):
+            what = f"{len(able)} entries of [models] are {job.base.name!r}; which launched it is not clear."
+            raise ConfigError("training.model", what, "Name it: `--set training.model=NAME`.")
+        training = replace(training, model=named if named in able else able[0])
+    return replace(settings, training=training)
 
 
 def detach_all(run: Run) -> None:

@@ -29,6 +29,7 @@ from culturepark.errors import ConfigError, CultureParkError, RunDirError
 from culturepark.store.files import make_dirs
 from culturepark.training import gguf_lora
 from culturepark.training.base import library, trainable_folder
+from culturepark.training.child import SMALLER
 from culturepark.training.datasets import HELD_OUT, TRAIN, Dataset, verify
 from culturepark.training.ports import Base, Failure, Job, Outcome
 
@@ -40,6 +41,8 @@ _WARMUP_SHARE = 0.05
 _LOSS_ROWS = 32
 """Rows on held-out questions that the loss before and after is measured on."""
 _MEMORY_WORDS = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
+_LOADER = "static TLS block"
+"""A library that cannot be loaded beside others says so in words of memory."""
 _INSTALL = "Run `pip install 'culturepark[train]'` (docs/training.md says how without a GPU's libraries)."
 
 
@@ -58,15 +61,17 @@ def train(job: Job) -> Outcome:
 def _explained(error: Exception) -> tuple[Failure, str, str]:
     """The kind of a failure, what happened, and what to do."""
     words = " ".join(str(error).split())
-    smaller = "Lower training.batch or training.row_tokens, tune a smaller model, or use a larger machine."
     if isinstance(error, ConfigError):
         return "base_missing", f"{error.where}: {error.what}", error.fix
     if isinstance(error, RunDirError):
         return "empty_dataset", f"{error.where}: {error.what}", error.fix
     if isinstance(error, CultureParkError):
         return "crashed", f"{error.where}: {error.what}", error.fix
-    if isinstance(error, MemoryError) or any(word in words.lower() for word in _MEMORY_WORDS):
-        return "out_of_memory", "memory ran out.", f"{smaller} It goes on from its last checkpoint."
+    if isinstance(error, MemoryError) or (
+        any(word in words.lower() for word in _MEMORY_WORDS) and _LOADER not in words
+    ):
+        same = "Given again as it was, it goes on from its last checkpoint."
+        return "out_of_memory", "memory ran out.", f"{SMALLER} {same}"
     if isinstance(error, ImportError):
         return "not_installed", f"a library for training is missing: {words[:200]}.", _INSTALL
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -257,6 +262,13 @@ def card(job: Job, dataset: Dataset, outcome: Outcome, folder: Path, served: boo
     if outcome.held_out_loss:
         held_out = f"{outcome.held_out_loss[0]} before, {outcome.held_out_loss[1]} after"
     losses = "\n".join(f"| {step} | {loss} |" for step, loss in _thinned(outcome.losses))
+    beware = (
+        "It was tuned on what language models said for people who do not exist. It speaks with the voice of "
+        "a survey\nanswer and of that model's associations, stereotypes included; it speaks for nobody."
+        if dataset.survey_rows < dataset.n_train
+        else "It was tuned on shares of people's answers in a survey, and on no reason that anybody gave; it "
+        "speaks for nobody."
+    )
     return f"""---
 library_name: peft
 pipeline_tag: text-generation
@@ -292,8 +304,7 @@ Held-out questions, on which it may be evaluated: {", ".join(dataset.held_out) o
 
 ## Beware
 
-It was tuned on what language models said for people who do not exist. It speaks with the voice of a survey
-answer and of that model's associations, stereotypes included; it speaks for nobody.
+{beware}
 
 ## Losses
 

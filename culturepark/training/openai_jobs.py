@@ -154,8 +154,9 @@ class OpenAIBackend:
         """See ports.Backend."""
         try:
             self._client.fine_tuning.jobs.cancel(job_id)
-        except self._errors.BadRequestError:
-            pass  # it has ended already
+        except (self._errors.BadRequestError, self._errors.NotFoundError) as error:
+            if self.poll(job, job_id) == "running":  # else it has ended already, or is gone
+                raise self._said(error) from None
         except self._errors.OpenAIError as error:
             raise self._said(error) from None
 

@@ -76,6 +76,11 @@ class Records:
         """The latest record of a training."""
         return next((record for record in reversed(self.all()) if record.key == key), None)
 
+    def newest_finished(self, name: str) -> str | None:
+        """The key of the training of this name that finished last."""
+        ended = (one.key for one in reversed(self.all()) if (one.job.name, one.event) == (name, "finished"))
+        return next(ended, None)
+
     def add(self, event: Event, job: Job, job_id: str = "", outcome: Outcome | None = None) -> Record:
         """Make one more record, durable when this returns. Raises RunDirError."""
         make_dirs(self._folder, self._files)
@@ -116,7 +121,8 @@ def training_lock(root: Path) -> Generator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             what = "another process is launching or watching trainings of this run."
-            raise RunDirError(str(folder), what, "Wait until it has ended; nothing is lost.") from None
+            fix = "Wait until it has ended, or stop it with Ctrl-C; nothing is lost."
+            raise RunDirError(str(folder), what, fix) from None
         yield
     finally:
         os.close(fd)

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from culturepark.cli import run as culturepark
+from culturepark.errors import ConfigError
 from culturepark.evaluation import report, targets
 from culturepark.evaluation.measure import against_first, compare, compare_pairs
 from culturepark.evaluation.statistics import holm
@@ -138,6 +139,16 @@ def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
     whole = json.loads((out / "report.json").read_text("utf-8"))
     assert {one["model"] for one in whole["figures"]} == {"even #1", "even #2"}
     assert all(one["difference"]["value"] == 0 and one["p_holm"] == 1 for one in whole["comparisons"])
+
+
+def test_a_run_is_not_taken_for_a_model_of_another_name(tmp_path: Path, capsys: Any) -> None:
+    run = str(runs.made(tmp_path / "run").root)
+    for them in (
+        (run, "--model", "ft:mine"),
+        (URL, "--model", "even", "--against", run, "--against-model", "x"),
+    ):
+        assert evaluate(*them, "--task", "opinions", "--out", str(tmp_path / "out")) == ConfigError.exit_code
+        assert "--adapter NAME" in " ".join(capsys.readouterr().err.split())
 
 
 def test_p_values_are_corrected_over_all_that_is_compared(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from culturepark.evaluation.measure import Measurement, against_first, compare_pairs
-from culturepark.evaluation.report import report_of, write_report
+from culturepark.evaluation.report import check_free, report_of, write_report
 from scripts import experiment
 from tests import runs
 
@@ -72,6 +72,7 @@ class Commands:
                 models = [words[at + 1] for at, word in enumerate(words) if word == "--adapter"]
                 models = models if "--no-base" in words else ["BASE", *models]
                 measured = {model: [measurement(model)] for model in models}
+                check_free(Path(words[words.index("--out") + 1]), force=False)
                 report = report_of(measured, compare_pairs(against_first(measured)))
                 write_report(Path(words[words.index("--out") + 1]), report, measured)
             case _:
@@ -134,7 +135,7 @@ def test_another_adapter_of_the_baseline_is_measured_anew(commands: Commands, tm
     run(tmp_path)
     del commands.given[:]
     page = run(tmp_path, "--direct-joint")
-    assert commands.named("evaluate") == ["--adapter joint --no-base --task opinions --out --force"]
+    assert commands.named("evaluate") == ["--adapter joint --no-base --task opinions --out"]
     assert commands.named("finetune") == ["", "--joint"]
     assert "direct joint against base" in page
 

@@ -249,6 +249,9 @@ def test_without_samples_the_survey_alone_is_trained_on(run: Run) -> None:
     assert facts.n_held_out == both.n_held_out
     origins = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert not any(origin["sample"] for origin in origins if origin["split"] == "train")
+    card = (folder / "README.md").read_text()
+    assert "from answers of people in a survey" in card
+    assert "Nobody said this" not in card
     with pytest.raises(TrainingError, match="asked none"):
         seal(run, "korean", msgspec.structs.replace(THIRD, samples=False))
     with pytest.raises(ConfigError, match="nothing to tune on"):

@@ -237,6 +237,17 @@ def test_a_refused_launch_is_recorded_with_its_reason(run: Run) -> None:
     assert (last.event, last.outcome and last.outcome.what) == ("failed", "it refuses.")
 
 
+def test_what_was_asked_for_last_goes_by_the_name(run: Run) -> None:
+    first = job_for(run, [PYTHON])
+    second = job_for(run, [PYTHON, "-c", "1"])
+    for asked in (first, second, first, first, second):
+        service = Fake()
+        of(asked, run, service)
+        assert adapters_of(run.root)["arabic"].key == asked.key
+    assert events(run).count("intended") == 2
+    assert events(run).count("finished") == 4
+
+
 def test_what_a_training_made_is_made_again_when_it_is_gone(run: Run) -> None:
     backend, job = Fake(), job_for(run, [PYTHON])
     of(job, run, backend)
@@ -357,7 +368,7 @@ def test_a_training_that_the_system_killed_for_memory_says_so(
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out_of_memory"),
-        (ImportError("libgomp.so: cannot allocate memory in static TLS block"), "out_of_memory"),
+        (ImportError("libgomp.so: cannot allocate memory in static TLS block"), "not_installed"),
         (ImportError("No module named 'trl'"), "not_installed"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "crashed"),
     ],
@@ -438,12 +449,23 @@ def test_what_had_ended_before_it_was_cancelled_is_what_it_came_to(run: Run) -> 
     assert outcome.state == events(run)[-1] == "finished"
 
 
+def test_one_that_goes_on_all_the_same_is_not_recorded_as_cancelled(run: Run) -> None:
+    service, job, records = Fake(state="running"), job_for(run, [PYTHON]), Records(run.root)
+    records.add("launched", job, service.launch(job))
+    with pytest.raises(TrainingError, match="still runs"):
+        cancel(records, service, job)
+    assert events(run) == ["launched"]
+
+
 def test_finetune_cancels_what_goes_on(run: Run, tmp_path: Path, capsys: Any) -> None:
     jobs = [job_for(run, waits(tmp_path / name), name) for name in ("arabic", "korean")]
     backend, records = ChildBackend(COMMAND), Records(run.root)
     for job in jobs:
         records.add("launched", job, backend.launch(job))
         until((tmp_path / job.name).exists)
+    assert culturepark(["finetune", str(run.root), "--cancel", "--datasets-only"]) == ConfigError.exit_code
+    assert culturepark(["finetune", str(run.root), "--cancel", "--backend", "local"]) == 0
+    assert capsys.readouterr().out == "No training of these is under way.\n"
     assert culturepark(["finetune", str(run.root), "--cancel", "--culture", "korean"]) == 0
     assert capsys.readouterr().out == "korean: cancelled (command)\n"
     assert [backend.poll(job, "") for job in jobs] == ["running", "cancelled"]
@@ -529,6 +551,24 @@ def test_a_culture_without_samples_does_not_keep_the_others_from_training(
     assert culturepark([*arguments, "--culture", "arabic"]) == TrainingError.exit_code
 
 
+def test_a_dataset_that_a_backend_refuses_does_not_keep_the_others_from_training(
+    run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = ChildBackend.prepare
+
+    def refuse(self: ChildBackend, job: Job) -> None:
+        if job.name == "arabic":
+            raise TrainingError("dataset of arabic", "it has too few rows.", "Generate more.")
+        prepare(self, job)
+
+    monkeypatch.setattr(ChildBackend, "prepare", refuse)
+    command = json.dumps([PYTHON, "-c", ""])
+    arguments = ["finetune", str(run.root), "--backend", "command", "--set", f"training.command={command}"]
+    assert culturepark([*arguments, "--set", "training.poll_s=0.02"]) == TrainingError.exit_code
+    assert "too few rows" in capsys.readouterr().err
+    assert set(adapters_of(run.root)) == {"korean", "joint"}
+
+
 def test_finetune_exits_with_the_trainings_code(run: Run, capsys: Any) -> None:
     command = json.dumps([PYTHON, "-c", "raise SystemExit(1)"])
     arguments = ["finetune", str(run.root), "--backend", "command", "--set", f"training.command={command}"]
@@ -570,6 +610,9 @@ def test_a_labelled_set_is_read_by_its_task_file(run: Run, tmp_path: Path, capsy
     capsys.readouterr()
     assert culturepark([*arguments, "--against", str(task)]) == ConfigError.exit_code
     assert "--labelled" in capsys.readouterr().err
+    twice = ["--labelled", str(task), "--labelled", str(task)]
+    assert culturepark([*arguments, *twice]) == ConfigError.exit_code
+    assert "two sets are called moderation (mine)" in capsys.readouterr().err
 
 
 def test_an_earlier_find_in_another_set_stays(run: Run, tmp_path: Path, capsys: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from culturepark.errors import (
     LaunchUnknownError,
     TrainingError,
 )
-from culturepark.settings import ModelSettings
+from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapters_of
-from culturepark.training.launch import follow, job_of
+from culturepark.training.launch import cancel_all, follow, job_of
 from culturepark.training.openai_jobs import KEY, OpenAIBackend
 from culturepark.training.ports import Job, Outcome
 from culturepark.training.records import Records
@@ -44,6 +44,7 @@ class Service:
         self.drop_answer = False
         self.made_but: int | None = None
         self.hidden = False
+        self.keeps_going = False
         self.echoes: set[str] = set()
         self.down = 0
         self.listed = 0
@@ -175,9 +176,13 @@ class Service:
         return web.json_response(job)
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        job = self.jobs[request.match_info["id"]]
+        job = self.jobs.get(request.match_info["id"])
+        if job is None:
+            return self._error(404, "no such job")
         if job["status"] == "succeeded":
             return self._error(400, "Job has already completed")
+        if self.keeps_going:
+            return self._error(400, "Jobs that are being prepared cannot be stopped")
         job["status"] = "cancelled"
         return web.json_response(job)
 
@@ -378,6 +383,74 @@ def test_a_job_is_cancelled_and_a_finished_one_left(service: Service, job: Job, 
     backend.cancel(job, job_id)
     assert backend.poll(job, job_id) == "finished"
     assert backend.poll(job, "ftjob-unknown") == "lost"
+    backend.cancel(job, "ftjob-unknown")
+
+
+def launched(service: Service, jobs: Sequence[Job], run: Run) -> Records:
+    """These jobs go on at the service, and are on record."""
+    service.course = []
+    records, backend = Records(run.root), backend_of(service)
+    for one in jobs:
+        records.add("intended", one)
+        records.add("launched", one, backend.launch(one))
+    return records
+
+
+def settings_of(run: Run, service: Service, **more: ModelSettings) -> Settings:
+    """The run's, by which nobody would be asked, with an entry for the service."""
+    mine = ModelSettings(engine="openai", model="base-model", base_urls=(service.url,))
+    return msgspec.structs.replace(run.settings, models=run.settings.models | {"tuned": mine} | more)
+
+
+def test_all_that_goes_on_at_the_service_is_cancelled(service: Service, sealed: Run, job: Job) -> None:
+    korean = msgspec.structs.replace(job, name="korean")
+    launched(service, [job, korean], sealed)
+    settings = settings_of(sealed, service)
+    assert list(cancel_all(sealed, settings, ["arabic", "korean"], "local")) == []
+    ended = list(cancel_all(sealed, settings, ["korean"], "openai"))
+    assert [(one.name, getattr(outcome, "state", "")) for one, outcome in ended] == [("korean", "cancelled")]
+    # One that the service has forgotten does not keep the others going.
+    launched(service, [msgspec.structs.replace(job, name="joint")], sealed)
+    service.jobs.pop("ftjob-2")
+    ended = list(cancel_all(sealed, settings, ["arabic", "korean", "joint"]))
+    assert [(one.name, getattr(outcome, "state", "")) for one, outcome in ended] == [
+        ("arabic", "cancelled"),
+        ("joint", "cancelled"),
+    ]
+    assert {one["status"] for one in service.jobs.values()} == {"cancelled"}
+    assert list(cancel_all(sealed, settings, ["arabic", "korean", "joint"])) == []
+
+
+def test_what_cannot_be_stopped_is_said_and_stays_on_record(service: Service, sealed: Run, job: Job) -> None:
+    jobs = [msgspec.structs.replace(job, name=name, rows=99) for name in ("spanish", "german")]
+    records = launched(service, jobs[:1], sealed)
+    records.add("intended", jobs[1])  # and its answer was lost
+    service.keeps_going = True
+    settings = settings_of(sealed, service)
+    found = {one.name: error for one, error in cancel_all(sealed, settings, ["spanish", "german"])}
+    assert isinstance(found["spanish"], EndpointError)
+    assert "cannot be stopped" in found["spanish"].what
+    assert isinstance(found["german"], TrainingError)
+    assert "not known" in found["german"].what
+    service.keeps_going = False
+    [(_, stopped)] = cancel_all(sealed, settings, ["spanish"])
+    assert isinstance(stopped, Outcome)
+    assert stopped.state == "cancelled"
+
+
+def test_a_job_is_stopped_where_it_was_launched(service: Service, sealed: Run, job: Job) -> None:
+    """By the entry that tunes its base model; of several the user names one."""
+    job = msgspec.structs.replace(job, name="turkish")
+    launched(service, [job], sealed)
+    elsewhere = ModelSettings(engine="openai", model="base-model", base_urls=("http://127.0.0.1:9/v1",))
+    both = settings_of(sealed, service, other=elsewhere)
+    [(_, unclear)] = cancel_all(sealed, both, ["turkish"])
+    assert isinstance(unclear, ConfigError)
+    assert "training.model" in unclear.fix
+    training = msgspec.structs.replace(both.training, model="tuned")
+    [(_, stopped)] = cancel_all(sealed, msgspec.structs.replace(both, training=training), ["turkish"])
+    assert isinstance(stopped, Outcome)
+    assert stopped.state == "cancelled"
 
 
 @pytest.mark.parametrize(
