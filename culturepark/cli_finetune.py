@@ -146,19 +146,19 @@ def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str]
     from culturepark.training.launch import cancel_all
     from culturepark.training.records import training_lock
 
-    code: int | None = None
+    codes: list[int] = []
     with training_lock(run.root):
         for job, ended in cancel_all(run, settings, names, backend):
-            code = code or 0
             if isinstance(ended, CultureParkError):
                 print_error(ended)
-                code = code or ended.exit_code
-                continue
-            words = "had finished before" if ended.state == "finished" else ended.state
-            console.print(line_of(f"{job.name}: {words} ({job.backend})"))
-    if code is None:
+                codes.append(ended.exit_code)
+            else:
+                words = "had finished before" if ended.state == "finished" else ended.state
+                console.print(line_of(f"{job.name}: {words} ({job.backend})"))
+                codes.append(0)
+    if not codes:
         console.print("No training of these is under way.")
-    elif code:
+    if code := max(codes, default=0):
         raise typer.Exit(code)
 
 
@@ -180,7 +180,7 @@ def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[s
 
 
 def _check_leakage(
-    console: Console, run: Run, datasets: Mapping[str, Path], exams: Mapping[str, list[str]]
+    console: Console, run: Run, datasets: Mapping[str, Path], exams: dict[str, list[str]]
 ) -> None:
     """Look for evaluation texts in the training rows of each dataset; keep and show matches."""
     import asyncio
@@ -196,7 +196,7 @@ def _check_leakage(
         async with local_embedder(run.settings) as embedder:
             vectors = Remembered(embedder) if embedder is not None else None
             for name, folder in datasets.items():
-                sets = texts_in_use(run, read_dataset(folder).held_out) | dict(exams)
+                sets = texts_in_use(run, read_dataset(folder).held_out) | exams
                 try:
                     report = await check_dataset(folder, sets, vectors)
                 except ModelError as error:

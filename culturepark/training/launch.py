@@ -222,8 +222,7 @@ def cancel_all(
     its dataset and its settings were; how each ended, or why it could not be stopped. Call it under
     `records.training_lock`. Raises RunDirError."""
     records = Records(run.root)
-    last = {record.key: record for record in records.all()}
-    for record in last.values():
+    for record in records.latest():
         job = records.job(record)
         if job.name not in names or record.event in ENDED or backend not in ("", job.backend):
             continue
@@ -262,8 +261,7 @@ def detach_all(run: Run) -> None:
         try:
             with training_lock(run.root):
                 records = Records(run.root)
-                last = {record.key: record for record in records.all()}
-                for record in last.values():
+                for record in records.latest():
                     if record.event in ("intended", "launched"):
                         open_backend(run.settings).detach(records.job(record), record.job_id)
             return

@@ -76,6 +76,10 @@ class Records:
         """The latest record of a training."""
         return next((record for record in reversed(self.all()) if record.key == key), None)
 
+    def latest(self) -> list[Record]:
+        """The latest record of each training."""
+        return list({record.key: record for record in self.all()}.values())
+
     def newest_finished(self, name: str) -> str | None:
         """The key of the training of this name that finished last."""
         ended = (one.key for one in reversed(self.all()) if (one.job.name, one.event) == (name, "finished"))
