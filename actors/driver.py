@@ -34,7 +34,7 @@ _PREDECESSOR_S = 15.0
 _DOWN_S = 120.0
 
 
-def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = True) -> Snapshot:
+def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
     """Run until every planned dialogue has ended; returns where it stands then.
 
     `show` is called a few times a second. Raises Interrupted after a first Ctrl-C once the run is
@@ -43,11 +43,10 @@ def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = Tr
     """
     RunLock.take(run.root, _PREDECESSOR_S).release()  # refuse at once, not after Ray has started
     write_status(run.root, starting(run, time.time()))
-    stop = _Signals(run.root) if take_signals else None
+    stop = _Signals(run.root)
     try:
         with ray_session(run.settings.actors.metrics_port):
-            if stop:
-                stop.take()  # Ray has put its own handler of SIGTERM in this one's place
+            stop.take()  # Ray has put its own handler of SIGTERM in this one's place
             crew = Crew(run)
             try:
                 return _drive(run, crew, show, stop)
@@ -55,17 +54,16 @@ def generate(run: Run, show: Callable[[Snapshot], None], take_signals: bool = Tr
                 crew.close()
     finally:
         end_starting(run.root)
-        if stop:
-            stop.restore()
+        stop.restore()
 
 
-def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signals | None) -> Snapshot:
+def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signals) -> Snapshot:
     began = answered = time.monotonic()
     draining = False
     snapshot: Snapshot | None = None
     report: _Report | None = None
     while True:
-        if stop and stop.asked.is_set() and not draining:
+        if stop.asked.is_set() and not draining:
             draining = _ask(crew.moderator.drain, "drain", "stopped on request") is not _DOWN
         asked = time.monotonic()
         moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
@@ -119,7 +117,7 @@ def _see_trained(
     trainer: Any,
     snapshot: Snapshot,
     show: Callable[[Snapshot], None],
-    stop: _Signals | None,
+    stop: _Signals,
     began: float,
 ) -> None:
     """Wait for all trainings of a run that is over. Tells of all again, as the trainer may have died."""
@@ -132,7 +130,7 @@ def _see_trained(
             show(snapshot)
             if names == [name for name in names if states.get(name) not in (None, "waiting", "running")]:
                 break
-        if stop and stop.asked.is_set():
+        if stop.asked.is_set():
             what = "stopped on request while models were tuned; the data is complete."
             raise Interrupted(str(run.root), what, "Run the same command again to go on.")
         time.sleep(_POLL_S)
@@ -224,7 +222,10 @@ class _Signals:
             signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Put back what handled these signals before."""
+        """Put back what handled these signals before, unless the process was asked to end: until it has,
+        one more means to end it at once, and not to interrupt it while it tells how it ended."""
+        if self.asked.is_set():
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
