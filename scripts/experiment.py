@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--direct-joint",
         action="store_true",
-        help="tune the joint adapter alone on direct generation: one training instead of one a culture",
+        help="tune the joint adapter alone on direct generation, and none a culture",
     )
     parser.add_argument(
         "--items-each", type=int, default=12, metavar="N", help="vsm: items each person is asked (12 of 24)"
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     both = (OWN, JOINT) if joint else (OWN,)
     for run in runs:  # the base is the same for both
         dialogues = run is runs[0]
-        adapters = both if dialogues else (JOINT,) if given.direct_joint and joint else (OWN,)
+        adapters = (JOINT,) if given.direct_joint and joint and not dialogues else both
         experiment.tune(run, adapters)
         experiment.evaluate(run, adapters, base=dialogues)
     results = experiment.results()

@@ -108,11 +108,11 @@ def test_all_is_asked_for_once(commands: Commands, tmp_path: Path) -> None:
         "--out --set plan.utterances=4",
         '--out --set plan.utterances=4 --set plan.kinds=["direct"]',
     ]
-    assert commands.named("finetune") == ["", "--culture arabic --culture korean"]
+    assert commands.named("finetune") == ["", ""]
     assert commands.named("evaluate") == [
         "--task quality --judge none --baseline --out",
         "--adapter own --adapter joint --task opinions --out",
-        "--adapter own --no-base --task opinions --out",
+        "--adapter own --adapter joint --no-base --task opinions --out",
     ]
     assert "| own | all js (lower) | 0.545 | " in page
     given = len(commands.given)
@@ -131,13 +131,19 @@ def test_what_no_command_compares_is_compared(commands: Commands, tmp_path: Path
     ]
 
 
-def test_another_adapter_of_the_baseline_is_measured_anew(commands: Commands, tmp_path: Path) -> None:
-    run(tmp_path)
-    del commands.given[:]
-    page = run(tmp_path, "--direct-joint")
-    assert commands.named("evaluate") == ["--adapter joint --no-base --task opinions --out"]
+def test_what_is_asked_for_later_is_measured_later(commands: Commands, tmp_path: Path) -> None:
+    run(tmp_path, "--direct-joint")
     assert commands.named("finetune") == ["", "--joint"]
+    assert commands.named("evaluate")[-1] == "--adapter joint --no-base --task opinions --out"
+    del commands.given[:]
+    page = run(tmp_path)
+    assert commands.named("finetune") == ["", ""]
+    assert commands.named("evaluate") == ["--adapter own --adapter joint --no-base --task opinions --out"]
+    assert "direct own against base" in page
     assert "direct joint against base" in page
+    del commands.given[:]
+    assert "direct own against base" in run(tmp_path, "--direct-joint")
+    assert commands.named("evaluate") == []  # all of it is there
 
 
 def test_without_baseline_and_joint(commands: Commands, tmp_path: Path) -> None:
