@@ -1,4 +1,4 @@
-"""What a process tells the moderator of its endpoints, four times a second."""
+"""What a process tells the moderator of its endpoints: four times a second while there is news."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from culturepark.limits import PULSE_S, Seen
 from culturepark.messages import Pulse, encode
 from culturepark.models.http import HttpEndpoint
 
-_AT_LEAST_EVERY_S = 2.0
-"""A process with nothing to do still shows that it is there."""
+_AT_LEAST_EVERY_S = 1.0
+"""Without news a process still shows that it is there, and hears how much it may do. A model that takes
+seconds to reply leaves most looks without any, and where it runs on the same machine, telling so costs it."""
 
 
 async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[[bytes], None]) -> None:
     """Post what the endpoints saw, for ever. From now on they keep to what the moderator answers."""
     for endpoint in endpoints:
         endpoint.obey(())
-    busy_before, posted_s = False, float("-inf")
+    told: list[int] = []
+    posted_s = float("-inf")
     while endpoints:
         seen = tuple(one for endpoint in endpoints for one in endpoint.report())
-        busy, now_s = any(map(_busy, seen)), time.monotonic()
-        if busy or busy_before or now_s - posted_s >= _AT_LEAST_EVERY_S:
+        in_flight, now_s = [one.in_flight for one in seen], time.monotonic()
+        if in_flight != told or any(map(_news, seen)) or now_s - posted_s >= _AT_LEAST_EVERY_S:
             post(encode(Pulse(address, seen)))
-            posted_s = now_s
-        busy_before = busy
+            told, posted_s = in_flight, now_s
         await asyncio.sleep(PULSE_S)
 
 
-def _busy(seen: Seen) -> bool:
-    return bool(seen.in_flight or seen.waiting or seen.completed or seen.refused or seen.broken)
+def _news(seen: Seen) -> bool:
+    """Whether there is more to it than how many are in flight. What is not told is not counted again."""
+    ended = seen.completed or seen.refused or seen.broken
+    return bool(ended or seen.waiting or seen.retried or seen.prompt_tokens or seen.completion_tokens)

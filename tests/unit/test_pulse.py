@@ -1,0 +1,76 @@
+"""What a process tells of its endpoints: all that happened, and no more often than there is news."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+
+from actors import pulse as pulsing
+from culturepark.limits import Seen
+from culturepark.messages import Pulse, pack, unpack
+from culturepark.models.http import HttpEndpoint
+
+BLANK = Seen("http://127.0.0.1:1/v1", "model", in_flight=2)
+
+
+class Endpoint:
+    """Reports what it is given, look by look, and the last of it for ever."""
+
+    def __init__(self, looks: Sequence[Seen]) -> None:
+        self._looks = list(looks)
+
+    def obey(self, shares: Sequence[Any]) -> None:
+        assert not shares
+
+    def report(self) -> list[Seen]:
+        return [self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]]
+
+
+async def posted(monkeypatch: pytest.MonkeyPatch, looks: Sequence[Seen], n_looks: int) -> list[Seen]:
+    """What is posted in so many looks, at a clock that a look moves by PULSE_S."""
+    now_s, posts = [0.0], list[Seen]()
+
+    def post(payload: bytes) -> None:
+        [message] = unpack(pack([payload]))
+        assert isinstance(message, Pulse)
+        posts.extend(message.seen)
+
+    async def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        if now_s[0] >= n_looks * pulsing.PULSE_S:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(pulsing.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(pulsing.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await pulsing.pulse("agent/korean/0", [cast(HttpEndpoint, Endpoint(looks))], post)
+    return posts
+
+
+async def test_without_news_it_is_posted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await posted(monkeypatch, [BLANK], 40) == [BLANK] * 10
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        {"completed": 1, "latency_s": 8.0},
+        {"refused": 1, "retry_after_s": 2.0},
+        {"broken": 1},
+        {"retried": 1},
+        {"waiting": 1},
+        {"in_flight": 3},
+        {"in_flight": 1},
+        {"prompt_tokens": 300},
+        {"completion_tokens": 40},
+    ],
+)
+async def test_news_are_posted_at_once_and_never_lost(
+    monkeypatch: pytest.MonkeyPatch, news: dict[str, Any]
+) -> None:
+    told = replace(BLANK, **news)
+    assert (await posted(monkeypatch, [BLANK, told, BLANK], 3))[:2] == [BLANK, told]
