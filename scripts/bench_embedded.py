@@ -1,11 +1,11 @@
 """The speed of whole runs on the embedded model, against what its engine can do by itself.
 
     python scripts/bench_embedded.py --json results.json
-    python scripts/bench_embedded.py --prefix-cache --json prefix.json
+    python scripts/bench_embedded.py --prefix-cache --per-question 1 --utterances 8 --json prefix.json
 
 The first compares, in turn and several times, (a) a bare client that holds the same dialogues on the
 packaged model, with no actors, no refinement but the same rewriting requests, and nothing kept, at the
-best concurrency that was found, once on one server with all CPUs and once on a server for each CPU, and
+best concurrency that was found, of one server with all CPUs and of a server for each CPU, and
 (b) `culturepark generate`, refinement and embedder beside it. The second measures what it saves that
 prompts only grow and stay with one replica.
 
@@ -25,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -344,47 +345,51 @@ def plan_of(settings: Settings) -> Plan:
 
 
 def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Whole runs against the bare client at its best, with one server as the engine comes, and with ours."""
+    """Whole runs against the bare client at its best: of one server, as the engine comes, and a server for
+    each CPU, as runs have it, each with so many requests at once."""
     settings = load_settings(None, overrides)
     model, cpus = settings.model_of("speaker"), os.cpu_count() or 1
     short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=2))
 
-    def bare_with(
-        threads: int, at_once: int, held: Settings, rewrites: Mapping[int, Sequence[Asked]]
-    ) -> Figures:
-        with engine(shares(replace(model, parallel=at_once, threads=threads), cpus)) as served:
-            name = f"bare, {'one server' if threads else 'a server a CPU'}, {at_once} at once"
-            return _told(bare(name, held, rewrites, at_once, served))
+    def bare_with(how: _How, held: Settings, rewrites: Mapping[int, Sequence[Asked]]) -> Figures:
+        with engine(shares(replace(model, parallel=how.at_once, threads=how.threads), cpus)) as served:
+            return _told(bare(str(how), held, rewrites, how.at_once, served))
 
-    layouts = {"one_server": cpus, "a_server_a_cpu": 0}
-    tried = {name: [bare_with(threads, n, short, {}) for n in sweep] for name, threads in layouts.items()}
+    tried = {how: bare_with(how, short, {}) for how in starmap(_How, product((cpus, 0), sweep))}
     # By all that the engine worked on: how long replies are is a matter of chance.
-    best = {
-        name: sweep[max(range(len(sweep)), key=lambda i: of[i].processed_per_s)] for name, of in tried.items()
-    }
-    bares: dict[str, list[Figures]] = {name: [] for name in layouts}
+    best = max(tried, key=lambda how: tried[how].processed_per_s)
     wholes: list[Whole] = []
+    bares: list[Figures] = []
     for _ in range(repeats):
         made, rewrites = whole(overrides)
         _told(made.asked)
         wholes.append(made)
-        for name, threads in layouts.items():
-            bares[name].append(bare_with(threads, best[name], settings, rewrites))
+        bares.append(bare_with(best, settings, rewrites))
     return {
         "dialogues": len(plan_of(settings)),
         "utterances": settings.plan.utterances,
         "in_flight": settings.limits.dialogues_in_flight,
-        "best_at_once": best,
-        "tried": {name: _plain(of) for name, of in tried.items()},
-        "bare": {name: _plain(of) for name, of in bares.items()},
+        "best": str(best),
+        "tried": _plain(tried.values()),
+        "bare": _plain(bares),
         "whole": msgspec.to_builtins(wholes),
-        "ratio": {name: _ratios(wholes, of) for name, of in bares.items()},
+        "ratio": _ratios(wholes, bares),
         "completions_per_s": {
-            **{name: _spread(b.completions_per_s for b in of) for name, of in bares.items()},
+            "bare": _spread(b.completions_per_s for b in bares),
             "while_asked": _spread(w.asked.completions_per_s for w in wholes),
             "whole_command": _spread(w.asked.completion_tokens / w.command_s for w in wholes),
         },
     }
+
+
+class _How(NamedTuple):
+    """How the bare client is served: by one server of so many `threads`, or, at 0, by one for each CPU."""
+
+    threads: int
+    at_once: int
+
+    def __str__(self) -> str:
+        return f"bare, {'one server' if self.threads else 'a server a CPU'}, {self.at_once} at once"
 
 
 def _ratios(wholes: Sequence[Whole], bares: Sequence[Figures]) -> dict[str, dict[str, float]]:
@@ -431,7 +436,7 @@ def prefix_cache(overrides: Sequence[str], repeats: int) -> dict[str, Any]:
     }
 
 
-def _plain(some: Sequence[Figures]) -> list[dict[str, Any]]:
+def _plain(some: Iterable[Figures]) -> list[dict[str, Any]]:
     return [
         asdict(f)
         | {"completions_per_s": round(f.completions_per_s, 1), "processed_per_s": round(f.processed_per_s, 1)}
@@ -475,7 +480,7 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--prefix-cache", action="store_true", help="measure the prefix cache instead")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--per-question", type=int, default=4, help="dialogues of each of the eight cultures")
+    parser.add_argument("--per-question", type=int, default=8, help="dialogues of each of the eight cultures")
     parser.add_argument("--utterances", type=int, default=6, help="turns of a dialogue")
     parser.add_argument(
         "--at-once", default="8,16", help="requests at once (and slots) that the bare client tries"
@@ -503,10 +508,9 @@ def main() -> None:
     else:
         results = compare(overrides, [int(n) for n in given.at_once.split(",")], given.repeats)
         print()
-        for layout, ratios in results["ratio"].items():
-            for name, ratio in ratios.items():
-                words = f"{name}, {layout}".replace("_", " ")
-                print(f"{words:42}{ratio['median']:10.1%} of bare ({ratio['min']:.1%} to {ratio['max']:.1%})")
+        for name, ratio in results["ratio"].items():
+            words = name.replace("_", " ")
+            print(f"{words:42}{ratio['median']:10.1%} of bare ({ratio['min']:.1%} to {ratio['max']:.1%})")
     if given.json:
         whole_of = {"machine": _machine(), "model": WEIGHTS_NAME} | results
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole_of), indent=2) + b"\n")
