@@ -449,6 +449,8 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
         return [line for key, one in value.items() for line in _flat(one, f"{path} {key}".strip())]
     if isinstance(value, dict):
         return [(path, _text(value, 3 if abs(value["median"]) < 10 else 0))]
+    if isinstance(value, str):
+        return [(path, value)]
     if isinstance(value, list):
         return [(path, ", ".join(f"{one:,.0f}" if isinstance(one, float) else str(one) for one in value))]
     return [(path, f"{value:,.3f}" if isinstance(value, float) and abs(value) < 10 else f"{value:,.0f}")]
