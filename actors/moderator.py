@@ -27,6 +27,7 @@ from culturepark.messages import (
     on_disk,
     unpack,
 )
+from culturepark.models.embedded import at_once
 
 _SETTLED_S = 1.5
 """How long no call has to be under way until all that came in is sure to be on disk: some pulses."""
@@ -41,7 +42,7 @@ class Moderator(Station):
         self._given = given
         self._log = given.logger("moderator")
         self._replicas = replicas
-        self._limits = Coordinator(given.settings.limits)
+        self._limits = Coordinator(given.settings.limits, at_once(given.settings.models.values()))
         self._conductor: Conductor | None = None
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()

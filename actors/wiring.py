@@ -26,7 +26,7 @@ from actors.refiner import RefinerActor
 from actors.trainer import Trainer
 from culturepark.conductor import REFINERS
 from culturepark.errors import ConfigError
-from culturepark.models.embedded import embedded_name, shares
+from culturepark.models.embedded import embedded_name, listening, shares
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
 from culturepark.training.launch import detach_all
@@ -130,13 +130,15 @@ class Crew:
         """Start the servers of a model, on each of its nodes: replicas of one endpoint."""
         model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
         starting: list[Any] = []
+        parts: list[ModelSettings] = []
         for node in engine_nodes(self._nodes, self._engines_wanted):
             options: dict[str, Any] = {
                 "num_cpus": 0,
                 "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
             }
             host = engine_host(self._nodes, node)
-            servers = [model] if embedder else shares(model, int(node.cpus))
+            servers = [replace(model, parallel=1)] if embedder else shares(model, int(node.cpus))
+            parts += servers
             if node is self._nodes[0]:
                 ports = free_ports(host, len(servers))
             else:
@@ -154,7 +156,7 @@ class Crew:
             urls: list[list[str]] = ray.get(starting, timeout=_ENGINE_START_S)
         except RayTaskError as error:
             raise cause_of(error) from None
-        return replace(model, base_urls=tuple(itertools.chain(*urls)))
+        return listening(model, list(itertools.chain(*urls)), parts)
 
 
 def _nodes(driver: str) -> list[Node]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -421,6 +421,15 @@ class _Process:
         self.in_flight = self.waiting = self.most = 0
         self.granted = 0
 
+    @property
+    def demand(self) -> int:
+        return self.in_flight + self.waiting
+
+    @property
+    def held(self) -> int:
+        """What others cannot have."""
+        return max(self.granted, self.in_flight) if self.demand else max(0, self.granted - 1)
+
 
 class _Replica:
     """One replica of one model, as all processes see it."""
@@ -507,10 +516,14 @@ class Coordinator:
 
     The limits handed out for a replica add up to its knee's limit, but for the one request that each
     process is always allowed: a process is given more only once others have been told to do with less.
+    What one with nothing to ask is allowed is not taken from those that have something.
+
+    `known` is by model what each of its replicas is to be asked at once, where that need not be found out.
     """
 
-    def __init__(self, limits: LimitSettings) -> None:
+    def __init__(self, limits: LimitSettings, known: Mapping[str, int] | None = None) -> None:
         self._limits = limits
+        self._known: Mapping[str, int] = known if known and limits.adaptive else {}
         self._models: dict[str, dict[str, _Replica]] = {}
         self._heard_s: dict[str, float] = {}
 
@@ -523,8 +536,7 @@ class Coordinator:
         for one in seen:
             replicas = self._models.setdefault(one.model, {})
             if one.url not in replicas:
-                knee = Knee(self._limits.requests_in_flight, adaptive=self._limits.adaptive)
-                replicas[one.url] = _Replica(one.url, one.model, knee, now_s)
+                replicas[one.url] = _Replica(one.url, one.model, self._knee(one.model), now_s)
             replicas[one.url].take(process, one, now_s)
             touched.setdefault(one.model, []).append(replicas[one.url])
         return tuple(
@@ -532,6 +544,11 @@ class Coordinator:
             for model, replicas in touched.items()
             for share in self._shares(process, list(self._models[model].values()), replicas, now_s)
         )
+
+    def _knee(self, model: str) -> Knee:
+        if known := self._known.get(model):
+            return Knee(known, adaptive=False)
+        return Knee(self._limits.requests_in_flight, adaptive=self._limits.adaptive)
 
     def _forget(self, process: str) -> None:
         del self._heard_s[process]
@@ -551,13 +568,12 @@ class Coordinator:
         part = min(1.0, mine / everyone)
         for replica in asked:
             one = replica.processes[process]
-            names = list(replica.processes)
-            wanted = [p.in_flight + p.waiting for p in replica.processes.values()]
-            limit = limits[replica.url]
-            fair = divide(limit, wanted)[names.index(process)]
-            others = sum(max(p.granted, p.in_flight) for p in replica.processes.values() if p is not one)
+            processes, limit = list(replica.processes.values()), limits[replica.url]
+            wanted = [p.demand for p in processes]
+            fair = divide(limit + wanted.count(0), wanted)[processes.index(one)]
+            others = sum(p.held for p in processes if p is not one)
             # Less at once, more only from what the others have let go.
-            one.granted = given = max(1, min(fair, max(one.granted, limit - others)))
+            one.granted = given = max(1, min(limit, fair, max(one.granted, limit - others)))
             yield Share(
                 replica.url,
                 replica.model,

@@ -128,6 +128,11 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     price_completion: Price | None = None
     """Money for a million completion tokens; unset means unknown."""
 
+    @property
+    def served_name(self) -> str:
+        """What requests call it; a server of our own takes any name, and needs one."""
+        return self.model or "embedded"
+
 
 class SamplingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a role's replies are sampled. Unset fields are the prompt profile's."""

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,8 @@ from culturepark.seeds import load_seeds
 from culturepark.settings import ModelSettings, Settings, load_settings
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-_POLL_S = 0.2
+_POLL_S = 2.0
+"""Between looks at a run's processes, which take from what they look at."""
 _PROFILE = profile_named("small")
 
 Asked = tuple[Prompt, Sampling]
@@ -246,7 +247,8 @@ def whole(overrides: Sequence[str]) -> tuple[Whole, dict[int, list[Asked]]]:
         meter = _Meter()
         while process.poll() is None:
             meter.read(process.pid)
-            time.sleep(_POLL_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
         command_s, busy = time.monotonic() - began, _busy_s() - busy
         assert process.stdout is not None
         if process.returncode:

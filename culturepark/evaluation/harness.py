@@ -87,7 +87,7 @@ async def evaluate(model: ModelSettings, tasks: Sequence[str], folder: Path) -> 
 def command_of(model: ModelSettings, tasks: Sequence[str], folder: Path) -> list[str]:
     """The command line; the key goes by the environment. Raises ConfigError if the address is none."""
     arguments = {
-        "model": model.model or "embedded",
+        "model": model.served_name,
         "base_url": f"{base_urls_of(model)[0]}/chat/completions",
         "num_concurrent": model.parallel or _AT_ONCE,
         "max_retries": 3,

@@ -92,7 +92,7 @@ class HttpChatModel:
         on_retry: OnRetry | None = None,
     ) -> None:
         self._http = endpoint or HttpEndpoint(model, limits, on_retry=on_retry)
-        self._model = model.model or "embedded"
+        self._model = model.served_name
         self._embedded = model.engine == "embedded"
         self._max_tokens_field = model.max_tokens_field
         self._structured = model.structured

@@ -57,7 +57,7 @@ class HttpEmbedder:
         on_retry: OnRetry | None = None,
     ) -> None:
         self._http = endpoint or HttpEndpoint(model, limits, on_retry=on_retry)
-        self._model = model.model or "embedded"
+        self._model = model.served_name
         self._dimensions = model.dimensions
         self._limits = limits
         self._width = 0

@@ -26,6 +26,7 @@ from msgspec import Struct
 from culturepark.errors import ConfigError
 from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share
 from culturepark.messages import FailureKind
+from culturepark.models.embedded import at_once
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer
 from culturepark.models.wire import Address, NotSentError, TooLargeError, Wire
@@ -195,7 +196,7 @@ class HttpEndpoint:
         rng: random.Random | None = None,
     ) -> None:
         self.urls = base_urls_of(model)
-        self._model = model.model or "embedded"
+        self._model = model.served_name
         self._limits = limits
         self._key = api_key_of(model) if model.engine == "openai" else ""
         self._headers = dict(model.headers)
@@ -210,7 +211,7 @@ class HttpEndpoint:
         self._only = self._replicas[0] if len(self._replicas) == 1 else None
         rates = (limits.requests_per_minute, limits.tokens_per_minute)
         self._pacer = Pacer(*rates) if any(rates) else None
-        self._own: Coordinator | None = Coordinator(limits)
+        self._own: Coordinator | None = Coordinator(limits, at_once([model]))
         self._own_due_s = 0.0
         self._pauses: set[asyncio.Task[None]] = set()
         self._resting: set[asyncio.Future[Any]] = set()

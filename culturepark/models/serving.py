@@ -27,12 +27,12 @@ async def served(model: ModelSettings, embedder: bool = False) -> AsyncGenerator
         vectors = EmbeddingServer(0)
         url = await vectors.start()
         try:
-            yield replace(model, base_urls=(url,))
+            yield replace(model, base_urls=(url,), parallel=1)
         finally:
             await vectors.stop()
         return
-    servers = await asyncio.to_thread(serve_here, model)
-    yield replace(model, base_urls=tuple(server.url for server in servers))
+    _servers, ready = await asyncio.to_thread(serve_here, model)
+    yield ready
 
 
 @asynccontextmanager

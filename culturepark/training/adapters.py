@@ -136,9 +136,8 @@ async def served_adapters(
             what = f"it was trained on {adapter.base.name}, and the model here is another one."
             raise ConfigError(f"adapter {adapter.name}", what, "Name the model that it was trained on.")
         files.append(path)
-    servers = await asyncio.to_thread(serve_here, model, files)
-    at = tuple(server.url for server in servers)
-    chat = HttpChatModel(msgspec.structs.replace(model, base_urls=at), limits or LimitSettings())
+    _servers, ready = await asyncio.to_thread(serve_here, model, files)
+    chat = HttpChatModel(ready, limits or LimitSettings())
     try:
         yield {adapter.name: AdapterChat(chat, place) for place, adapter in enumerate(adapters)}
     finally:

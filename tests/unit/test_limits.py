@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.limits import FORGET_S, PULSE_S, Coordinator, Knee, Seen, divide
+from culturepark.limits import FIRST_LIMIT, FORGET_S, PULSE_S, Coordinator, Knee, Seen, divide
 from culturepark.settings import LimitSettings
 
 Time = Callable[[float, random.Random], float]
@@ -315,6 +315,35 @@ def test_shares_follow_demand() -> None:
     assert 9 <= few.limit <= 12
     assert few.requests_per_minute + many.requests_per_minute == pytest.approx(600)
     assert 50 <= few.requests_per_minute <= 80
+
+
+def test_a_process_with_nothing_to_ask_keeps_nothing_from_those_that_have() -> None:
+    """Eight requests at once, and four agents of nine that have three dialogues each."""
+    coordinator = Coordinator(LimitSettings(adaptive=False, requests_in_flight=8))
+    given: dict[str, int] = {}
+    for now in (0.0, 0.25, 0.5, 0.75):
+        for i in range(9):
+            in_flight = min(3, given.get(str(i), 0)) if i < 4 else 0
+            seen = report(in_flight=in_flight, waiting=3 - in_flight if i < 4 else 0)
+            given[str(i)] = coordinator.take(str(i), [seen], now + i / 100)[0].limit
+    assert [given[str(i)] for i in range(4)] == [2, 2, 2, 2]
+    assert all(given[str(i)] == 1 for i in range(4, 9))  # so that one that gets something need not wait
+
+
+def test_what_is_known_of_a_model_need_not_be_found_out() -> None:
+    known = {"m": 12}
+    coordinator = Coordinator(LimitSettings(), known)
+    for i in range(400):  # replies that take longer and longer, as of a CPU that has more and more at once
+        latency_s = 1.0 + i / 10
+        seen = report(completed=4, latency_s=4 * latency_s, in_flight=12, most=12, waiting=4)
+        [share] = coordinator.take("a", [seen], i * PULSE_S)
+    assert share.limit == 12
+    [other] = Coordinator(LimitSettings(), {"another": 12}).take("a", [report(waiting=50)], 0.0)
+    assert other.limit == FIRST_LIMIT
+    mine = LimitSettings(adaptive=False, requests_in_flight=100)  # a user's own word
+    assert Coordinator(mine, known).take("a", [report(waiting=200)], 0.0)[0].limit == 100
+    less = LimitSettings(requests_in_flight=5)
+    assert Coordinator(less, known).take("a", [report(waiting=200)], 0.0)[0].limit == 5
 
 
 def test_a_process_that_falls_silent_loses_its_share() -> None:

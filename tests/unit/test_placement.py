@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.placement import Node, engine_host, engine_nodes, staff
-from culturepark.models.embedded import shares
+from culturepark.models.embedded import at_once, listening, shares
 from culturepark.settings import ActorSettings, ModelSettings
 
 DRIVER = Node("a", "10.0.0.1", 4)
@@ -44,9 +44,9 @@ def test_an_engine_leaves_loopback_only_for_other_machines() -> None:
 @pytest.mark.parametrize(
     ("changed", "cpus", "expected"),
     [
-        ({}, 2, [(1, 4)] * 2),
-        ({}, 0, [(1, 4)]),
-        ({}, 64, [(1, 4)] * 16),
+        ({}, 2, [(1, 8)] * 2),
+        ({}, 0, [(1, 8)]),
+        ({}, 64, [(1, 8)] * 16),
         ({"parallel": 9}, 2, [(1, 5), (1, 4)]),
         ({"parallel": 1}, 16, [(1, 1)]),
         ({"threads": 2}, 4, [(2, 8)]),
@@ -60,3 +60,11 @@ def test_the_packaged_model_gets_a_server_for_each_cpu(
 ) -> None:
     parts = shares(ModelSettings(engine="embedded", **changed), cpus)
     assert [(part.threads, part.parallel) for part in parts] == expected
+
+
+def test_servers_of_our_own_are_asked_as_much_as_they_work_on_and_half_as_much_again() -> None:
+    model = ModelSettings(engine="embedded", parallel=9)
+    served = listening(model, ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"], shares(model, 2))
+    assert served.base_urls == ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
+    remote = ModelSettings(engine="openai", model="large")
+    assert at_once([served, remote]) == {"embedded": 8}  # of the five that the larger part works on
