@@ -28,7 +28,9 @@ from culturepark.training.child import kill_all
 from culturepark.training.launch import all_due
 from culturepark.watching import Endpoint, Snapshot, Watch, total_of
 
-_POLL_S = 0.5
+_POLL_S, _POLL_MOST_S = 0.5, 1.0
+"""Between looks at a run; later in a long one the longer, since a look costs what it looks at."""
+_LONG_S = 30.0
 _FINISH_S = 600.0
 _PREDECESSOR_S = 15.0
 _DOWN_S = 120.0
@@ -100,7 +102,7 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
                 raise failure
         if moderator["idle"]:
             break
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S if answered - began < _LONG_S else _POLL_MOST_S)
     _until_answered(crew.collector.finish)
     final = _until_answered(crew.collector.status)
     snapshot.funnels = final["funnels"]
