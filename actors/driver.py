@@ -39,7 +39,7 @@ _DOWN_S = 120.0
 def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
     """Run until every planned dialogue has ended; returns where it stands then.
 
-    `show` is called a few times a second. Raises Interrupted after a first Ctrl-C once the run is
+    `show` is called about once a second. Raises Interrupted after a first Ctrl-C once the run is
     drained and sealed, EndpointError if the models cannot go on, RunDirError if the disk cannot. A
     second Ctrl-C ends the process at once.
     """
@@ -226,10 +226,8 @@ class _Signals:
     def restore(self) -> None:
         """Put back what handled these signals before, unless the process was asked to end: until it has,
         one more means to end it at once, and not to interrupt it while it tells how it ended."""
-        if self.asked.is_set():
-            return
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, _leave if self.asked.is_set() else handler)
 
     def _handle(self, number: int, frame: object) -> None:
         if self.asked.is_set():
@@ -237,3 +235,7 @@ class _Signals:
                 kill_all(self._root)
             os._exit(130)  # Ray's processes end with this one
         self.asked.set()
+
+
+def _leave(number: int, frame: object) -> None:
+    os._exit(130)

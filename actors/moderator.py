@@ -14,7 +14,7 @@ from actors.directory import Station, cause_of, leave, losses, never_comes_back
 from actors.inputs import Handed, Inputs
 from culturepark.budget import Budget
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
-from culturepark.limits import Coordinator
+from culturepark.limits import Coordinator, known_limits
 from culturepark.messages import (
     Begun,
     Message,
@@ -27,10 +27,10 @@ from culturepark.messages import (
     on_disk,
     unpack,
 )
-from culturepark.models.embedded import at_once
 
-_SETTLED_S = 1.5
-"""How long no call has to be under way until all that came in is sure to be on disk: some pulses."""
+_SETTLED_S = 3.0
+"""How long no call has to be under way until all that came in is sure to be on disk: some pulses, of those
+that come without news, too."""
 
 
 class Moderator(Station):
@@ -42,7 +42,7 @@ class Moderator(Station):
         self._given = given
         self._log = given.logger("moderator")
         self._replicas = replicas
-        self._limits = Coordinator(given.settings.limits, at_once(given.settings.models.values()))
+        self._limits = Coordinator(given.settings.limits, known_limits(given.settings.models.values()))
         self._conductor: Conductor | None = None
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -19,18 +19,18 @@ async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[
     """Post what the endpoints saw, for ever. From now on they keep to what the moderator answers."""
     for endpoint in endpoints:
         endpoint.obey(())
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
     posted_s = float("-inf")
     while endpoints:
         seen = tuple(one for endpoint in endpoints for one in endpoint.report())
-        in_flight, now_s = [one.in_flight for one in seen], time.monotonic()
-        if in_flight != told or any(map(_news, seen)) or now_s - posted_s >= _AT_LEAST_EVERY_S:
+        asked, now_s = [(one.in_flight, one.waiting) for one in seen], time.monotonic()
+        if asked != told or any(map(_news, seen)) or now_s - posted_s >= _AT_LEAST_EVERY_S:
             post(encode(Pulse(address, seen)))
-            told, posted_s = in_flight, now_s
+            told, posted_s = asked, now_s
         await asyncio.sleep(PULSE_S)
 
 
 def _news(seen: Seen) -> bool:
-    """Whether there is more to it than how many are in flight. What is not told is not counted again."""
+    """Whether something happened, or waits for a greater share. What is not told is not counted again."""
     ended = seen.completed or seen.refused or seen.broken
     return bool(ended or seen.waiting or seen.retried or seen.prompt_tokens or seen.completion_tokens)

@@ -18,10 +18,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from culturepark.settings import LimitSettings
+from culturepark.settings import LimitSettings, ModelSettings
 
 PULSE_S = 0.25
-"""How often a process says what it saw."""
+"""How often a process with news says what it saw."""
 FORGET_S = 10.0
 """A process that was not heard of for so long loses its share."""
 FIRST_LIMIT = 16
@@ -65,6 +65,7 @@ _FAILING, _FAILING_NO_MORE = 0.5, 0.2
 """Share of calls that fail by the replica's fault."""
 _WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 """What a replica's weight climbs when it has recovered, a step a second."""
+_FULL = 1.5
 _RATE_S = 5.0
 """The time over which shown rates are averaged."""
 
@@ -421,21 +422,13 @@ class _Process:
         self.in_flight = self.waiting = self.most = 0
         self.granted = 0
 
-    @property
-    def demand(self) -> int:
-        return self.in_flight + self.waiting
-
-    @property
-    def held(self) -> int:
-        """What others cannot have."""
-        return max(self.granted, self.in_flight) if self.demand else max(0, self.granted - 1)
-
 
 class _Replica:
     """One replica of one model, as all processes see it."""
 
-    def __init__(self, url: str, model: str, knee: Knee, now_s: float) -> None:
+    def __init__(self, url: str, model: str, knee: Knee, now_s: float, *, compared: bool = True) -> None:
         self.url, self.model, self.knee = url, model, knee
+        self.compared = compared
         self.processes: dict[str, _Process] = {}
         self.in_flight = self.waiting = self.most = 0
         self.refused = self.broken = self.retried = 0
@@ -461,7 +454,7 @@ class _Replica:
             self.processes[process] = _Process()
             if seen.limit:
                 self.knee.inherit(seen.limit)
-        one = self.processes[process]
+        one, idle = self.processes[process], not self.in_flight
         self.in_flight += seen.in_flight - one.in_flight
         self.waiting += seen.waiting - one.waiting
         self.most += seen.most - one.most
@@ -476,7 +469,7 @@ class _Replica:
             mean = seen.latency_s / seen.completed
             part = seen.completed / (seen.completed + slow_to_judge) if self.latency_s else 1.0
             self.latency_s += (mean - self.latency_s) * part
-        if seen.completed or seen.broken or not self.in_flight:
+        if seen.completed or seen.broken or idle or not self.in_flight:
             self.active_s = now_s
         if now_s > self.rates_s:
             fade = math.exp((self.rates_s - now_s) / _RATE_S)
@@ -493,7 +486,11 @@ class _Replica:
             self.most -= one.most
 
     def judge(self, others: Sequence[_Replica], now_s: float) -> None:
-        """Set the weight: nothing when it is broken or far slower than the others, back in steps."""
+        """Set the weight: nothing when it is broken or far slower than the others, back in steps.
+
+        One that is not `compared` may be slower: it is a server of our own, whose replies take as long as it
+        has others at once.
+        """
         peers = [other.latency_s for other in others if other is not self and other.latency_s]
         usual_s = statistics.median(peers) if peers else math.inf
         well = self.step > 0
@@ -505,7 +502,7 @@ class _Replica:
             # The others have all that they can do. One that is late only since it has more at once than they
             # have answers as many as they do, and without it there would be fewer.
             late = self.requests < _MUCH_LESS * statistics.median(other.requests for other in rest)
-        if self.failing > bar or late or silent:
+        if self.failing > bar or (self.compared and (late or silent)):
             self.step, self.step_s = 0, now_s
         elif self.step < len(_WEIGHTS) - 1 and now_s - self.step_s >= 1.0:
             self.step, self.step_s = self.step + 1, now_s
@@ -516,9 +513,9 @@ class Coordinator:
 
     The limits handed out for a replica add up to its knee's limit, but for the one request that each
     process is always allowed: a process is given more only once others have been told to do with less.
-    What one with nothing to ask is allowed is not taken from those that have something.
+    What one with nothing to ask is allowed is taken from nobody, as long as the static maximum is kept.
 
-    `known` is by model what each of its replicas is to be asked at once, where that need not be found out.
+    `known` is by address what a replica is to be asked at once, where that need not be found out.
     """
 
     def __init__(self, limits: LimitSettings, known: Mapping[str, int] | None = None) -> None:
@@ -536,7 +533,7 @@ class Coordinator:
         for one in seen:
             replicas = self._models.setdefault(one.model, {})
             if one.url not in replicas:
-                replicas[one.url] = _Replica(one.url, one.model, self._knee(one.model), now_s)
+                replicas[one.url] = self._replica(one, now_s)
             replicas[one.url].take(process, one, now_s)
             touched.setdefault(one.model, []).append(replicas[one.url])
         return tuple(
@@ -545,10 +542,13 @@ class Coordinator:
             for share in self._shares(process, list(self._models[model].values()), replicas, now_s)
         )
 
-    def _knee(self, model: str) -> Knee:
-        if known := self._known.get(model):
-            return Knee(known, adaptive=False)
-        return Knee(self._limits.requests_in_flight, adaptive=self._limits.adaptive)
+    def _replica(self, seen: Seen, now_s: float) -> _Replica:
+        most, known = self._limits.requests_in_flight, self._known.get(seen.url)
+        if known:
+            knee = Knee(min(most, known), adaptive=False)
+        else:
+            knee = Knee(most, adaptive=self._limits.adaptive)
+        return _Replica(seen.url, seen.model, knee, now_s, compared=known is None)
 
     def _forget(self, process: str) -> None:
         del self._heard_s[process]
@@ -563,17 +563,19 @@ class Coordinator:
             replica.judge(replicas, now_s)
         none_well = not any(replica.step for replica in replicas)
         limits = self._replica_limits(replicas)
+        spare = max(0, self._limits.requests_in_flight - sum(limits.values())) // len(replicas)
         everyone = sum(len(replica.processes) + replica.demand() for replica in replicas)
         mine = sum(1 + r.processes[process].in_flight + r.processes[process].waiting for r in asked)
         part = min(1.0, mine / everyone)
         for replica in asked:
             one = replica.processes[process]
             processes, limit = list(replica.processes.values()), limits[replica.url]
-            wanted = [p.demand for p in processes]
-            fair = divide(limit + wanted.count(0), wanted)[processes.index(one)]
-            others = sum(p.held for p in processes if p is not one)
+            wanted = [p.in_flight + p.waiting for p in processes]
+            total = limit + min(wanted.count(0), spare)
+            fair = divide(total, wanted)[processes.index(one)]
+            others = sum(max(p.granted, p.in_flight) for p in processes if p is not one)
             # Less at once, more only from what the others have let go.
-            one.granted = given = max(1, min(limit, fair, max(one.granted, limit - others)))
+            one.granted = given = max(1, min(limit, fair, max(one.granted, total - others)))
             yield Share(
                 replica.url,
                 replica.model,
@@ -612,6 +614,21 @@ class Coordinator:
             for _, replicas in sorted(self._models.items())
             for _, replica in sorted(replicas.items())
         ]
+
+
+def known_limits(models: Iterable[ModelSettings]) -> dict[str, int]:
+    """By address what each server of the embedded models among these is to be asked at once: all that it can
+    work on and half as much again, so that it never runs dry.
+
+    A limit found out from latencies would be too low: what a CPU decodes together takes longer the more there
+    is of it, long before it stops getting done faster.
+    """
+    return {
+        url: math.ceil(one.parallel * _FULL)
+        for one in models
+        if one.engine == "embedded" and one.parallel
+        for url in one.base_urls
+    }
 
 
 def divide(total: int, wanted: Sequence[int]) -> list[int]:

@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -308,7 +307,12 @@ class _Meter:
         return self._at(last)[3] - self._at(first)[3]
 
     def _at(self, time_s: float) -> tuple[float, float, float, float]:
-        return min(self._samples, key=lambda sample: abs(sample[0] - time_s))
+        """What was used at a time, between two looks in proportion."""
+        after = next((i for i, sample in enumerate(self._samples) if sample[0] >= time_s), -1)
+        b, a = self._samples[after], self._samples[max(0, after - 1)]
+        part = min(1.0, (time_s - a[0]) / (b[0] - a[0])) if b[0] > a[0] else 1.0
+        chat, tree, busy = (x + part * (y - x) for x, y in zip(a[1:], b[1:], strict=True))
+        return time_s, chat, tree, busy
 
 
 def _kind_of(pid: int) -> str:
@@ -351,13 +355,15 @@ def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dic
     each CPU, as runs have it, each with so many requests at once."""
     settings = load_settings(None, overrides)
     model, cpus = settings.model_of("speaker"), os.cpu_count() or 1
-    short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=2))
+    short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=4))
 
     def bare_with(how: _How, held: Settings, rewrites: Mapping[int, Sequence[Asked]]) -> Figures:
-        with engine(shares(replace(model, parallel=how.at_once, threads=how.threads), cpus)) as served:
+        with engine(shares(replace(model, parallel=how.slots, threads=how.threads), cpus)) as served:
             return _told(bare(str(how), held, rewrites, how.at_once, served))
 
-    tried = {how: bare_with(how, short, {}) for how in starmap(_How, product((cpus, 0), sweep))}
+    hows = [_How(threads, n, n) for threads in (cpus, 0) for n in sweep]
+    hows.append(_How(0, max(sweep), max(sweep) * 3 // 2))  # as runs have it, with some that wait
+    tried = {how: bare_with(how, short, {}) for how in hows}
     # By all that the engine worked on: how long replies are is a matter of chance.
     best = max(tried, key=lambda how: tried[how].processed_per_s)
     wholes: list[Whole] = []
@@ -385,13 +391,16 @@ def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dic
 
 
 class _How(NamedTuple):
-    """How the bare client is served: by one server of so many `threads`, or, at 0, by one for each CPU."""
+    """How the bare client is served: by one server of so many `threads`, or, at 0, by one for each CPU; how
+    many conversations they work on, and how many are held."""
 
     threads: int
+    slots: int
     at_once: int
 
     def __str__(self) -> str:
-        return f"bare, {'one server' if self.threads else 'a server a CPU'}, {self.at_once} at once"
+        layout = "one server" if self.threads else "a server a CPU"
+        return f"bare, {layout}, {self.slots} slots, {self.at_once} at once"
 
 
 def _ratios(wholes: Sequence[Whole], bares: Sequence[Figures]) -> dict[str, dict[str, float]]:
@@ -462,13 +471,13 @@ _HEAD = ("", "completions/s", "evaluated/s", "cached", "wall s", "engine cores",
 
 def print_head() -> None:
     """What the columns are that follow."""
-    print(f"{_HEAD[0]:42}" + "".join(f"{word:>14}" for word in _HEAD[1:]))
+    print(f"{_HEAD[0]:44}" + "".join(f"{word:>14}" for word in _HEAD[1:]))
 
 
 def _told(figures: Figures) -> Figures:
     f = figures
     cells = (f.completions_per_s, f.evaluated_tokens / f.wall_s, f.cached_share, f.wall_s, f.engine_cores)
-    print(f"{f.name:42}" + "".join(f"{cell:14.2f}" for cell in (*cells, f.others_cores)), flush=True)
+    print(f"{f.name:44}" + "".join(f"{cell:14.2f}" for cell in (*cells, f.others_cores)), flush=True)
     return figures
 
 
@@ -484,9 +493,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--per-question", type=int, default=8, help="dialogues of each of the eight cultures")
     parser.add_argument("--utterances", type=int, default=6, help="turns of a dialogue")
-    parser.add_argument(
-        "--at-once", default="8,16", help="requests at once (and slots) that the bare client tries"
-    )
+    parser.add_argument("--at-once", default="8,16", help="conversations at once that the bare client tries")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `generate`")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()

@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ LOOPBACK = "127.0.0.1"
 _MOST_SERVERS = 16
 _PARALLEL = 8
 """Of each server. With half as many the packaged model's are a sixth slower, with twice as many no faster."""
-_FULL = 1.5
 _CACHED_MIB = 512
 """Room for the prompts of waiting conversations, of all servers of a model on a machine together."""
 _INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."
@@ -187,16 +185,6 @@ def shares(model: ModelSettings, cpus: int) -> list[ModelSettings]:
     ]
 
 
-def at_once(models: Iterable[ModelSettings]) -> dict[str, int]:
-    """How many requests each server of the embedded models among these is to have at once, by the name of the
-    model: all that it works on and half as many again, so that it never runs dry.
-
-    A limit found out from latencies would be too low: what a CPU decodes together takes longer the more there
-    is of it, long before it stops getting done faster.
-    """
-    return {one.served_name: math.ceil(one.parallel * _FULL) for one in models if one.engine == "embedded"}
-
-
 class ChatServer:
     """llama.cpp's server in this process, one of a model's `shares`. Listening when the constructor returns.
 
@@ -263,7 +251,7 @@ def serve_here(model: ModelSettings, adapters: Sequence[Path] = ()) -> tuple[lis
 
 
 def listening(model: ModelSettings, urls: Sequence[str], parts: Sequence[ModelSettings]) -> ModelSettings:
-    """A model whose `parts` listen at `urls`. From now on `parallel` is what each of them works on."""
+    """A model whose `parts` listen at `urls`. From now on `parallel` is what the largest of them works on."""
     return replace(model, base_urls=tuple(urls), parallel=max(part.parallel for part in parts))
 
 

@@ -24,9 +24,8 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import ConfigError
-from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share
+from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share, known_limits
 from culturepark.messages import FailureKind
-from culturepark.models.embedded import at_once
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer
 from culturepark.models.wire import Address, NotSentError, TooLargeError, Wire
@@ -204,14 +203,15 @@ class HttpEndpoint:
             self._headers["Authorization"] = f"Bearer {self._key}"
         self._most = max(1, most_connections() // len(self.urls))
         first = max(1, min(limits.requests_in_flight // len(self.urls), self._most))
+        known = known_limits([model])
         if limits.adaptive:
-            first = min(first, FIRST_LIMIT)
+            first = min(first, FIRST_LIMIT, *known.values())
         self._replicas = [_Replica(url, first) for url in dict.fromkeys(self.urls)]
         self._by_url = {replica.url: replica for replica in self._replicas}
         self._only = self._replicas[0] if len(self._replicas) == 1 else None
         rates = (limits.requests_per_minute, limits.tokens_per_minute)
         self._pacer = Pacer(*rates) if any(rates) else None
-        self._own: Coordinator | None = Coordinator(limits, at_once([model]))
+        self._own: Coordinator | None = Coordinator(limits, known)
         self._own_due_s = 0.0
         self._pauses: set[asyncio.Task[None]] = set()
         self._resting: set[asyncio.Future[Any]] = set()

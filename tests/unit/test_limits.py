@@ -317,33 +317,61 @@ def test_shares_follow_demand() -> None:
     assert 50 <= few.requests_per_minute <= 80
 
 
-def test_a_process_with_nothing_to_ask_keeps_nothing_from_those_that_have() -> None:
-    """Eight requests at once, and four agents of nine that have three dialogues each."""
-    coordinator = Coordinator(LimitSettings(adaptive=False, requests_in_flight=8))
-    given: dict[str, int] = {}
-    for now in (0.0, 0.25, 0.5, 0.75):
+def shared_by_nine(coordinator: Coordinator) -> list[int]:
+    """What nine agents are given of whom four have three dialogues each, then what they are given when the
+    others have as many."""
+    given: dict[int, int] = {}
+    few: list[int] = []
+    for round in range(8):
         for i in range(9):
-            in_flight = min(3, given.get(str(i), 0)) if i < 4 else 0
-            seen = report(in_flight=in_flight, waiting=3 - in_flight if i < 4 else 0)
-            given[str(i)] = coordinator.take(str(i), [seen], now + i / 100)[0].limit
-    assert [given[str(i)] for i in range(4)] == [2, 2, 2, 2]
-    assert all(given[str(i)] == 1 for i in range(4, 9))  # so that one that gets something need not wait
+            demand = 3 if i < 4 or round > 5 else 0
+            in_flight = min(demand, given.get(i, 0))
+            seen = report(in_flight=in_flight, waiting=demand - in_flight, most=in_flight)
+            given[i] = coordinator.take(str(i), [seen], round * PULSE_S + i / 100)[0].limit
+        if round == 5:
+            assert all(given[i] == 1 for i in range(4, 9))  # one that gets something need not wait
+            few = [given[i] for i in range(4)]
+    return [*few, sum(given.values())]
 
 
-def test_what_is_known_of_a_model_need_not_be_found_out() -> None:
-    known = {"m": 12}
-    coordinator = Coordinator(LimitSettings(), known)
+def test_a_process_with_nothing_to_ask_keeps_nothing_from_those_that_have() -> None:
+    *few, _ = shared_by_nine(Coordinator(LimitSettings(), {"u": 8}))
+    assert few == [2, 2, 2, 2]
+
+
+def test_the_static_maximum_is_kept_whoever_wakes() -> None:
+    *few, all_of_them = shared_by_nine(Coordinator(LimitSettings(adaptive=False, requests_in_flight=10)))
+    assert sum(few) + 5 <= 10
+    assert all_of_them <= 10
+
+
+def test_what_is_known_of_a_replica_need_not_be_found_out() -> None:
+    coordinator = Coordinator(LimitSettings(), {"u": 12})
     for i in range(400):  # replies that take longer and longer, as of a CPU that has more and more at once
         latency_s = 1.0 + i / 10
         seen = report(completed=4, latency_s=4 * latency_s, in_flight=12, most=12, waiting=4)
         [share] = coordinator.take("a", [seen], i * PULSE_S)
     assert share.limit == 12
-    [other] = Coordinator(LimitSettings(), {"another": 12}).take("a", [report(waiting=50)], 0.0)
+    [other] = Coordinator(LimitSettings(), {"v": 12}).take("a", [report(waiting=50)], 0.0)
     assert other.limit == FIRST_LIMIT
     mine = LimitSettings(adaptive=False, requests_in_flight=100)  # a user's own word
-    assert Coordinator(mine, known).take("a", [report(waiting=200)], 0.0)[0].limit == 100
-    less = LimitSettings(requests_in_flight=5)
-    assert Coordinator(less, known).take("a", [report(waiting=200)], 0.0)[0].limit == 5
+    assert Coordinator(mine, {"u": 12}).take("a", [report(waiting=200)], 0.0)[0].limit == 100
+    less = Coordinator(LimitSettings(requests_in_flight=5), {"u": 12})
+    assert less.take("a", [report(waiting=200)], 0.0)[0].limit == 5
+    assert less.view()[0]["limit"] == 5
+
+
+def test_a_server_of_our_own_is_not_left_out_for_being_slower_than_another() -> None:
+    coordinator = Coordinator(LimitSettings(), {"x": 12, "y": 12})
+    for i in range(
+        200
+    ):  # one with twelve requests, whose replies come all together, and one with a single one
+        slow = Seen("x", "m", in_flight=12, most=12)
+        if i % 80 == 79:
+            slow = Seen("x", "m", completed=12, latency_s=240.0, latency_sq=4800.0, in_flight=12, most=12)
+        quick = Seen("y", "m", completed=i % 4 == 0, latency_s=1.0, latency_sq=1.0, in_flight=1, most=1)
+        shares = coordinator.take("a", [slow, quick], i * PULSE_S)
+    assert {share.url: share.weight for share in shares} == {"x": 1.0, "y": 1.0}
 
 
 def test_a_process_that_falls_silent_loses_its_share() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from actors.placement import Node, engine_host, engine_nodes, staff
-from culturepark.models.embedded import at_once, listening, shares
+from culturepark.limits import known_limits
+from culturepark.models.embedded import listening, shares
 from culturepark.settings import ActorSettings, ModelSettings
 
 DRIVER = Node("a", "10.0.0.1", 4)
@@ -63,8 +65,12 @@ def test_the_packaged_model_gets_a_server_for_each_cpu(
 
 
 def test_servers_of_our_own_are_asked_as_much_as_they_work_on_and_half_as_much_again() -> None:
-    model = ModelSettings(engine="embedded", parallel=9)
+    model = ModelSettings(engine="embedded", model="same", parallel=9)
     served = listening(model, ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"], shares(model, 2))
-    assert served.base_urls == ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
-    remote = ModelSettings(engine="openai", model="large")
-    assert at_once([served, remote]) == {"embedded": 8}  # of the five that the larger part works on
+    other = replace(model, base_urls=("http://127.0.0.1:3/v1",), parallel=1)
+    remote = ModelSettings(engine="openai", model="same", base_urls=("http://127.0.0.1:4/v1",))
+    assert known_limits([served, other, remote, model]) == {
+        "http://127.0.0.1:1/v1": 8,  # of the five that the larger part works on
+        "http://127.0.0.1:2/v1": 8,
+        "http://127.0.0.1:3/v1": 2,
+    }
