@@ -105,8 +105,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """embedded: `owner/name:file.gguf` on the model hub, fetched by `culturepark embedded fetch`
     and by nothing else."""
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
-    """embedded: context of one conversation; each of `parallel` takes its memory at the start, of the packaged
-    model some 50 MB."""
+    """embedded: context of one conversation; each of `parallel` takes its memory at the start, of
+    the packaged model 37 MB."""
     parallel: Annotated[int, Meta(ge=0, le=512)] = 0
     """embedded: conversations decoded at once on a node; 0: 8 for each of the model's servers there."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -228,8 +228,8 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Requests at once to one model, all processes and replicas together."""
     adaptive: bool = True
     """Find out how many requests at once serve each replica best, up to `requests_in_flight`; of an embedded
-    model it is known: what its servers work on, and half as many again. Off: `requests_in_flight` is the limit
-    from the start."""
+    model it is known: what its servers work on, and half as many again. Off: `requests_in_flight` is the
+    limit from the start."""
     requests_per_minute: Count = 0
     """Requests a minute to one model, all processes together; 0 means no limit."""
     tokens_per_minute: Annotated[int, Meta(ge=0, le=10_000_000_000)] = 0
