@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -30,8 +31,10 @@ class Trainer:
     """Follows the trainings it is told of, each to its end. Telling it twice is harmless: what was
     launched, and how it ended, is on record, and a training that failed is not tried again by itself."""
 
-    def __init__(self, inputs: Handed) -> None:
+    def __init__(self, inputs: Handed, driver: int) -> None:
+        """`driver` is the process on this node that the run belongs to."""
         given = Inputs.taken(inputs)
+        self._driver = 0 if _gone(driver) else driver  # whose number may mean nothing here
         self._root = Path(given.root)
         self._log: structlog.stdlib.BoundLogger = given.logger("trainer")
         self._states: dict[str, str] = {}
@@ -82,6 +85,9 @@ class Trainer:
                 if last is None or last.event not in ENDED:
                     self._look_for_leaks(run, Path(job.dataset))
                     self._sleep(0)  # a stop meanwhile launches nothing
+                    if _gone(self._driver):
+                        # It was ended at once, and with it what it found running: this one it would not find.
+                        raise KeyboardInterrupt
                 outcome = follow(
                     records,
                     open_backend(run.settings),
@@ -137,3 +143,17 @@ class Trainer:
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
             raise KeyboardInterrupt
+
+
+def _gone(process: int) -> bool:
+    """Whether a process has ended; 0 stands for one that nothing is known of."""
+    if not process:
+        return False
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # another user's, or a system without these files
+    return state == "Z"  # it waits to be asked how it ended

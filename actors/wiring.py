@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import secrets
 import time
 from typing import Any
@@ -111,7 +112,7 @@ class Crew:
             "max_restarts": -1,
             "max_concurrency": 8,
         }
-        trainer = ray.remote(Trainer).options(**options).remote(self._inputs)
+        trainer = ray.remote(Trainer).options(**options).remote(self._inputs, os.getpid())
         self._actors.append(trainer)
         return trainer
 

@@ -139,6 +139,9 @@ def test_ctrl_c_leaves_no_training_behind(tmp_path: Path, generate: Any, tuning:
     code, printed = run.wait()
     assert code == (130 if how == "twice" else 5), printed
     wait_for(lambda: not tuning.running, "the training's end")
+    time.sleep(2)  # nor is the next one launched when this one is seen to have ended
+    assert not tuning.running
+    assert how != "twice" or tuning.launches.total() == 1
 
 
 def test_a_training_that_fails_is_told_and_the_data_is_there(
