@@ -11,6 +11,7 @@ import pytest
 SCRIPT = """
 import os, pathlib, signal, sys, time
 from actors.driver import _Signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 signals = _Signals(pathlib.Path(sys.argv[1]))
 if sys.argv[2] == "asked":
     os.kill(os.getpid(), signal.SIGINT)
