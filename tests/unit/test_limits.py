@@ -362,10 +362,9 @@ def test_what_is_known_of_a_replica_need_not_be_found_out() -> None:
 
 
 def test_a_server_of_our_own_is_not_left_out_for_being_slower_than_another() -> None:
+    """One has twelve requests, whose replies come all together, the other one only one."""
     coordinator = Coordinator(LimitSettings(), {"x": 12, "y": 12})
-    for i in range(
-        200
-    ):  # one with twelve requests, whose replies come all together, and one with a single one
+    for i in range(200):
         slow = Seen("x", "m", in_flight=12, most=12)
         if i % 80 == 79:
             slow = Seen("x", "m", completed=12, latency_s=240.0, latency_sq=4800.0, in_flight=12, most=12)
