@@ -37,7 +37,6 @@ class Station:
         self._door = Door(self.take, self._token, self.broke)
         self._settled = False
         self._life = secrets.token_hex(8)
-        self._broken: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
 
     def prepare(self) -> None:
@@ -59,25 +58,21 @@ class Station:
         return await self._door.open(ray.util.get_node_ip_address())
 
     async def watch(self, known: str = "") -> str:
-        """Which life of this actor this is, if it is not the one that is `known`; else return never: a
-        caller that waits for this learns at once when the actor is gone.
+        """Which life of this actor this is. If it is the one that is `known`, this returns only once nobody
+        is connected to the door: a caller that waits for it learns at once when the actor is gone.
 
         Raises what keeps this actor from its work.
         """
-        if self._broken is None:
-            self._broken = asyncio.get_running_loop().create_future()
+        if self._failure is None and known == self._life:
+            await self._door.deserted.wait()
         if self._failure is not None:
             raise self._failure
-        if known != self._life:
-            return self._life
-        await asyncio.shield(self._broken)
         return self._life
 
     def broke(self, error: BaseException) -> None:
         """Tell those who watch that this actor cannot work."""
         self._failure = self._failure or error
-        if self._broken is not None and not self._broken.done():
-            self._broken.set_exception(error)
+        self._door.deserted.set()
 
     def handle(self, address: str) -> Any:
         """The actor at an address. Raises ValueError if there is none."""
@@ -141,7 +136,9 @@ async def losses(handle: Any) -> AsyncIterator[str]:
             why = str(error)
             await asyncio.sleep(_AGAIN_S)
         else:
-            if known or why:
+            if life == known:  # nobody is connected, and it must not be kept from telling where it is
+                await asyncio.sleep(_AGAIN_S)
+            elif known or why:
                 yield why
             known, why = life, ""
 

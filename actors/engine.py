@@ -21,8 +21,16 @@ from culturepark.settings import ModelSettings
 _START_S = 60.0
 
 
-class ChatEngine:
-    """llama.cpp's servers of a node in an actor."""
+class _Engine:
+    """An engine in an actor. Its servers work in threads of their own."""
+
+    def hold(self) -> None:
+        """Wait for ever: Ray's thread costs nothing inside a call, see `Seat`."""
+        threading.Event().wait()
+
+
+class ChatEngine(_Engine):
+    """llama.cpp's servers of a node."""
 
     def __init__(self, models: bytes, host: str, ports: Sequence[int]) -> None:
         self._servers = serve(msgspec.msgpack.decode(models, type=list[ModelSettings]), ports, host)
@@ -32,8 +40,8 @@ class ChatEngine:
         return [server.url for server in self._servers]
 
 
-class EmbeddingEngine:
-    """The embedder in an actor, its server on a loop in a thread of its own."""
+class EmbeddingEngine(_Engine):
+    """The embedder, its server on a loop in a thread."""
 
     def __init__(self, host: str, port: int) -> None:
         loop = asyncio.new_event_loop()

@@ -199,7 +199,16 @@ class Door:
         self.take = take
         self.token = token
         self.on_failure = on_failure
+        self.deserted = asyncio.Event()
+        """Set while nobody is connected."""
+        self.deserted.set()
+        self._inside = 0
         self._server: asyncio.Server | None = None
+
+    def count(self, change: int) -> None:
+        """Somebody who knows the token has come, or has left."""
+        self._inside += change
+        (self.deserted.clear if self._inside else self.deserted.set)()
 
     async def open(self, host: str) -> Place:
         """Listen, if this does not yet; returns where."""
@@ -233,6 +242,8 @@ class _Inlet(asyncio.Protocol):
         keep_alive(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._known:
+            self._door.count(-1)
         self._pending.clear()
         if self._telling is not None:
             self._telling.cancel()
@@ -249,6 +260,7 @@ class _Inlet(asyncio.Protocol):
                 self._transport.abort()
                 return
             self._known = True
+            self._door.count(1)
         while len(buffer) >= at + 4:
             length = int.from_bytes(buffer[at : at + 4], "little")
             if length > _FRAME_LIMIT:

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Station, cause_of, leave, losses, never_comes_back
 from actors.inputs import Handed, Inputs
+from actors.mailbox import Mailbox
 from culturepark.budget import Budget
 from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits import Coordinator, known_limits
@@ -62,6 +63,7 @@ class Moderator(Station):
             begun = decode_begun(underway)
             conductor = Conductor(self._given.plan, self._given.settings, ended, take, self._replicas, begun)
             for address in self._addresses():
+                self._box(address)  # who is not connected cannot wait to be lost, see `Station.watch`
                 task = asyncio.create_task(self._watch(address))
                 self._tasks.add(task)
                 task.add_done_callback(self._noticed)
@@ -88,7 +90,11 @@ class Moderator(Station):
                 self._send(self._conductor.on(message, now))
 
     def _tell(self, address: str, shares: Shares) -> None:
-        self.mailbox(address, on_failure=self._failed).post(encode(shares))
+        self._box(address).post(encode(shares))
+
+    def _box(self, address: str) -> Mailbox:
+        taken = self._taken if address == COLLECTOR else None
+        return self.mailbox(address, on_taken=taken, on_failure=self._failed)
 
     def _spent(self, message: Message) -> None:
         """Stop all calls once the budget is reached."""
@@ -157,9 +163,7 @@ class Moderator(Station):
 
     def _send(self, posts: list[Post]) -> None:
         for post in posts:
-            taken = self._taken if post.address == COLLECTOR else None
-            box = self.mailbox(post.address, on_taken=taken, on_failure=self._failed)
-            box.post(encode(post.message))
+            self._box(post.address).post(encode(post.message))
 
     def _taken(self, batch: list[bytes]) -> None:
         """The collector has these on disk."""

@@ -24,6 +24,7 @@ from actors.moderator import Moderator
 from actors.placement import Node, engine_host, engine_nodes, staff
 from actors.raylet import Raylet
 from actors.refiner import RefinerActor
+from actors.seat import Seat, seated
 from actors.trainer import Trainer
 from culturepark.conductor import REFINERS
 from culturepark.errors import ConfigError
@@ -33,7 +34,8 @@ from culturepark.store.rundir import Run
 from culturepark.training.launch import detach_all
 
 _CONCURRENCY = 100_000
-"""Ray's default of 1,000 calls at once is less than the dialogues that one actor may hold."""
+"""Of an actor with coroutines. Ray's default of 1,000 calls at once is less than the dialogues that one may
+hold. Of any other it would be that many threads."""
 
 _CPU = 0.001
 """What an agent or refiner claims of a node: enough that Ray gives them to nodes with CPUs alone."""
@@ -73,10 +75,10 @@ class Crew:
         for culture, count in replicas.items():
             for i in range(count):
                 if culture == REFINERS:
-                    self._actor(RefinerActor, f"refiner/{i}", inputs, f"refiner/{i}", post)
+                    self._actor(seated(RefinerActor), f"refiner/{i}", inputs, f"refiner/{i}", post)
                 else:
                     address = f"agent/{culture}/{i}"
-                    self._actor(CulturalAgent, address, inputs, address, post)
+                    self._actor(seated(CulturalAgent), address, inputs, address, post)
 
     def close(self) -> None:
         """End all actors."""
@@ -98,7 +100,7 @@ class Crew:
             "max_restarts": -1,
             # A retried call would run twice without telling anyone; we ask again by our own ids.
             "max_task_retries": 0,
-            "max_concurrency": _CONCURRENCY,
+            "max_concurrency": 1 if issubclass(cls, Seat) else _CONCURRENCY,
         }
         actor = ray.remote(cls).options(**options).remote(*args)
         self._actors.append(actor)
@@ -157,6 +159,8 @@ class Crew:
             urls: list[list[str]] = ray.get(starting, timeout=_ENGINE_START_S)
         except RayTaskError as error:
             raise cause_of(error) from None
+        for engine in self._engines[-len(starting) :]:
+            engine.hold.remote()
         return listening(model, list(itertools.chain(*urls)), parts)
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from actors.directory import Station
 from actors.inputs import open_logger
 from actors.worker import Work, Worker
 from culturepark.messages import Ask, Refine, Shares, encode, pack
@@ -37,10 +38,10 @@ class _Careless(Worker):
     """A worker whose work raises, which it never may."""
 
     def __init__(self) -> None:
+        Station.__init__(self, ("namespace", "token"))
+        self._door.count(1)  # the moderator is connected
         self._busy = {}
         self._life = "one"
-        self._failure = None
-        self._broken = None
         self._work = self.open()
 
     def open(self) -> Work:

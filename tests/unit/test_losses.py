@@ -30,6 +30,7 @@ class Actor:
 
     def begin(self) -> None:
         self._station = Idle(("namespace", "token"))
+        self._station._door.count(1)  # pyright: ignore[reportPrivateUsage] - the caller is connected
 
     def die(self) -> None:
         """End this life; another begins at once."""
@@ -112,4 +113,19 @@ async def test_a_call_that_gets_lost_is_no_loss(seen: list[str]) -> None:
     await until(lambda: actor.calls == 3)
     await asyncio.sleep(0.03)
     assert not seen
+    task.cancel()
+
+
+async def test_who_is_not_connected_asks_again_and_sees_no_loss(seen: list[str]) -> None:
+    actor = Actor()
+    actor._station._door.count(-1)  # pyright: ignore[reportPrivateUsage]
+    task = await looking(actor, seen)
+    await until(lambda: actor.calls == 4)
+    actor._station._door.count(1)  # pyright: ignore[reportPrivateUsage]
+    await asyncio.sleep(0.03)
+    before = actor.calls
+    await asyncio.sleep(0.03)
+    assert actor.calls == before  # it waits now
+    actor.die()
+    await until(lambda: len(seen) == 1)
     task.cancel()

@@ -1,0 +1,106 @@
+"""A station behind calls that are answered one at a time: it can always be found again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from actors import directory
+from actors.directory import Station
+from actors.seat import Seat, seated
+
+TOKEN = "token"
+
+
+class Listening(Station):
+    """A station that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("namespace", TOKEN))
+        self.taken: list[bytes] = []
+
+    def prepare(self) -> None:
+        """Needs the loop that it will live on."""
+        asyncio.get_running_loop()
+
+    def take(self, payload: bytes) -> None:
+        """Keep it."""
+        self.taken.append(payload)
+
+
+@pytest.fixture
+def seat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seat]:
+    monkeypatch.setattr(directory, "_settle", lambda: None)
+    monkeypatch.setattr(directory.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    seat = seated(Listening)()
+    yield seat
+    seat._loop.call_soon_threadsafe(seat._loop.stop)
+
+
+def enter(seat: Seat) -> socket.socket:
+    connection = socket.create_connection(seat.where(), timeout=5)
+    connection.sendall(TOKEN.encode())
+    return connection
+
+
+def watching(seat: Seat, life: str) -> threading.Thread:
+    """A call that waits, as on Ray's thread."""
+    thread = threading.Thread(target=seat.watch, args=(life,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_it_has_the_name_of_its_station_and_no_coroutine_that_would_make_ray_use_its_own_loop() -> None:
+    kind = seated(Listening)
+    assert kind.__name__ == "Listening"
+    assert not [name for name in dir(kind) if asyncio.iscoroutinefunction(getattr(kind, name))]
+
+
+def test_watch_waits_while_somebody_is_connected_and_lets_other_calls_in_when_nobody_is(seat: Seat) -> None:
+    life = seat.watch()
+    assert seat.watch(life) == life  # nobody has come yet: it must not keep anybody from asking where it is
+    first, second = enter(seat), enter(seat)
+    while seat._station._door.deserted.is_set() or seat._station._door._inside < 2:
+        pass
+    waiting = watching(seat, life)
+    first.close()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    second.close()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    with enter(seat):  # found again, at the same place
+        pass
+
+
+def test_a_stranger_at_the_door_does_not_count(seat: Seat) -> None:
+    with socket.create_connection(seat.where(), timeout=5) as stranger:
+        stranger.sendall(b"guess" * 10)
+        assert stranger.recv(1) == b""
+    assert seat.watch(life := seat.watch()) == life
+
+
+def test_what_keeps_a_station_from_its_work_is_raised_to_who_waits_and_to_who_asks_later(seat: Seat) -> None:
+    life = seat.watch()
+    with enter(seat):
+        while seat._station._door.deserted.is_set():
+            pass
+        told: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                seat.watch(life)
+            except OSError as error:
+                told.append(error)
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        seat._loop.call_soon_threadsafe(seat._station.broke, OSError("no space"))
+        waiting.join(5)
+        assert len(told) == 1
+        with pytest.raises(OSError, match="no space"):
+            seat.watch(life)
