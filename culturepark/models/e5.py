@@ -41,6 +41,9 @@ _UNKNOWN_PENALTY = 10.0
 """How much less likely a character of no piece is than the least likely piece, as in SentencePiece."""
 _WORD = "\u2581"
 """Stands for the space before a word. No piece has one inside, so words can be cut up one by one."""
+_KNOWN_WORDS, _LONGEST_KNOWN = 1 << 16, 24
+"""How many words are kept with their pieces, of at most so many characters: in languages that put no spaces
+between words, a whole sentence looks like one and is seldom said again."""
 _CHUNK_TOKENS = 256
 """Worked on at once: more multiplies no faster, and is shared among fewer threads."""
 _ROWS = 64
@@ -164,12 +167,15 @@ class Tokenizer:
         self._scores, self._normal, self._unknown = scores, normal, unknown
         self._unknown_score = min(scores) - _UNKNOWN_PENALTY
         self._longest = max(map(len, pieces))
-        self._of_word = lru_cache(maxsize=1 << 16)(self._cut)
+        self._known = lru_cache(maxsize=_KNOWN_WORDS)(self._cut)
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text's pieces, without begin and end."""
         text = re.sub("  +", " ", text.translate(self._normal))
-        return [id for word in text.removeprefix(" ").split(" ") for id in self._of_word(_WORD + word)]
+        return [id for word in text.removeprefix(" ").split(" ") for id in self._ids_of(_WORD + word)]
+
+    def _ids_of(self, word: str) -> tuple[int, ...]:
+        return self._known(word) if len(word) <= _LONGEST_KNOWN else self._cut(word)
 
     def _cut(self, word: str) -> tuple[int, ...]:
         """Viterbi's best path through the pieces that the word holds."""
