@@ -24,8 +24,8 @@ _START_S = 60.0
 class _Engine:
     """An engine in an actor. Its servers work in threads of their own."""
 
-    def hold(self) -> None:
-        """Wait for ever: Ray's thread costs nothing inside a call, see `Seat`."""
+    def rest(self) -> None:
+        """Never return: Ray's thread costs nothing inside a call, see `Seat`."""
         threading.Event().wait()
 
 

@@ -112,6 +112,8 @@ class Mailbox:
                 async with asyncio.timeout(_CONNECT_S):
                     await self._loop.create_connection(lambda: _Outlet(self), host, port)
             except OSError:  # a timeout is one, too
+                if self._transport is not None:
+                    return  # it was made at the last moment
                 await asyncio.sleep(_AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
                 attempt += 1
             else:
@@ -132,8 +134,10 @@ class Mailbox:
         self.flush()
         self._on_link(True)
 
-    def lost(self) -> None:
-        """The connection broke: make another."""
+    def lost(self, transport: asyncio.Transport) -> None:
+        """A connection broke: make another, if it was the one that stands."""
+        if transport is not self._transport:
+            return
         self._transport = None
         self._on_link(False)
         self._connecting = self._connect()
@@ -157,14 +161,16 @@ class _Outlet(asyncio.Protocol):
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
+        self._transport: asyncio.Transport
         self._taken = 0
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._mailbox.made(cast(asyncio.Transport, transport))  # uvloop's own is none by name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is none by name
+        self._mailbox.made(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._mailbox.lost()
+        self._mailbox.lost(self._transport)
 
     def pause_writing(self) -> None:
         self._mailbox.hold(True)

@@ -12,7 +12,7 @@ from culturepark.models.http import HttpEndpoint
 
 _AT_LEAST_EVERY_S = 1.0
 """Without news a process still shows that it is there, and hears how much it may do. A model that takes
-seconds to reply leaves most looks without any, and where it runs on the same machine, telling so costs it."""
+seconds to reply leaves most looks without any, and where it runs on the same machine, looking costs it."""
 
 
 async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[[bytes], None]) -> None:
@@ -20,14 +20,16 @@ async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[
     for endpoint in endpoints:
         endpoint.obey(())
     told: list[tuple[int, int]] = []
-    posted_s = float("-inf")
+    posted_s, wait_s = float("-inf"), PULSE_S
     while endpoints:
         seen = tuple(one for endpoint in endpoints for one in endpoint.report())
         asked, now_s = [(one.in_flight, one.waiting) for one in seen], time.monotonic()
-        if asked != told or any(map(_news, seen)) or now_s - posted_s >= _AT_LEAST_EVERY_S:
+        news = asked != told or any(map(_news, seen))
+        if news or now_s - posted_s >= _AT_LEAST_EVERY_S:
             post(encode(Pulse(address, seen)))
             told, posted_s = asked, now_s
-        await asyncio.sleep(PULSE_S)
+        wait_s = PULSE_S if news else min(2 * wait_s, _AT_LEAST_EVERY_S)
+        await asyncio.sleep(min(wait_s, posted_s + _AT_LEAST_EVERY_S - now_s))
 
 
 def _news(seen: Seen) -> bool:

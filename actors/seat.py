@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, ClassVar, TypeVar
@@ -26,7 +27,13 @@ class Seat:
     def __init__(self, *args: Any) -> None:
         self._loop = asyncio.new_event_loop()
         self._station = self.station(*args)
-        threading.Thread(target=self._loop.run_forever, name="station", daemon=True).start()
+        threading.Thread(target=self._live, name="loop", daemon=True).start()
+
+    def _live(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            os._exit(1)  # whatever ended the loop: without it this actor must not look alive
 
     def where(self) -> Place:
         """As the station's own."""

@@ -55,6 +55,7 @@ class Crew:
         self.raylet = Raylet()
         self._here = NodeAffinitySchedulingStrategy(driver, soft=False)
         self._engines: list[Any] = []
+        self._resting: list[Any] = []
         self._actors: list[Any] = []
         self._engines_wanted = run.settings.actors.engines
         settings = self._served(run.settings)
@@ -132,6 +133,7 @@ class Crew:
     def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
         """Start the servers of a model, on each of its nodes: replicas of one endpoint."""
         model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
+        engines: list[Any] = []
         starting: list[Any] = []
         parts: list[ModelSettings] = []
         for node in engine_nodes(self._nodes, self._engines_wanted):
@@ -140,27 +142,28 @@ class Crew:
                 "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
             }
             host = engine_host(self._nodes, node)
-            servers = [replace(model, parallel=1)] if embedder else shares(model, int(node.cpus))
+            cpus = int(node.cpus)
+            servers = [replace(model, parallel=max(1, cpus))] if embedder else shares(model, cpus)
             parts += servers
             if node is self._nodes[0]:
                 ports = free_ports(host, len(servers))
             else:
                 asked = ray.remote(free_ports).options(**options).remote(host, len(servers))
                 ports = ray.get(asked, timeout=_ENGINE_START_S)
-            options["max_restarts"] = -1
+            options |= {"max_restarts": -1, "max_task_retries": -1}  # a new one rests like the old one
             if embedder:
                 engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(host, *ports)
             else:
                 packed = msgspec.msgpack.encode(servers)
                 engine = ray.remote(ChatEngine).options(**options).remote(packed, host, ports)
+            engines.append(engine)
             self._engines.append(engine)
             starting.append(engine.urls.remote())
         try:
             urls: list[list[str]] = ray.get(starting, timeout=_ENGINE_START_S)
         except RayTaskError as error:
             raise cause_of(error) from None
-        for engine in self._engines[-len(starting) :]:
-            engine.hold.remote()
+        self._resting += [engine.rest.remote() for engine in engines]
         return listening(model, list(itertools.chain(*urls)), parts)
 
 

@@ -20,8 +20,7 @@ Work = Callable[[Ask | Refine], Coroutine[None, None, None]]
 class Worker(Station):
     """An actor that works on asks or on whole dialogues. Keeps nothing that must survive.
 
-    A subclass makes in `open` what does the work. That is no method of the actor: Ray wraps those, and
-    the wrapping would be paid at every step of every call.
+    A subclass makes in `open` what does the work.
     """
 
     def __init__(self, inputs: Handed, address: str, post: tuple[str, str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from culturepark.models.e5 import E5
+from culturepark.models.e5 import packaged_e5
 from culturepark.models.embedded import embedded_name
 from culturepark.ports import Usage, Vectors
 from culturepark.refine import calibration, hybrid
@@ -54,7 +54,7 @@ async def similarities(labelled: Sequence[Labelled], embed_texts: EmbedTexts) ->
 def own_embedder() -> tuple[str, EmbedTexts]:
     """The name and version of the embedder of this machine, and its function."""
     name = embedded_name(ModelSettings(engine="embedded"), embedder=True)
-    return f"{name}, passage", E5().passage
+    return f"{name}, passage", packaged_e5().passage
 
 
 def calibrate(labelled: Sequence[Labelled], name: str, embed_texts: EmbedTexts, rng_seed: int) -> Calibration:

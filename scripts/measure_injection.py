@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from culturepark.cultures import load_cultures
 from culturepark.messages import Verdict
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.e5 import E5
+from culturepark.models.e5 import packaged_e5
 from culturepark.models.serving import served
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Usage, Vectors
@@ -150,11 +150,8 @@ def kept(text: str) -> str:
 class _Passages:
     """The embedder of this machine as the Embedder port."""
 
-    def __init__(self) -> None:
-        self._model = E5()
-
     async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        return self._model.passage(texts)
+        return packaged_e5().passage(texts)
 
 
 def hybrid_judge() -> Judge:

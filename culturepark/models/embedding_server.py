@@ -8,15 +8,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from culturepark.models.e5 import E5
+from culturepark.models.e5 import packaged_e5
 from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
+
+_MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 17
+"""Of one request: it is worked on to its end, whoever waits for it."""
 
 
 class EmbeddingServer:
-    """`E5` behind `/v1/embeddings`."""
+    """`E5` behind `/v1/embeddings`. Raises ConfigError when it is made."""
 
     def __init__(self, port: int, host: str = LOOPBACK) -> None:
-        self._model = E5()
+        self._model = packaged_e5()
         self._host, self._port = host, port
         self._runner: web.AppRunner | None = None
 
@@ -44,7 +47,11 @@ class EmbeddingServer:
             )
             as_base64 = body.get("encoding_format") == "base64"
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
+            return _refusal(f"bad request: {error}")
+        if len(texts) > _MOST_TEXTS or max(map(len, texts), default=0) > _MOST_CHARACTERS:
+            return _refusal(
+                f"more than {_MOST_TEXTS} texts, or one of more than {_MOST_CHARACTERS} characters"
+            )
         vectors = await asyncio.to_thread(self._model.passage, texts)
         # msgspec writes bytes as base64.
         rows = [(one.astype("<f4").tobytes() if as_base64 else one.tolist()) for one in vectors]
@@ -56,3 +63,7 @@ class EmbeddingServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": EMBEDDER_NAME, "object": "model"}]})
+
+
+def _refusal(message: str) -> web.Response:
+    return web.json_response({"error": {"message": message}}, status=400)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.models import open_embedder
-from culturepark.models.embedded import require_engine, serve_here
+from culturepark.models.embedded import own_cpus, require_engine, serve_here
 from culturepark.models.embedding_server import EmbeddingServer
 from culturepark.ports import Embedder
 from culturepark.settings import ModelSettings, Settings
@@ -27,7 +27,7 @@ async def served(model: ModelSettings, embedder: bool = False) -> AsyncGenerator
         vectors = EmbeddingServer(0)
         url = await vectors.start()
         try:
-            yield replace(model, base_urls=(url,), parallel=1)
+            yield replace(model, base_urls=(url,), parallel=own_cpus())
         finally:
             await vectors.stop()
         return

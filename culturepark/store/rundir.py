@@ -102,6 +102,7 @@ _USES: dict[Role, tuple[str, ...]] = {
 def model_names(settings: Settings) -> dict[str, str]:
     """What provenance calls the model of each role."""
     from culturepark.models.embedded import embedded_name
+    from culturepark.refine.calibration import shipped_calibration
 
     roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder")
     names: dict[str, str] = {}
@@ -117,7 +118,8 @@ def model_names(settings: Settings) -> dict[str, str]:
         if settings.model_of("extractor").profile == "small":
             names["extractor"] = "sentences, word for word"
         if settings.model_of("verifier").profile == "small":
-            names["verifier"] = f"hybrid on {names['embedder']}"
+            limits = shipped_calibration().thresholds
+            names["verifier"] = f"hybrid ({limits.relevance}, {limits.margin}) on {names['embedder']}"
     return names
 
 

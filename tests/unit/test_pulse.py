@@ -22,11 +22,13 @@ class Endpoint:
 
     def __init__(self, looks: Sequence[Seen]) -> None:
         self._looks = list(looks)
+        self.reported = 0
 
     def obey(self, shares: Sequence[Any]) -> None:
         assert not shares
 
     def report(self) -> list[Seen]:
+        self.reported += 1
         return [self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]]
 
 
@@ -53,6 +55,17 @@ async def posted(monkeypatch: pytest.MonkeyPatch, looks: Sequence[Seen], n_looks
 
 async def test_without_news_it_is_posted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await posted(monkeypatch, [BLANK], 40) == [BLANK] * 10
+
+
+async def test_without_news_it_is_looked_for_seldom_and_after_some_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quiet, busy = Endpoint([BLANK]), Endpoint([replace(BLANK, waiting=1)])
+    for endpoint in (quiet, busy):
+        monkeypatch.setattr(f"{__name__}.Endpoint", lambda _, endpoint=endpoint: endpoint)
+        await posted(monkeypatch, [], 40)
+    assert quiet.reported == 12
+    assert busy.reported == 40
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from actors import directory
+from actors import seat as seats
 from actors.directory import Station
 from actors.seat import Seat, seated
 
@@ -36,22 +39,26 @@ class Listening(Station):
 def seat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seat]:
     monkeypatch.setattr(directory, "_settle", lambda: None)
     monkeypatch.setattr(directory.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    ended: list[int] = []
+    monkeypatch.setattr(seats.os, "_exit", ended.append)
     seat = seated(Listening)()
     yield seat
+    seat._loop.call_soon_threadsafe(seat._station._door.close)
     seat._loop.call_soon_threadsafe(seat._loop.stop)
+    until(lambda: ended == [1])  # an actor without its loop does not stay
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
 
 
 def enter(seat: Seat) -> socket.socket:
     connection = socket.create_connection(seat.where(), timeout=5)
     connection.sendall(TOKEN.encode())
     return connection
-
-
-def watching(seat: Seat, life: str) -> threading.Thread:
-    """A call that waits, as on Ray's thread."""
-    thread = threading.Thread(target=seat.watch, args=(life,), daemon=True)
-    thread.start()
-    return thread
 
 
 def test_it_has_the_name_of_its_station_and_no_coroutine_that_would_make_ray_use_its_own_loop() -> None:
@@ -61,20 +68,19 @@ def test_it_has_the_name_of_its_station_and_no_coroutine_that_would_make_ray_use
 
 
 def test_watch_waits_while_somebody_is_connected_and_lets_other_calls_in_when_nobody_is(seat: Seat) -> None:
-    life = seat.watch()
-    assert seat.watch(life) == life  # nobody has come yet: it must not keep anybody from asking where it is
-    first, second = enter(seat), enter(seat)
-    while seat._station._door.deserted.is_set() or seat._station._door._inside < 2:
-        pass
-    waiting = watching(seat, life)
-    first.close()
-    waiting.join(0.2)
-    assert waiting.is_alive()
-    second.close()
-    waiting.join(5)
-    assert not waiting.is_alive()
-    with enter(seat):  # found again, at the same place
-        pass
+    with ThreadPoolExecutor(1) as ray:  # its thread: one call at a time, in order
+        life = ray.submit(seat.watch).result(5)
+        assert ray.submit(seat.watch, life).result(5) == life  # nobody has come yet
+        place = ray.submit(seat.where).result(5)
+        first, second = enter(seat), enter(seat)
+        until(lambda: seat._station._door._inside == 2)
+        waiting, behind = ray.submit(seat.watch, life), ray.submit(seat.where)
+        first.close()
+        time.sleep(0.2)
+        assert not waiting.done()
+        second.close()
+        assert waiting.result(5) == life
+        assert behind.result(5) == place
 
 
 def test_a_stranger_at_the_door_does_not_count(seat: Seat) -> None:
@@ -87,8 +93,7 @@ def test_a_stranger_at_the_door_does_not_count(seat: Seat) -> None:
 def test_what_keeps_a_station_from_its_work_is_raised_to_who_waits_and_to_who_asks_later(seat: Seat) -> None:
     life = seat.watch()
     with enter(seat):
-        while seat._station._door.deserted.is_set():
-            pass
+        until(lambda: not seat._station._door.deserted.is_set())
         told: list[BaseException] = []
 
         def wait() -> None:
