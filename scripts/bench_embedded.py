@@ -3,11 +3,12 @@
     python scripts/bench_embedded.py --json results.json
     python scripts/bench_embedded.py --prefix-cache --per-question 1 --utterances 8 --json prefix.json
 
-The first compares, in turn and several times, (a) a bare client that holds the same dialogues on the
-packaged model, with no actors, no refinement but the same rewriting requests, and nothing kept, at the
-best concurrency that was found, of one server with all CPUs and of a server for each CPU, and
-(b) `culturepark generate`, refinement and embedder beside it. The second measures what it saves that
-prompts only grow and stay with one replica.
+The first compares (a) a bare client that holds the same dialogues on the packaged model, with no actors, no
+refinement but the same rewriting requests, and nothing kept, at the best concurrency that was found, of one
+server with all CPUs and of a server for each CPU, and (b) `culturepark generate`, refinement and embedder
+beside it. They work in turn, ten seconds each, so that both find the machine as fast as the other does; time
+in which one is stopped does not count. The second measures what it saves that prompts only grow and stay with
+one replica.
 
 CPU time that other programs took meanwhile is given beside each figure ("others"): the engine's
 threads wait for each other, so a neighbour costs more than its share. Needs Linux.
@@ -38,6 +39,7 @@ import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 from measuring import ROOT, cpu_s_of, tree_of
 from msgspec import Struct
 from msgspec.structs import asdict, replace
+from turns import Turns
 
 from culturepark.agent import CulturalSpeaker
 from culturepark.cultures import load_cultures
@@ -90,6 +92,14 @@ class Whole(Struct, frozen=True):
     engine_cpu_s: float
     embedder_cpu_s: float
     rest_cpu_s: float
+
+
+class Rewritten(Struct, frozen=True):
+    """An opinion that a run had rewritten, as far as it says what was asked for."""
+
+    dialogue_id: str
+    turn: int
+    extracted: str
 
 
 # --- the engine by itself
@@ -232,44 +242,56 @@ def _busy_s() -> float:
 # --- a whole run
 
 
-def whole(overrides: Sequence[str]) -> tuple[Whole, dict[int, list[Asked]]]:
-    """Run `culturepark generate` on the quickstart; with the rewriting requests that it made."""
+def whole(
+    overrides: Sequence[str], turns: Turns, beside: Sequence[int] = ()
+) -> tuple[Whole, list[Rewritten]]:
+    """Run `culturepark generate` on the quickstart, in `turns` with the trees `beside` it; with the opinions
+    that it had rewritten."""
     with tempfile.TemporaryDirectory(prefix="culturepark-bench-") as folder:
         out = Path(folder, "run")
         command = [sys.executable, "-m", "culturepark", "generate", "--out", str(out)]
         for override in overrides:
             command += ["--set", override]
-        began, busy = time.monotonic(), _busy_s()
+        began = time.time()
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        turns.add(process.pid)
         meter = _Meter()
         while process.poll() is None:
-            meter.read(process.pid)
+            meter.read([process.pid, *beside])
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
-        command_s, busy = time.monotonic() - began, _busy_s() - busy
+        command_s = turns.working_s(process.pid, began, time.time())
         assert process.stdout is not None
         if process.returncode:
             raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}\n{process.stdout.read()}")
         dialogues = _rows(out, "dialogues")
-        rewritten = [row for kind in ("samples", "rejected") for row in _rows(out, kind) if row["rewritten"]]
+        opinions = [row for kind in ("samples", "rejected") for row in _rows(out, kind)]
+        rewritten = [msgspec.convert(row, Rewritten) for row in opinions if row["rewritten"]]
     usage = Usage()
     for role in (role for row in dialogues for role in row["usage"] if role["role"] != "embedder"):
         usage += Usage(role["calls"], role["prompt_tokens"], role["cached_tokens"], role["completion_tokens"])
     first, last = min(row["started_s"] for row in dialogues), max(row["ended_s"] for row in dialogues)
     engine_s, own_s = meter.between(first, last)
     by_kind = meter.by_kind()
-    asked = _figures("culturepark", usage, last - first, engine_s, meter.busy_between(first, last) - own_s)
-    rest_s = sum(by_kind.values()) - by_kind["chat"] - by_kind["embedder"]
+    others_s = meter.busy_between(first, last) - own_s
+    asked = _figures("culturepark", usage, turns.working_s(process.pid, first, last), engine_s, others_s)
     made = Whole(
         asked,
         round(command_s, 2),
         round(by_kind["chat"], 2),
         round(by_kind["embedder"], 2),
-        round(rest_s, 2),
+        round(by_kind["other"], 2),
     )
-    return made, _rewriting(plan_of(load_settings(None, overrides)), rewritten)
+    return made, rewritten
+
+
+_SIGNS = {
+    "chat": b"ChatEngine",
+    "embedder": b"EmbeddingEngine",
+    "bare": Path(__file__).name.encode() + b"\0--",  # its client and its engine
+}
 
 
 class _Meter:
@@ -280,9 +302,9 @@ class _Meter:
         self._known: dict[int, float] = {}
         self._samples: list[tuple[float, float, float, float]] = []
 
-    def read(self, pid: int) -> None:
-        """Take a sample of the tree below `pid`."""
-        for one in tree_of(pid):
+    def read(self, pids: Sequence[int]) -> None:
+        """Take a sample of the trees below `pids`."""
+        for one in (one for pid in pids for one in tree_of(pid)):
             # A process names itself only some time after it was made.
             if self._kinds.get(one, "other") == "other":
                 self._kinds[one] = _kind_of(one)
@@ -292,13 +314,13 @@ class _Meter:
 
     def by_kind(self) -> dict[str, float]:
         """CPU seconds so far."""
-        kinds = {"chat": 0.0, "embedder": 0.0, "other": 0.0}
+        kinds = {"chat": 0.0, "embedder": 0.0, "bare": 0.0, "other": 0.0}
         for one, cpu_s in self._known.items():
             kinds[self._kinds[one]] += cpu_s
         return kinds
 
     def between(self, first: float, last: float) -> tuple[float, float]:
-        """CPU seconds of the chat engine and of the whole tree between two times."""
+        """CPU seconds of the chat engine and of all that is looked at between two times."""
         a, b = self._at(first), self._at(last)
         return b[1] - a[1], b[2] - a[2]
 
@@ -320,7 +342,7 @@ def _kind_of(pid: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return "other"
-    return "chat" if b"ChatEngine" in command else "embedder" if b"EmbeddingEngine" in command else "other"
+    return next((kind for kind, sign in _SIGNS.items() if sign in command), "other")
 
 
 def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
@@ -328,14 +350,14 @@ def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]  # pyright: ignore
 
 
-def _rewriting(plan: Plan, rewritten: Sequence[dict[str, Any]]) -> dict[int, list[Asked]]:
+def _rewriting(plan: Plan, rewritten: Sequence[Rewritten]) -> dict[int, list[Asked]]:
     """The requests behind rewritten opinions, by the number of their dialogue."""
     numbers = {plan.brief(number).id: number for number in range(len(plan))}
     found: dict[int, list[Asked]] = {}
     for row in rewritten:
-        brief = plan.brief(number := numbers[row["dialogue_id"]])
-        speaker = (row["turn"] - 1) % len(brief.speakers)
-        said = without_lead_in(unquoted(row["extracted"]))
+        brief = plan.brief(number := numbers[row.dialogue_id])
+        speaker = (row.turn - 1) % len(brief.speakers)
+        said = without_lead_in(unquoted(row.extracted))
         prompt, cue = _PROFILE.rewriting(brief, speaker, first_person(said, brief.speakers[speaker].name))
         prompt.add("assistant", cue.prefill)
         found.setdefault(number, []).append((prompt, _PROFILE.sampling("rewriter")))
@@ -354,25 +376,26 @@ def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dic
     """Whole runs against the bare client at its best: of one server, as the engine comes, and a server for
     each CPU, as runs have it, each with so many requests at once."""
     settings = load_settings(None, overrides)
-    model, cpus = settings.model_of("speaker"), os.cpu_count() or 1
+    cpus = os.cpu_count() or 1
     short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=4))
-
-    def bare_with(how: _How, held: Settings, rewrites: Mapping[int, Sequence[Asked]]) -> Figures:
-        with engine(shares(replace(model, parallel=how.slots, threads=how.threads), cpus)) as served:
-            return _told(bare(str(how), held, rewrites, how.at_once, served))
 
     hows = [_How(threads, n, n) for threads in (cpus, 0) for n in sweep]
     hows.append(_How(0, max(sweep), max(sweep) * 3 // 2))  # as runs have it, with some that wait
-    tried = {how: bare_with(how, short, {}) for how in hows}
+    tried = {how: _told(_bare_with(how, short, ())) for how in hows}
     # By all that the engine worked on: how long replies are is a matter of chance.
     best = max(tried, key=lambda how: tried[how].processed_per_s)
     wholes: list[Whole] = []
     bares: list[Figures] = []
+    with Turns() as alone:
+        _, rewritten = whole(overrides, alone)
     for _ in range(repeats):
-        made, rewrites = whole(overrides)
-        _told(made.asked)
-        wholes.append(made)
-        bares.append(bare_with(best, settings, rewrites))
+        with Turns() as turns, _bare_beside(best, overrides, rewritten) as (pid, figures):
+            turns.add(pid)
+            made, rewritten = whole(overrides, turns, [pid])
+            wholes.append(made)
+            bares.append(figures(turns))
+        for each in (made.asked, bares[-1]):
+            _told(each)
     return {
         "dialogues": len(plan_of(settings)),
         "utterances": settings.plan.utterances,
@@ -401,6 +424,43 @@ class _How(NamedTuple):
     def __str__(self) -> str:
         layout = "one server" if self.threads else "a server a CPU"
         return f"bare, {layout}, {self.slots} slots, {self.at_once} at once"
+
+
+def _bare_with(how: _How, held: Settings, rewritten: Sequence[Rewritten]) -> Figures:
+    model = replace(held.model_of("speaker"), parallel=how.slots, threads=how.threads)
+    with engine(shares(model, os.cpu_count() or 1)) as served:
+        return bare(str(how), held, _rewriting(plan_of(held), rewritten), how.at_once, served)
+
+
+@contextmanager
+def _bare_beside(
+    how: _How, overrides: Sequence[str], rewritten: Sequence[Rewritten]
+) -> Iterator[tuple[int, Callable[[Turns], Figures]]]:
+    """The bare client in a process of its own: its id, and what waits for its figures."""
+    given = msgspec.json.encode((how, overrides, rewritten))
+    command = [sys.executable, __file__, "--bare"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+        def figures(turns: Turns) -> Figures:
+            assert process.stdout is not None
+            made, ended_s = msgspec.json.decode(process.stdout.read(), type=tuple[Figures, float])
+            working_s = turns.working_s(process.pid, ended_s - made.wall_s, ended_s)
+            cores = round(made.engine_cores * made.wall_s / working_s, 2)
+            return replace(made, wall_s=round(working_s, 2), engine_cores=cores, others_cores=0.0)
+
+        assert process.stdin is not None
+        process.stdin.write(given)
+        process.stdin.close()
+        yield process.pid, figures
+
+
+def be_bare() -> None:
+    """Be that process: read what to do, and print what was measured and when it ended."""
+    how, overrides, rewritten = msgspec.json.decode(
+        sys.stdin.buffer.read(), type=tuple[_How, list[str], list[Rewritten]]
+    )
+    made = _bare_with(how, load_settings(None, overrides), rewritten)
+    sys.stdout.buffer.write(msgspec.json.encode((made, time.time())))
 
 
 def _ratios(wholes: Sequence[Whole], bares: Sequence[Figures]) -> dict[str, dict[str, float]]:
@@ -489,6 +549,7 @@ def main() -> None:
     """Measure and print; `--json` keeps all figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--prefix-cache", action="store_true", help="measure the prefix cache instead")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--per-question", type=int, default=8, help="dialogues of each of the eight cultures")
@@ -499,6 +560,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.serve:
         serve(given.serve)
+    if given.bare:
+        be_bare()
+        return
     overrides = [
         f"plan.dialogues_per_question={given.per_question}",
         f"plan.utterances={given.utterances}",
