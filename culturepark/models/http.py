@@ -47,6 +47,9 @@ _SICK_AFTER = 3
 """Faults in a row after which a replica is left alone but for trials, without waiting to be told."""
 _TRIAL_S = 0.5
 """How often one request is tried at a sick replica."""
+_BACK_S = 60.0
+"""An engine of our own that refuses connections is starting, maybe again: a call waits for it so long, and
+what it tries meanwhile is no attempt, since nothing was sent."""
 _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _CONNECTIONS_LEAST, _CONNECTIONS_ANYWHERE = 8, 100_000
@@ -176,7 +179,8 @@ class HttpEndpoint:
     A call goes to the replica that its affinity names, and waits there until the limits let it
     through. A further attempt goes to another replica at once if the fault was the replica's and
     another is well; otherwise it waits first. A replica that is broken, or far slower than the others,
-    gets a trial now and then until it has recovered.
+    gets a trial now and then until it has recovered. An engine that culturepark starts itself is started
+    again when it ends, and is waited for.
 
     The limits are those that `obey` was told last. Until it is called for the first time, the endpoint
     works them out for itself, from its own calls. Neither goes beyond `most_connections`.
@@ -196,6 +200,7 @@ class HttpEndpoint:
     ) -> None:
         self.urls = base_urls_of(model)
         self._model = model.served_name
+        self._comes_back = model.engine == "embedded"
         self._limits = limits
         self._key = api_key_of(model) if model.engine == "openai" else ""
         self._headers = dict(model.headers)
@@ -232,6 +237,7 @@ class HttpEndpoint:
         attempt, lost = tried, _NOTHING
         avoid: list[_Replica] = []
         paced = False
+        patient_until_s = 0.0
         while True:
             replica = self._only or self._choose(affinity, skip, avoid)
             if self._pacer is not None and not paced:
@@ -258,9 +264,12 @@ class HttpEndpoint:
             except ModelError as error:
                 now = time.monotonic()
                 error.attempts = attempt + 1
+                absent = self._comes_back and error.kind == "connection" and not error.usage.calls
+                patient_until_s = patient_until_s or now + _BACK_S
+                patient = absent and now < patient_until_s
                 lost = error.usage = lost + error.usage
                 self._failed(replica, error)
-                if not error.passing or attempt >= self._limits.retries:
+                if not error.passing or (attempt >= self._limits.retries and not patient):
                     raise
                 failure = error
             finally:
@@ -277,7 +286,7 @@ class HttpEndpoint:
                 self._on_retry(affinity, replica.url, failure, wait_s)
             if wait_s:
                 await self._rest(wait_s)
-            attempt, paced = attempt + 1, False
+            attempt, paced = attempt + (not patient), False
 
     def _left_halted(self, gate: Gate) -> bool:
         """Give back a place that came just before all was halted."""

@@ -429,6 +429,41 @@ async def test_nobody_listens(servers: Servers) -> None:
     assert len(servers.waits) == 2
 
 
+async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(servers: Servers) -> None:
+    """What finds nobody listening is no attempt: one that may not be repeated waits, too."""
+    url = await servers.start(body())
+    home, port = servers.runners.pop(), int(url.split(":")[2].split("/")[0])
+    await home.cleanup()
+    tried: list[str] = []
+
+    async def sleep(seconds: float) -> None:
+        if len(tried) == 8:
+            await home.setup()
+            await web.TCPSite(home, "127.0.0.1", port).start()
+            servers.runners.append(home)
+        await asyncio.sleep(0)
+
+    model = ModelSettings(engine="embedded", model="small", base_urls=(url, "http://127.0.0.1:9/v1"))
+    limits = LimitSettings(retries=0, deadline_s=5.0)
+    endpoint = HttpEndpoint(model, limits, on_retry=lambda _, url, *__: tried.append(url), sleep=sleep)
+    servers.models.append(HttpChatModel(model, limits, endpoint))
+    completion = await ask(servers.models[-1])
+    assert len(tried) >= 8
+    assert completion.usage.calls == 1
+
+
+async def test_an_engine_of_our_own_that_stays_away_is_not_waited_for_for_ever(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("culturepark.models.http._BACK_S", 0.1)
+    model = ModelSettings(engine="embedded", model="small", base_urls=("http://127.0.0.1:9/v1",))
+    limits = LimitSettings(retries=1, deadline_s=5.0, backoff_s=0.01)
+    servers.models.append(HttpChatModel(model, limits))
+    error = await fails(servers.models[-1])
+    assert error.kind == "connection"
+    assert error.usage.calls == 0
+
+
 async def test_no_more_requests_at_once_than_allowed(servers: Servers) -> None:
     now, most = 0, 0
 
