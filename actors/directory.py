@@ -13,9 +13,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.lean import without_addons
 from actors.mailbox import Door, Mailbox, Place
 from actors.resting import rest_between_events
 from culturepark.errors import CultureParkError
+
+without_addons()  # here, as Ray reads an actor's arguments as soon as it has imported its class
 
 _AGAIN_S = 0.1
 _GC_THRESHOLDS = (20_000, 50, 50)

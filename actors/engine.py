@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import threading
 from collections.abc import Sequence
 
 import msgspec
 
+from actors.lean import without_addons
 from culturepark.models.embedded import serve
 from culturepark.models.embedding_server import EmbeddingServer
 from culturepark.settings import ModelSettings
 
+without_addons()
+
 _START_S = 60.0
+_PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any."""
 
 
 class _Engine:
-    """An engine in an actor. Its servers work in threads of their own."""
+    """An engine in an actor, listening once it is made. Its servers work in threads of their own."""
 
     def rest(self) -> None:
         """Never return: Ray's thread costs nothing inside a call, see `Seat`."""
@@ -35,10 +41,6 @@ class ChatEngine(_Engine):
     def __init__(self, models: bytes, host: str, ports: Sequence[int]) -> None:
         self._servers = serve(msgspec.msgpack.decode(models, type=list[ModelSettings]), ports, host)
 
-    def urls(self) -> list[str]:
-        """Where they listen."""
-        return [server.url for server in self._servers]
-
 
 class EmbeddingEngine(_Engine):
     """The embedder, its server on a loop in a thread."""
@@ -46,18 +48,19 @@ class EmbeddingEngine(_Engine):
     def __init__(self, host: str, port: int) -> None:
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, name="embeddings", daemon=True).start()
-        started = asyncio.run_coroutine_threadsafe(EmbeddingServer(port, host).start(), loop)
-        self._url = started.result(_START_S)
-
-    def urls(self) -> list[str]:
-        """Where it listens."""
-        return [self._url]
+        asyncio.run_coroutine_threadsafe(EmbeddingServer(port, host).start(), loop).result(_START_S)
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that are free on this machine now; an engine takes them at once, and again after a restart."""
-    with contextlib.ExitStack() as held:
-        socks = [held.enter_context(socket.socket()) for _ in range(count)]
-        for sock in socks:
-            sock.bind((host, 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
+    """Ports that are free on this machine now; an engine takes them soon, and again after a restart.
+
+    Raises OSError if there are not so many.
+    """
+    ports: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(ports) == count:
+            return ports
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            ports.append(port)
+    raise OSError(f"no {count} ports of {host} are free")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import importlib
-import inspect
 import logging
 import os
 import shutil
@@ -21,6 +18,7 @@ from typing import Any
 import ray
 
 from actors import METRICS_INTERVAL, METRICS_SELDOM
+from actors.lean import lean_start
 from culturepark.errors import ConfigError, CultureParkError
 from culturepark.settings import shown_address
 
@@ -32,8 +30,6 @@ _ATTEMPTS = 2
 """Ray gives its processes thirty seconds; on a slow disk that can be too short, and
 the second time they are in memory."""
 _TOO_LATE = "timed out during startup"
-
-_LEAN = {"dashboard_agent_listen_port": 0, "no_monitor": True, "include_log_monitor": False}
 
 _METRICS_OFTEN_MS = "5000"
 
@@ -69,7 +65,7 @@ def _start(home: Path, options: dict[str, Any]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         begun: list[Any] = []
         try:
-            with _lean(begun):
+            with lean_start(begun):
                 ray.init(
                     address="local",
                     _temp_dir=str(home / f"ray{attempt}"),  # Ray opens it to all; `home` stays closed
@@ -90,40 +86,6 @@ def _start(home: Path, options: dict[str, Any]) -> None:
     what = f"it did not come up on this machine, which was tried {_ATTEMPTS} times, half a minute each."
     fix = "The machine may be too busy, or short of memory: give the same command again when it is not."
     raise CultureParkError("Ray", what, fix)
-
-
-@contextmanager
-def _lean(begun: list[Any]) -> Iterator[None]:
-    """Ray starts within this without three processes that a session of one run has no use for: one that would
-    serve a dashboard, even where none is included, one that asks for further nodes, and one that hands
-    workers' words on to drivers, which ours does not listen to. Its agent takes any free port: of Ray's usual
-    one, which is another session's if there is one, it lets go after three seconds. `ray.init` has options
-    for none of it. A version of Ray that has not these names starts as it comes. `begun` gets the nodes whose
-    start was begun."""
-    try:
-        constants, nodes, parameters = _private("ray_constants"), _private("node"), _private("parameter")
-        serve, params = nodes.Node.start_api_server, parameters.RayParams
-        place = constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:1", True, constants.KV_NAMESPACE_DASHBOARD
-    except (ImportError, AttributeError):
-        yield
-        return
-
-    def unserved(node: Any, *_: object, **__: object) -> None:
-        begun.append(node)
-        # The node's agent asks for the address every second until there is one. Nothing listens there.
-        node.get_gcs_client().internal_kv_put(*place)
-
-    nodes.Node.start_api_server = unserved
-    known = inspect.signature(params).parameters
-    parameters.RayParams = functools.partial(params, **{k: v for k, v in _LEAN.items() if k in known})
-    try:
-        yield
-    finally:
-        nodes.Node.start_api_server, parameters.RayParams = serve, params
-
-
-def _private(name: str) -> Any:
-    return importlib.import_module(f"ray._private.{name}")
 
 
 def _join(address: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import time
@@ -55,6 +54,7 @@ class Crew:
         self.raylet = Raylet()
         self._here = NodeAffinitySchedulingStrategy(driver, soft=False)
         self._engines: list[Any] = []
+        self._listening: list[Any] = []
         self._resting: list[Any] = []
         self._actors: list[Any] = []
         self._engines_wanted = run.settings.actors.engines
@@ -69,7 +69,7 @@ class Crew:
         _require_room(_CPU * (agents * len(cultures) + refiners))
         replicas = {**dict.fromkeys(cultures, agents), REFINERS: refiners}
         # The run directory is on this node, so its only writer is, too. Ray starts few processes at a time,
-        # in this order: dialogues begin with the first agents, while others are still starting.
+        # in this order, after the engines: dialogues begin with the first agents, while others are starting.
         self.trainer = self._trainer(settings) if settings.training.launch else None
         self.collector = self._actor(Collector, "collector", inputs, post, self.trainer, here=True)
         self.moderator = self._actor(Moderator, "moderator", inputs, post, replicas, here=True)
@@ -80,6 +80,7 @@ class Crew:
                 else:
                     address = f"agent/{culture}/{i}"
                     self._actor(seated(CulturalAgent), address, inputs, address, post)
+        self._await_engines()
 
     def close(self) -> None:
         """End all actors."""
@@ -120,7 +121,7 @@ class Crew:
         return trainer
 
     def _served(self, settings: Settings) -> Settings:
-        """Start a server for each embedded model in use, and say where it listens."""
+        """Start servers for each embedded model in use, and say where they will listen."""
         roles = settings.roles
         embedder = roles.embedder if settings.refine.enabled else ""
         used = {name for name in (roles.speaker, roles.extractor, roles.verifier, roles.rewriter) if name}
@@ -133,8 +134,7 @@ class Crew:
     def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
         """Start the servers of a model, on each of its nodes: replicas of one endpoint."""
         model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
-        engines: list[Any] = []
-        starting: list[Any] = []
+        urls: list[str] = []
         parts: list[ModelSettings] = []
         for node in engine_nodes(self._nodes, self._engines_wanted):
             options: dict[str, Any] = {
@@ -144,27 +144,30 @@ class Crew:
             host = engine_host(self._nodes, node)
             cpus = int(node.cpus)
             servers = [replace(model, parallel=max(1, cpus))] if embedder else shares(model, cpus)
-            parts += servers
             if node is self._nodes[0]:
                 ports = free_ports(host, len(servers))
             else:
                 asked = ray.remote(free_ports).options(**options).remote(host, len(servers))
                 ports = ray.get(asked, timeout=_ENGINE_START_S)
+            parts += servers
+            urls += [f"http://{host}:{port}/v1" for port in ports]
             options |= {"max_restarts": -1, "max_task_retries": -1}  # a new one rests like the old one
             if embedder:
                 engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(host, *ports)
             else:
                 packed = msgspec.msgpack.encode(servers)
                 engine = ray.remote(ChatEngine).options(**options).remote(packed, host, ports)
-            engines.append(engine)
             self._engines.append(engine)
-            starting.append(engine.urls.remote())
+            self._listening.append(engine.__ray_ready__.remote())
+            self._resting.append(engine.rest.remote())
+        return listening(model, urls, parts)
+
+    def _await_engines(self) -> None:
+        """Wait until all listen. Raises what keeps one from it."""
         try:
-            urls: list[list[str]] = ray.get(starting, timeout=_ENGINE_START_S)
+            ray.get(self._listening, timeout=_ENGINE_START_S)
         except RayTaskError as error:
             raise cause_of(error) from None
-        self._resting += [engine.rest.remote() for engine in engines]
-        return listening(model, list(itertools.chain(*urls)), parts)
 
 
 def _nodes(driver: str) -> list[Node]:

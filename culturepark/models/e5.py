@@ -251,10 +251,10 @@ class _File:
 
     def _tokenizer(self) -> Tokenizer:
         count, begin, end, _, unknown, size = self._take(_PIECES)
-        ends = self._next(4 * (count + 1)).copy().view("<u4")
+        ends = self._next(4 * (count + 1)).copy().view("<u4").tolist()
         scores = self._next(4 * count).copy().view("<f4")
         blob = self._next(size).tobytes()
-        pieces = {blob[ends[id] : ends[id + 1]].decode(): id for id in range(count)}
+        pieces = {blob[first:last].decode(): id for id, (first, last) in enumerate(pairwise(ends))}
         replaced, size = self._take(struct.Struct("<iI"))
         table, at, normal = self._next(size).tobytes(), 0, dict[int, str]()
         for _ in range(replaced):

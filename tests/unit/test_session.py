@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors import session
+from actors import lean, session
 from culturepark.errors import CultureParkError
 
 
@@ -62,7 +62,7 @@ def test_what_was_begun_is_ended_and_an_unknown_ray_starts_as_it_comes(
             ended.append("node")
 
     def init(**_: object) -> None:
-        session._private("node").Node.start_api_server(Node(), include_dashboard=False)
+        lean._private("node").Node.start_api_server(Node(), include_dashboard=False)
         raise LATE
 
     monkeypatch.setattr(ray, "init", init)
@@ -72,9 +72,9 @@ def test_what_was_begun_is_ended_and_an_unknown_ray_starts_as_it_comes(
         pass
     assert ended == ["node", "node"]
 
-    nodes = session._private("node")
+    nodes = lean._private("node")
     served = nodes.Node.start_api_server
-    monkeypatch.setattr(session, "_private", lambda name: object())
+    monkeypatch.setattr(lean, "_private", lambda name: object())
     monkeypatch.setattr(ray, "init", lambda **_: None)
     with session.ray_session():
         assert nodes.Node.start_api_server is served
