@@ -11,8 +11,10 @@ from culturepark.messages import Pulse, encode
 from culturepark.models.http import HttpEndpoint
 
 _AT_LEAST_EVERY_S = 1.0
-"""Without news a process still shows that it is there, and hears how much it may do. A model that takes
-seconds to reply leaves most looks without any, and where it runs on the same machine, looking costs it."""
+"""Without news a process still shows that it is there, and hears how much it may do."""
+_QUIET_S = 2 * PULSE_S
+"""Between looks without news, which is most of them when a model takes seconds to reply: where it runs on the
+same machine, looking costs it. Any longer, and a call would wait for a greater share for long."""
 
 
 async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[[bytes], None]) -> None:
@@ -20,7 +22,7 @@ async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[
     for endpoint in endpoints:
         endpoint.obey(())
     told: list[tuple[int, int]] = []
-    posted_s, wait_s = float("-inf"), PULSE_S
+    posted_s = float("-inf")
     while endpoints:
         seen = tuple(one for endpoint in endpoints for one in endpoint.report())
         asked, now_s = [(one.in_flight, one.waiting) for one in seen], time.monotonic()
@@ -28,8 +30,7 @@ async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[
         if news or now_s - posted_s >= _AT_LEAST_EVERY_S:
             post(encode(Pulse(address, seen)))
             told, posted_s = asked, now_s
-        wait_s = PULSE_S if news else min(2 * wait_s, _AT_LEAST_EVERY_S)
-        await asyncio.sleep(min(wait_s, posted_s + _AT_LEAST_EVERY_S - now_s))
+        await asyncio.sleep(min(PULSE_S if news else _QUIET_S, posted_s + _AT_LEAST_EVERY_S - now_s))
 
 
 def _news(seen: Seen) -> bool:

@@ -49,7 +49,8 @@ class Turns:
 
     def _alternate(self) -> None:
         while not self._over.is_set():
-            for pid in list(self._stopped):
+            # Alone, nobody has a turn: the next one who is added would start beside it.
+            for pid in list(self._stopped) if len(self._stopped) > 1 else ():
                 others = [one for one in list(self._stopped) if one != pid and _works(one)]
                 if not _works(pid) and others:
                     continue

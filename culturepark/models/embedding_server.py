@@ -11,7 +11,7 @@ from aiohttp import web
 from culturepark.models.e5 import packaged_e5
 from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
 
-_MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 17
+_MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 19
 """Of one request: it is worked on to its end, whoever waits for it."""
 
 
@@ -48,10 +48,8 @@ class EmbeddingServer:
             as_base64 = body.get("encoding_format") == "base64"
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             return _refusal(f"bad request: {error}")
-        if len(texts) > _MOST_TEXTS or max(map(len, texts), default=0) > _MOST_CHARACTERS:
-            return _refusal(
-                f"more than {_MOST_TEXTS} texts, or one of more than {_MOST_CHARACTERS} characters"
-            )
+        if len(texts) > _MOST_TEXTS or sum(map(len, texts)) > _MOST_CHARACTERS:
+            return _refusal(f"more than {_MOST_TEXTS} texts, or than {_MOST_CHARACTERS} characters in all")
         vectors = await asyncio.to_thread(self._model.passage, texts)
         # msgspec writes bytes as base64.
         rows = [(one.astype("<f4").tobytes() if as_base64 else one.tolist()) for one in vectors]

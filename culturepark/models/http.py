@@ -48,8 +48,8 @@ _SICK_AFTER = 3
 _TRIAL_S = 0.5
 """How often one request is tried at a sick replica."""
 _BACK_S = 60.0
-"""An engine of our own that refuses connections is starting, maybe again: a call waits for it so long, and
-what it tries meanwhile is no attempt, since nothing was sent."""
+"""An engine of our own that refuses connections, or says 503, is starting, maybe again: a call waits so long
+for it, and what it tries meanwhile is no attempt."""
 _UNTOLD_LIMIT = 2
 """Requests at once to a replica until the coordinator has answered for the first time."""
 _CONNECTIONS_LEAST, _CONNECTIONS_ANYWHERE = 8, 100_000
@@ -264,9 +264,9 @@ class HttpEndpoint:
             except ModelError as error:
                 now = time.monotonic()
                 error.attempts = attempt + 1
-                absent = self._comes_back and error.kind == "connection" and not error.usage.calls
-                patient_until_s = patient_until_s or now + _BACK_S
-                patient = absent and now < patient_until_s
+                waited = bool(patient_until_s)
+                patient_until_s = (patient_until_s or now + _BACK_S) if self._starts(error) else 0.0
+                patient = now < patient_until_s
                 lost = error.usage = lost + error.usage
                 self._failed(replica, error)
                 if not error.passing or (attempt >= self._limits.retries and not patient):
@@ -282,11 +282,16 @@ class HttpEndpoint:
             if failure.kind not in _BROKEN or not any(r.well and r not in avoid for r in self._replicas):
                 avoid.clear()
                 wait_s = self.wait_before(attempt, failure.wait_s)
-            if self._on_retry:
+            if self._on_retry and not (patient and waited):
                 self._on_retry(affinity, replica.url, failure, wait_s)
             if wait_s:
                 await self._rest(wait_s)
-            attempt, paced = attempt + (not patient), False
+            attempt, paced = attempt + (not patient), patient
+
+    def _starts(self, error: ModelError) -> bool:
+        """Whether this is what an engine of our own does that is starting."""
+        absent = error.kind == "connection" or error.status == 503
+        return self._comes_back and absent and not error.usage.calls
 
     def _left_halted(self, gate: Gate) -> bool:
         """Give back a place that came just before all was halted."""

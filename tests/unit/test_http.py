@@ -429,15 +429,22 @@ async def test_nobody_listens(servers: Servers) -> None:
     assert len(servers.waits) == 2
 
 
-async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(servers: Servers) -> None:
-    """What finds nobody listening is no attempt: one that may not be repeated waits, too."""
-    url = await servers.start(body())
+@pytest.mark.parametrize("loading", [0, 3])
+async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, loading: int
+) -> None:
+    """What finds nobody listening, or a model that is being read, is no attempt."""
+    monkeypatch.setattr("culturepark.models.http._BACK_S", 20.0)
+    url = await servers.start(*[reply({"error": {"message": "Loading model"}}, 503)] * loading, body())
     home, port = servers.runners.pop(), int(url.split(":")[2].split("/")[0])
     await home.cleanup()
-    tried: list[str] = []
+    told: list[str] = []
+    waits = 0
 
     async def sleep(seconds: float) -> None:
-        if len(tried) == 8:
+        nonlocal waits
+        waits += 1
+        if waits == 8:
             await home.setup()
             await web.TCPSite(home, "127.0.0.1", port).start()
             servers.runners.append(home)
@@ -445,10 +452,11 @@ async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(servers:
 
     model = ModelSettings(engine="embedded", model="small", base_urls=(url, "http://127.0.0.1:9/v1"))
     limits = LimitSettings(retries=0, deadline_s=5.0)
-    endpoint = HttpEndpoint(model, limits, on_retry=lambda _, url, *__: tried.append(url), sleep=sleep)
+    endpoint = HttpEndpoint(model, limits, on_retry=lambda _, url, *__: told.append(url), sleep=sleep)
     servers.models.append(HttpChatModel(model, limits, endpoint))
     completion = await ask(servers.models[-1])
-    assert len(tried) >= 8
+    assert waits >= 8
+    assert len(told) == 1
     assert completion.usage.calls == 1
 
 
