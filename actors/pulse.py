@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from culturepark.limits import PULSE_S, Seen
+from culturepark.knee import PULSE_S, Seen
 from culturepark.messages import Pulse, encode
 from culturepark.models.http import HttpEndpoint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import traceback
 from collections.abc import Coroutine
 from typing import Any, ClassVar, TypeVar
 
@@ -32,6 +33,8 @@ class Seat:
     def _live(self) -> None:
         try:
             self._loop.run_forever()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)  # whatever ended the loop: without it this actor must not look alive
 

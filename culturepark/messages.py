@@ -14,7 +14,8 @@ from typing import Any, Literal, cast
 import msgspec
 from msgspec import Struct
 
-from culturepark.limits import Seen, Share
+from culturepark.knee import Seen
+from culturepark.limits import Share
 from culturepark.ports import Usage
 
 SCHEMA = 1

@@ -350,7 +350,7 @@ _CAPACITY = 64
 
 def embedded(repeats: int, quick: bool) -> dict[str, Any]:
     """Whole runs on the embedded engine, against the engine by itself."""
-    overrides = ["plan.dialogues_per_question=1" if quick else "plan.dialogues_per_question=8"]
+    overrides = ["plan.dialogues_per_question=1" if quick else "plan.dialogues_per_question=16"]
     overrides += ["plan.utterances=6"]
     print_head()
     # A run takes minutes, and there is one for every three of the other subjects'.

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,9 +174,9 @@ class BareModel:
 
 
 async def _talk(
-    model: BareModel, settings: Settings, plan: Plan, rewrites: Mapping[int, Sequence[Asked]], in_flight: int
+    model: BareModel, settings: Settings, plan: Plan, rewrites: Sequence[Sequence[Asked]], in_flight: int
 ) -> None:
-    """Hold the plan's dialogues, `in_flight` at once."""
+    """Hold the plan's dialogues, `in_flight` at once; after each, one of the `rewrites` in turn."""
     speaker = CulturalSpeaker(plan, settings, model, _PROFILE)
     numbers = iter(range(len(plan)))
 
@@ -188,7 +188,7 @@ async def _talk(
                 if not isinstance(answer, Spoke):
                     break  # the model had nothing to say twice over; a run would count it as failed
                 heard = answer.turn.text
-            for prompt, sampling in rewrites.get(number, ()):
+            for prompt, sampling in rewrites[number % len(rewrites)]:
                 await model.complete(prompt, sampling, affinity=plan.brief(number).affinity)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as model.session:
@@ -198,7 +198,7 @@ async def _talk(
 def bare(
     name: str,
     settings: Settings,
-    rewrites: Mapping[int, Sequence[Asked]],
+    rewrites: Sequence[Sequence[Asked]],
     in_flight: int,
     served: Engine,
     *,
@@ -350,17 +350,17 @@ def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]  # pyright: ignore
 
 
-def _rewriting(plan: Plan, rewritten: Sequence[Rewritten]) -> dict[int, list[Asked]]:
-    """The requests behind rewritten opinions, by the number of their dialogue."""
+def _rewriting(plan: Plan, rewritten: Sequence[Rewritten]) -> list[list[Asked]]:
+    """The requests behind rewritten opinions, for each dialogue of their plan."""
     numbers = {plan.brief(number).id: number for number in range(len(plan))}
-    found: dict[int, list[Asked]] = {}
+    found: list[list[Asked]] = [[] for _ in numbers]
     for row in rewritten:
         brief = plan.brief(number := numbers[row.dialogue_id])
         speaker = (row.turn - 1) % len(brief.speakers)
         said = without_lead_in(unquoted(row.extracted))
         prompt, cue = _PROFILE.rewriting(brief, speaker, first_person(said, brief.speakers[speaker].name))
         prompt.add("assistant", cue.prefill)
-        found.setdefault(number, []).append((prompt, _PROFILE.sampling("rewriter")))
+        found[number].append((prompt, _PROFILE.sampling("rewriter")))
     return found
 
 
@@ -381,17 +381,19 @@ def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dic
 
     hows = [_How(threads, n, n) for threads in (cpus, 0) for n in sweep]
     hows.append(_How(0, max(sweep), max(sweep) * 3 // 2))  # as runs have it, with some that wait
-    tried = {how: _told(_bare_with(how, short, ())) for how in hows}
+    tried = {how: _told(_bare_with(how, short, [[]])) for how in hows}
     # By all that the engine worked on: how long replies are is a matter of chance.
     best = max(tried, key=lambda how: tried[how].processed_per_s)
     wholes: list[Whole] = []
     bares: list[Figures] = []
+    # What runs have rewritten, from a shorter one.
+    lent = [*overrides, "plan.dialogues_per_question=4"]
     with Turns() as alone:
-        _, rewritten = whole(overrides, alone)
+        _, rewritten = whole(lent, alone)
     for _ in range(repeats):
-        with Turns() as turns, _bare_beside(best, overrides, rewritten) as (pid, figures):
+        with Turns() as turns, _bare_beside(best, overrides, lent, rewritten) as (pid, figures):
             turns.add(pid)
-            made, rewritten = whole(overrides, turns, [pid])
+            made, _ = whole(overrides, turns, [pid])
             wholes.append(made)
             bares.append(figures(turns))
         for each in (made.asked, bares[-1]):
@@ -426,18 +428,19 @@ class _How(NamedTuple):
         return f"bare, {layout}, {self.slots} slots, {self.at_once} at once"
 
 
-def _bare_with(how: _How, held: Settings, rewritten: Sequence[Rewritten]) -> Figures:
+def _bare_with(how: _How, held: Settings, rewrites: Sequence[Sequence[Asked]]) -> Figures:
     model = replace(held.model_of("speaker"), parallel=how.slots, threads=how.threads)
     with engine(shares(model, os.cpu_count() or 1)) as served:
-        return bare(str(how), held, _rewriting(plan_of(held), rewritten), how.at_once, served)
+        return bare(str(how), held, rewrites, how.at_once, served)
 
 
 @contextmanager
 def _bare_beside(
-    how: _How, overrides: Sequence[str], rewritten: Sequence[Rewritten]
+    how: _How, overrides: Sequence[str], lent: Sequence[str], rewritten: Sequence[Rewritten]
 ) -> Iterator[tuple[int, Callable[[Turns], Figures]]]:
-    """The bare client in a process of its own: its id, and what waits for its figures."""
-    given = msgspec.json.encode((how, overrides, rewritten))
+    """The bare client in a process of its own, with the rewriting requests of a run with the overrides
+    `lent`: its id, and what waits for its figures."""
+    given = msgspec.json.encode((how, overrides, lent, rewritten))
     command = [sys.executable, __file__, "--bare"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
 
@@ -456,10 +459,11 @@ def _bare_beside(
 
 def be_bare() -> None:
     """Be that process: read what to do, and print what was measured and when it ended."""
-    how, overrides, rewritten = msgspec.json.decode(
-        sys.stdin.buffer.read(), type=tuple[_How, list[str], list[Rewritten]]
+    how, overrides, lent, rewritten = msgspec.json.decode(
+        sys.stdin.buffer.read(), type=tuple[_How, list[str], list[str], list[Rewritten]]
     )
-    made = _bare_with(how, load_settings(None, overrides), rewritten)
+    rewrites = _rewriting(plan_of(load_settings(None, lent)), rewritten)
+    made = _bare_with(how, load_settings(None, overrides), rewrites)
     sys.stdout.buffer.write(msgspec.json.encode((made, time.time())))
 
 
@@ -490,7 +494,7 @@ def prefix_cache(overrides: Sequence[str], repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         for name, (servers, sticky, reuse) in cases.items():
             with engine(servers) as served:
-                made[name].append(_told(bare(name, settings, {}, 8, served, sticky=sticky, reuse=reuse)))
+                made[name].append(_told(bare(name, settings, [[]], 8, served, sticky=sticky, reuse=reuse)))
     return {
         "dialogues": len(plan_of(settings)),
         "utterances": settings.plan.utterances,
@@ -552,7 +556,9 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--prefix-cache", action="store_true", help="measure the prefix cache instead")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--per-question", type=int, default=8, help="dialogues of each of the eight cultures")
+    parser.add_argument(
+        "--per-question", type=int, default=16, help="dialogues of each of the eight cultures"
+    )
     parser.add_argument("--utterances", type=int, default=6, help="turns of a dialogue")
     parser.add_argument("--at-once", default="8,16", help="conversations at once that the bare client tries")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `generate`")

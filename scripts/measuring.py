@@ -172,7 +172,7 @@ class _Meter:
     def read(self, pid: int) -> float:
         """Read the tree below `pid` now; returns CPU seconds so far."""
         for one in tree_of(pid):
-            if fields := _stat(one):
+            if fields := stat_of(one):
                 self._known[one, fields[19]] = (int(fields[11]) + int(fields[12])) * _TICK_S
         return self.total_s()
 
@@ -189,12 +189,12 @@ def _children_cpu_s() -> float:
 def _parents() -> dict[int, int]:
     parents: dict[int, int] = {}
     for path in Path("/proc").iterdir():
-        if path.name.isdigit() and (fields := _stat(int(path.name))):
+        if path.name.isdigit() and (fields := stat_of(int(path.name))):
             parents[int(path.name)] = int(fields[1])
     return parents
 
 
-def _stat(pid: int) -> list[str]:
+def stat_of(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -216,13 +216,13 @@ def tree_of(pid: int) -> list[int]:
 
 def cpu_s_of(pid: int) -> float:
     """CPU seconds of one process."""
-    fields = _stat(pid)
+    fields = stat_of(pid)
     return (int(fields[11]) + int(fields[12])) * _TICK_S if fields else 0.0
 
 
 def rss_mb_of(pid: int) -> float:
     """Resident memory of one process."""
-    fields = _stat(pid)
+    fields = stat_of(pid)
     return int(fields[21]) * _PAGE_MB if fields else 0.0
 
 

@@ -10,10 +10,9 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 
-from measuring import tree_of
+from measuring import stat_of, tree_of
 
 TURN_S = 10.0
 """Long beside what a program takes to go on, short beside the changes of a machine. What is stopped for much
@@ -65,11 +64,7 @@ class Turns:
 
 
 def _works(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    return stat_of(pid)[:1] not in ([], ["Z"])
 
 
 def _tell(pid: int, what: signal.Signals) -> None:

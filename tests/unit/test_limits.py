@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.limits import FIRST_LIMIT, FORGET_S, PULSE_S, Coordinator, Knee, Seen, divide
+from culturepark.knee import FIRST_LIMIT, PULSE_S, Knee, Seen
+from culturepark.limits import FORGET_S, Coordinator, divide
 from culturepark.settings import LimitSettings
 
 Time = Callable[[float, random.Random], float]

@@ -156,6 +156,46 @@ async def test_it_tells_whether_its_connection_stands() -> None:
     receiver.door.close()
 
 
+async def test_a_connection_that_is_made_just_as_its_time_is_over_is_the_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver = Receiver()
+    place = await receiver.door.open(HERE)
+    loop, made = asyncio.get_running_loop(), 0
+
+    async def late(protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> None:
+        nonlocal made
+        made += 1
+        await create(protocol, host, port)
+        raise TimeoutError
+
+    create = loop.create_connection
+    monkeypatch.setattr(loop, "create_connection", late)
+    box = mailbox_to(lambda: place)
+    for number in range(3):
+        box.post(message(number))
+        await until(lambda: len(receiver.numbers) == number + 1)  # noqa: B023 - awaited at once
+    assert made == 1
+    assert receiver.numbers == [0, 1, 2]
+    receiver.door.close()
+
+
+async def test_the_loss_of_a_connection_that_no_longer_stands_changes_nothing() -> None:
+    receiver, told = Receiver(), list[bool]()
+    place = await receiver.door.open(HERE)
+    box = mailbox_to(lambda: place, on_link=told.append)
+    await until(lambda: told == [True])
+    old = box._transport
+    assert old is not None
+    old.abort()
+    await until(lambda: told == [True, False, True])
+    box.lost(old)
+    box.post(message(1))
+    await until(lambda: receiver.numbers == [1])
+    assert told == [True, False, True]
+    receiver.door.close()
+
+
 async def test_nobody_gets_in_without_the_token() -> None:
     receiver = Receiver(token=b"s" * 32)
     host, port = await receiver.door.open(HERE)

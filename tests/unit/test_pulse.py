@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from actors import pulse as pulsing
-from culturepark.limits import Seen
+from culturepark.knee import Seen
 from culturepark.messages import Pulse, pack, unpack
 from culturepark.models.http import HttpEndpoint
 
