@@ -11,7 +11,7 @@ import contextlib
 import random
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -51,16 +51,16 @@ class EmbeddingEngine(_Engine):
         asyncio.run_coroutine_threadsafe(EmbeddingServer(port, host).start(), loop).result(_START_S)
 
 
-def free_ports(host: str, count: int) -> list[int]:
-    """Ports that are free on this machine now; an engine takes them soon, and again after a restart.
-
-    Raises OSError if there are not so many.
-    """
+def free_ports(host: str, count: int, promised: Collection[int]) -> list[int]:
+    """Ports that are free on this machine now, but for those `promised` to others; an engine takes them soon,
+    and again after a restart. Raises OSError if there are not so many."""
     ports: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):
-        if len(ports) == count:
-            return ports
+        if port in promised:
+            continue
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((host, port))
             ports.append(port)
+        if len(ports) == count:
+            return ports
     raise OSError(f"no {count} ports of {host} are free")

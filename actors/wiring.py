@@ -55,6 +55,7 @@ class Crew:
         self._here = NodeAffinitySchedulingStrategy(driver, soft=False)
         self._engines: list[Any] = []
         self._listening: list[Any] = []
+        self._ports: list[int] = []
         self._resting: list[Any] = []
         self._actors: list[Any] = []
         self._engines_wanted = run.settings.actors.engines
@@ -145,10 +146,11 @@ class Crew:
             cpus = int(node.cpus)
             servers = [replace(model, parallel=max(1, cpus))] if embedder else shares(model, cpus)
             if node is self._nodes[0]:
-                ports = free_ports(host, len(servers))
+                ports = free_ports(host, len(servers), self._ports)
             else:
-                asked = ray.remote(free_ports).options(**options).remote(host, len(servers))
+                asked = ray.remote(free_ports).options(**options).remote(host, len(servers), self._ports)
                 ports = ray.get(asked, timeout=_ENGINE_START_S)
+            self._ports += ports
             parts += servers
             urls += [f"http://{host}:{port}/v1" for port in ports]
             options |= {"max_restarts": -1, "max_task_retries": -1}  # a new one rests like the old one

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from actors import engine
 from actors.placement import Node, engine_host, engine_nodes, staff
 from culturepark.limits import known_limits
 from culturepark.models.embedded import listening, shares
@@ -41,6 +43,20 @@ def test_an_engine_leaves_loopback_only_for_other_machines() -> None:
     assert engine_host([DRIVER], DRIVER) == "127.0.0.1"
     assert engine_host([DRIVER, Node("d", DRIVER.ip, 2)], DRIVER) == "127.0.0.1"
     assert engine_host([DRIVER, WORKER], WORKER) == WORKER.ip
+
+
+def test_engines_get_ports_that_nobody_has_and_nobody_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as used, socket.socket() as left, socket.socket() as promised:
+        ports: list[int] = []
+        for sock in (used, left, promised):
+            sock.bind(("127.0.0.1", 0))
+            ports.append(sock.getsockname()[1])
+        left.close()
+        promised.close()
+        monkeypatch.setattr(engine, "_PORTS", ports)
+        assert engine.free_ports("127.0.0.1", 1, [ports[2]]) == [ports[1]]
+        with pytest.raises(OSError, match="are free"):
+            engine.free_ports("127.0.0.1", 3, ())
 
 
 @pytest.mark.parametrize(
