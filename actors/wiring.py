@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 import time
 from typing import Any
 
 import msgspec
 import ray
 from msgspec.structs import replace
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.collector import Collector
@@ -26,7 +27,7 @@ from actors.refiner import RefinerActor
 from actors.seat import Seat, seated
 from actors.trainer import Trainer
 from culturepark.conductor import REFINERS
-from culturepark.errors import ConfigError
+from culturepark.errors import ConfigError, EndpointError
 from culturepark.models.embedded import embedded_name, listening, shares
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
@@ -39,13 +40,15 @@ hold. Of any other it would be that many threads."""
 _CPU = 0.001
 """What an agent or refiner claims of a node: enough that Ray gives them to nodes with CPUs alone."""
 
-_ENGINE_START_S = 120.0
+_MODEL, _ENGINE_FIX = "embedded model", "The machine may be short of memory: try `culturepark doctor`."
+_ENGINE_START_S = 300.0
+_LOOK_S = 0.5
 _ROOM_S = 30.0
 _TRAINER_STOP_S = 30.0
 
 
 class Crew:
-    """The actors of one run. Made whole or not at all; `close` ends them."""
+    """The actors of one run. They and their engines start beside each other; `close` ends them."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -81,7 +84,36 @@ class Crew:
                 else:
                     address = f"agent/{culture}/{i}"
                     self._actor(seated(CulturalAgent), address, inputs, address, post)
-        self._await_engines()
+
+    def await_engines(self, stop: threading.Event) -> None:
+        """Wait until all engines listen, or `stop` is set. Raises ConfigError, EndpointError."""
+        deadline = time.monotonic() + _ENGINE_START_S
+        waiting = self._listening
+        while waiting and not stop.is_set():
+            told, waiting = ray.wait(waiting, timeout=_LOOK_S)
+            try:
+                ray.get(told)
+            except RayTaskError as error:
+                raise cause_of(error) from None
+            except RayActorError as error:
+                what = f"its engine is gone: {str(error).splitlines()[0][:200]}"
+                raise EndpointError(_MODEL, what, _ENGINE_FIX) from None
+            if waiting and time.monotonic() > deadline:
+                what = f"its engine does not listen after {_ENGINE_START_S:.0f} s."
+                raise EndpointError(_MODEL, what, _ENGINE_FIX)
+
+    def look_at_engines(self) -> None:
+        """Raises ConfigError, EndpointError if an engine that was started again cannot listen any more. One
+        whose node is lost is no matter as long as others of its model go on."""
+        if self._resting:
+            told, _ = ray.wait(self._resting, num_returns=len(self._resting), timeout=0)
+            for one in told:
+                try:
+                    ray.get(one)
+                except RayTaskError as error:
+                    raise cause_of(error) from None
+                except RayActorError:
+                    self._resting.remove(one)
 
     def close(self) -> None:
         """End all actors."""
@@ -160,16 +192,9 @@ class Crew:
                 packed = msgspec.msgpack.encode(servers)
                 engine = ray.remote(ChatEngine).options(**options).remote(packed, host, ports)
             self._engines.append(engine)
-            self._listening.append(engine.__ray_ready__.remote())
+            self._listening.append(engine.ready.remote())
             self._resting.append(engine.rest.remote())
         return listening(model, urls, parts)
-
-    def _await_engines(self) -> None:
-        """Wait until all listen. Raises what keeps one from it."""
-        try:
-            ray.get(self._listening, timeout=_ENGINE_START_S)
-        except RayTaskError as error:
-            raise cause_of(error) from None
 
 
 def _nodes(driver: str) -> list[Node]:

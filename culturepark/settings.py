@@ -237,8 +237,8 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     deadline_s: Seconds = 120.0
     """Wall-clock limit of one request."""
     retries: Annotated[int, Meta(ge=0, le=100)] = 5
-    """Further attempts after a fault that may pass. An engine of this machine that is just starting is waited
-    for besides, up to a minute."""
+    """Further attempts after a fault that may pass. An embedded engine that is just starting is waited for
+    besides, up to a minute."""
     backoff_s: Seconds = 1.0
     """The first wait before a further attempt; it doubles, with jitter, up to `backoff_max_s`."""
     backoff_max_s: Seconds = 60.0

@@ -387,7 +387,7 @@ def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dic
     wholes: list[Whole] = []
     bares: list[Figures] = []
     # What runs have rewritten, from a shorter one.
-    lent = [*overrides, "plan.dialogues_per_question=4"]
+    lent = [*overrides, f"plan.dialogues_per_question={min(4, settings.plan.dialogues_per_question)}"]
     with Turns() as alone:
         _, rewritten = whole(lent, alone)
     for _ in range(repeats):

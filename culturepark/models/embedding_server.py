@@ -11,7 +11,7 @@ from aiohttp import web
 from culturepark.models.e5 import packaged_e5
 from culturepark.models.embedded import EMBEDDER_NAME, LOOPBACK
 
-_MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 19
+_MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 17
 """Of one request: it is worked on to its end, whoever waits for it."""
 
 

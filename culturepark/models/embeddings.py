@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,8 +14,8 @@ from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Usage, Vectors
 from culturepark.settings import LimitSettings, ModelSettings
 
-_BATCH = 64
-"""Texts of one request."""
+_BATCH, _BATCH_CHARACTERS = 64, 1 << 16
+"""Texts of one request, and characters of all of them if they are several: some endpoints refuse more."""
 _USELESS = 2
 """Replies that are of no use after which, with one more, a call is given up: each is paid for."""
 _ENORMOUS = 1e6
@@ -46,6 +46,20 @@ _base64 = msgspec.json.Decoder(bytes)
 _tokens = msgspec.json.Decoder(int)
 
 
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in their order, so many together as are sent at once."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and (len(batch) == _BATCH or size + len(text) > _BATCH_CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
+
+
 class HttpEmbedder:
     """One embedding model at one endpoint. Implements ports.Embedder."""
 
@@ -68,7 +82,7 @@ class HttpEmbedder:
     async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         """One row of length 1 a text, in order; see ports.Embedder. Raises ModelError."""
         told = [] if told is None else told
-        parts = [await self._batch(texts[at : at + _BATCH], told) for at in range(0, len(texts), _BATCH)]
+        parts = [await self._batch(some, told) for some in _batches(texts)]
         return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
     async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:

@@ -282,7 +282,7 @@ class HttpEndpoint:
                 avoid.append(replica)
             if failure.kind not in _BROKEN or not any(r.well and r not in avoid for r in self._replicas):
                 avoid.clear()
-                wait_s = self.wait_before(attempt, failure.wait_s)
+                wait_s = self.wait_before(0 if patient else attempt, failure.wait_s)
             if self._on_retry and not (patient and waited):
                 self._on_retry(affinity, replica.url, failure, wait_s)
             if wait_s:

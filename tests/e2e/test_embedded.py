@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,61 @@ def test_the_engine_is_killed_and_started_again(tmp_path: Path) -> None:
     assert summary(out)["total"]["finished"] == summary(out)["total"]["planned"] == 2
     retried = (out / "logs" / "agent-turkish-0.jsonl").read_text()
     assert "call_retried" in retried
+
+
+@pytest.mark.parametrize("weights", [b"GGUF", b"GGUF" + bytes(4096)])
+def test_weights_that_cannot_be_read_end_the_run_in_words(tmp_path: Path, weights: bytes) -> None:
+    (tmp_path / "own.gguf").write_bytes(weights)
+    own = f'models.chat.path="{tmp_path / "own.gguf"}"'
+    code, printed = Generate(tmp_path / "run", 'plan.cultures=["turkish"]', own).wait(120)
+    assert code == 3, printed
+    assert "engine did not start" in printed
+    assert "Internal error" not in printed
+
+
+def test_an_engine_that_cannot_start_again_ends_the_run_in_words(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = Generate(out, 'plan.cultures=["turkish"]', "plan.utterances=8")
+    wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")
+    wait_for(lambda: chat_ports(out), "its engine's address")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for pid in children_named(run.process.pid, "ray::ChatEngine"):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: bound(taken, chat_ports(out)[0]), "the port that it left")
+        taken.listen()
+        code, printed = run.wait(120)
+    assert code == 3, printed
+    assert "engine did not start" in printed
+    code, printed = Generate(out, 'plan.cultures=["turkish"]', "plan.utterances=8").wait(300)
+    assert code == 0, printed
+    assert summary(out)["total"]["finished"] == 2
+
+
+def chat_ports(out: Path) -> list[int]:
+    """The ports of the engine's servers, once the run says them."""
+    endpoints = json.loads((out / "status.json").read_bytes()).get("endpoints", [])
+    return [int(one["url"].split(":")[2].split("/")[0]) for one in endpoints if "SmolLM2" in one["model"]]
+
+
+def bound(sock: socket.socket, port: int) -> bool:
+    """Whether this port is now the socket's."""
+    with contextlib.suppress(OSError):
+        sock.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def test_ctrl_c_while_engines_start_loses_nothing(tmp_path: Path) -> None:
+    run = Generate(tmp_path / "run", 'plan.cultures=["turkish"]', "plan.utterances=2")
+    wait_for(lambda: children_named(run.process.pid, "ray::IDLE"), "Ray")
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, printed = run.wait(120)
+    assert code == 5, printed
+    assert "Traceback" not in printed
+    code, printed = Generate(tmp_path / "run", 'plan.cultures=["turkish"]', "plan.utterances=2").wait(300)
+    assert code == 0, printed
+    assert summary(tmp_path / "run")["total"]["finished"] == 2
 
 
 def test_engines_are_killed_again_and_again_and_once_the_driver(tmp_path: Path) -> None:

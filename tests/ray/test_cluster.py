@@ -135,8 +135,8 @@ def test_the_embedded_model_serves_from_several_nodes(tmp_path: Path, generate: 
     tiny = ('plan.cultures=["korean"]', "plan.utterances=2", "plan.dialogues_per_question=4")
     run = generate(tmp_path / "run", *tiny, "actors.engines=2")
     wait_for(lambda: sum(joined.nodes_with("Moderator")) == 1, "all actors")
-    assert sorted(joined.nodes_with("ChatEngine")) == [0, 1, 1]
-    assert sorted(joined.nodes_with("EmbeddingEngine")) == [0, 1, 1]
+    for name in ("ChatEngine", "EmbeddingEngine"):
+        wait_for(lambda name=name: sorted(joined.nodes_with(name)) == [0, 1, 1], name)
     code, printed = run.wait()
     assert code == 0, printed
     assert summary(tmp_path / "run")["total"]["finished"] == 4

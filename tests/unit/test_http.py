@@ -687,6 +687,11 @@ async def test_many_texts_go_in_batches(servers: Servers) -> None:
     vectors = await servers.embedder(await servers.start(echo)).embed([str(i) for i in range(130)])
     assert [len(sent["input"]) for _, sent, _ in servers.requests] == [64, 64, 2]
     assert np.argsort(vectors[:, 0]).tolist() == list(range(130))
+    servers.requests.clear()
+    long = [f"{i}{' ' * 30_000}" for i in range(5)] + ["5" + " " * 100_000, "6"]
+    vectors = await servers.embedder(await servers.start(echo)).embed(long)
+    assert [len(sent["input"]) for _, sent, _ in servers.requests] == [2, 2, 1, 1, 1]
+    assert np.argsort(vectors[:, 0]).tolist() == list(range(7))
     assert (await servers.embedder(await servers.start(echo)).embed([])).shape[0] == 0
 
 
