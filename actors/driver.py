@@ -51,7 +51,7 @@ def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
             stop.take()  # Ray has put its own handler of SIGTERM in this one's place
             crew = Crew(run)
             try:
-                crew.await_engines(stop.asked)
+                crew.engines.wait(stop.asked)
                 if stop.asked.is_set():
                     what = "stopped on request before anything was begun."
                     raise Interrupted(str(run.root), what, "Run the same command again to go on.")
@@ -81,7 +81,7 @@ def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signal
                 "Give the same command again and the run goes on; start Ray here first if this was a cluster."
             )
             raise CultureParkError("Ray", what, fix)
-        crew.look_at_engines()
+        crew.engines.look()
         if moderator is _DOWN or collector is _DOWN:
             if time.monotonic() - answered > _DOWN_S:
                 what = f"the moderator or the collector has not come back for {_DOWN_S:.0f} s."

@@ -1,4 +1,4 @@
-"""The actors that serve the embedded model and embedder.
+"""The actors that serve the embedded model and embedder, and how a run has them started.
 
 Ray starts, supervises and stops them. A restarted one listens on the same port, so that clients
 need not be told: their next attempt just succeeds.
@@ -11,22 +11,29 @@ import errno
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import msgspec
+import ray
+from msgspec.structs import replace
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.lean import without_addons
+from actors.directory import cause_of
+from actors.placement import Node, engine_host, engine_nodes
 from culturepark.errors import CultureParkError, EndpointError
-from culturepark.models.embedded import serve
+from culturepark.models.embedded import embedded_name, listening, serve, shares
 from culturepark.models.embedding_server import EmbeddingServer
-from culturepark.settings import ModelSettings
+from culturepark.settings import ModelSettings, Settings
 
-without_addons()
-
-_START_S = 60.0
+_START_S, _ALL_START_S = 60.0, 300.0
+_LOOK_S = 0.5
 _SHOWN_CHARS = 240
 _PORTS = range(20_000, 32_000)
 """Below those that systems give to whoever asks for any."""
+_MODEL, _FIX = "embedded model", "The machine may be short of memory: try `culturepark doctor`."
 _NOT_FREE = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
@@ -43,7 +50,7 @@ class _Engine:
         except Exception as error:  # the engine's own
             what = f"its engine did not start: {str(error)[:_SHOWN_CHARS]}"
             fix = "Its weights may be damaged, or its port be taken: try `culturepark doctor`, or again."
-            self._failure = EndpointError("embedded model", what, fix)
+            self._failure = EndpointError(_MODEL, what, fix)
 
     def ready(self) -> None:
         """Return if it listens. Raises ConfigError, EndpointError."""
@@ -96,3 +103,94 @@ def free_ports(host: str, count: int, promised: Collection[int]) -> list[int]:
         if len(ports) == count:
             return ports
     raise OSError(f"no {count} ports of {host} are free")
+
+
+class Engines:
+    """The engines of a run, from their start to their end."""
+
+    def __init__(self, nodes: Sequence[Node], wanted: int) -> None:
+        """`nodes` are the cluster's, the driver's first; `wanted` of them serve a model, 0 for all."""
+        self._nodes = nodes
+        self._wanted = wanted
+        self._actors: list[Any] = []
+        self._listening: list[Any] = []
+        self._resting: list[Any] = []
+        self._ports: list[int] = []
+
+    def serve(self, settings: Settings) -> Settings:
+        """Start servers for each embedded model in use, and say where they will listen."""
+        roles = settings.roles
+        embedder = roles.embedder if settings.refine.enabled else ""
+        used = {name for name in (roles.speaker, roles.extractor, roles.verifier, roles.rewriter) if name}
+        models = dict(settings.models)
+        for name in sorted({*used, embedder} - {""}):
+            if models[name].engine == "embedded":
+                models[name] = self._serve(models[name], embedder=name == embedder)
+        return replace(settings, models=models)
+
+    def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
+        """Start the servers of a model, on each of its nodes: replicas of one endpoint."""
+        model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
+        urls: list[str] = []
+        parts: list[ModelSettings] = []
+        for node in engine_nodes(self._nodes, self._wanted):
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
+            }
+            host = engine_host(self._nodes, node)
+            cpus = int(node.cpus)
+            servers = [replace(model, parallel=max(1, cpus))] if embedder else shares(model, cpus)
+            if node is self._nodes[0]:
+                ports = free_ports(host, len(servers), self._ports)
+            else:
+                asked = ray.remote(free_ports).options(**options).remote(host, len(servers), self._ports)
+                ports = ray.get(asked, timeout=_ALL_START_S)
+            self._ports += ports
+            parts += servers
+            urls += [f"http://{host}:{port}/v1" for port in ports]
+            options |= {"max_restarts": -1, "max_task_retries": -1}  # a new one rests like the old one
+            if embedder:
+                engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(host, *ports)
+            else:
+                packed = msgspec.msgpack.encode(servers)
+                engine = ray.remote(ChatEngine).options(**options).remote(packed, host, ports)
+            self._actors.append(engine)
+            self._listening.append(engine.ready.remote())
+            self._resting.append(engine.rest.remote())
+        return listening(model, urls, parts)
+
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until all listen, or `stop` is set. Raises ConfigError, EndpointError."""
+        deadline = time.monotonic() + _ALL_START_S
+        waiting = self._listening
+        while waiting and not stop.is_set():
+            told, waiting = ray.wait(waiting, timeout=_LOOK_S)
+            try:
+                ray.get(told)
+            except RayTaskError as error:
+                raise cause_of(error) from None
+            except RayActorError as error:
+                what = f"its engine is gone: {str(error).splitlines()[0][:200]}"
+                raise EndpointError(_MODEL, what, _FIX) from None
+            if waiting and time.monotonic() > deadline:
+                what = f"its engine does not listen after {_ALL_START_S:.0f} s."
+                raise EndpointError(_MODEL, what, _FIX)
+
+    def look(self) -> None:
+        """Raises ConfigError, EndpointError if one that was started again cannot listen any more. One that is
+        gone with its node is no matter as long as others of its model go on."""
+        if self._resting:
+            told, _ = ray.wait(self._resting, num_returns=len(self._resting), timeout=0)
+            for one in told:
+                try:
+                    ray.get(one)
+                except RayTaskError as error:
+                    raise cause_of(error) from None
+                except RayActorError:
+                    self._resting.remove(one)
+
+    def close(self) -> None:
+        """End all."""
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
