@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import ray
 from msgspec.structs import replace
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.directory import cause_of
@@ -170,7 +170,7 @@ class Engines:
                 ray.get(told)
             except RayTaskError as error:
                 raise cause_of(error) from None
-            except RayActorError as error:
+            except RayError as error:  # its node cannot take it, or is lost
                 what = f"its engine is gone: {str(error).splitlines()[0][:200]}"
                 raise EndpointError(_MODEL, what, _FIX) from None
             if waiting and time.monotonic() > deadline:
@@ -187,7 +187,7 @@ class Engines:
                     ray.get(one)
                 except RayTaskError as error:
                     raise cause_of(error) from None
-                except RayActorError:
+                except RayError:
                     self._resting.remove(one)
 
     def close(self) -> None:
