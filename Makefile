@@ -41,7 +41,7 @@ test: $(READY)
 torture: $(READY)
 	$(BIN)/python -m tests.torture --kills $(KILLS) --seed $(SEED)
 
-# The benchmark of docs/performance.md, all of it; an hour on two cores, half of it with REPEATS=1.
+# The benchmark of docs/performance.md, all of it; with REPEATS=1 an hour on two cores.
 bench: $(READY)
 	$(BIN)/python scripts/bench.py --repeats $(REPEATS) --json bench.json
 

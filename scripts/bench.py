@@ -1,6 +1,6 @@
 """What culturepark costs and how fast it is, beside the bare minimum, on this machine.
 
-    python scripts/bench.py                      every section: an hour on two cores, with --repeats 1 half
+    python scripts/bench.py                      every section; with --repeats 1 an hour on two cores
     python scripts/bench.py subjects --json FILE the four subjects alone, as a table and as JSON
 
 Sections:
