@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise, starmap
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingTypeStubs]
 
+from culturepark.models.batches import batches
 from culturepark.models.embedded import embedder_weights, own_cpus
 from culturepark.ports import Vectors
 
@@ -93,7 +94,7 @@ class E5:
                 windows.append([self.tokenizer.begin, *ids[start : start + self._window], self.tokenizer.end])
                 owners.append(number)
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
-        means = self._pool.map(self._means, _chunks(windows))
+        means = self._pool.map(self._means, batches(windows, _CHUNK_TOKENS))
         for owner, window, mean in zip(owners, windows, (row for rows in means for row in rows), strict=True):
             vectors[owner] += (len(window) - 2) * mean
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -294,20 +295,6 @@ def _activate(x: _Matrix) -> None:
         inner += 1
         inner *= part
         np.multiply(inner, 0.5, out=part)
-
-
-def _chunks(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Windows in their order, so many together as are worked on at once."""
-    chunk: list[list[int]] = []
-    size = 0
-    for window in windows:
-        if chunk and size + len(window) > _CHUNK_TOKENS:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(window)
-        size += len(window)
-    if chunk:
-        yield chunk
 
 
 @lru_cache(maxsize=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
+from culturepark.models.batches import batches
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Usage, Vectors
@@ -46,20 +47,6 @@ _base64 = msgspec.json.Decoder(bytes)
 _tokens = msgspec.json.Decoder(int)
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in their order, so many together as are sent at once."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        if batch and (len(batch) == _BATCH or size + len(text) > _BATCH_CHARACTERS):
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += len(text)
-    if batch:
-        yield batch
-
-
 class HttpEmbedder:
     """One embedding model at one endpoint. Implements ports.Embedder."""
 
@@ -82,7 +69,7 @@ class HttpEmbedder:
     async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
         """One row of length 1 a text, in order; see ports.Embedder. Raises ModelError."""
         told = [] if told is None else told
-        parts = [await self._batch(some, told) for some in _batches(texts)]
+        parts = [await self._batch(some, told) for some in batches(texts, _BATCH_CHARACTERS, _BATCH)]
         return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
     async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:
