@@ -20,7 +20,8 @@ from culturepark.models import ModelError, open_chat, open_embedder
 from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.plan import Plan
 from culturepark.ports import ChatModel, Embedder
-from culturepark.prompts.profile import Profile, profile_named
+from culturepark.prompts.profile import Profile
+from culturepark.prompts.registry import profile_named
 from culturepark.seeds import Seed
 from culturepark.settings import ModelSettings, Role, Settings
 from culturepark.store.rundir import Run, RunFile

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from culturepark.knee import PULSE_S, Seen
-from culturepark.messages import Pulse, encode
+from culturepark.knee import PULSE_S
+from culturepark.messages import Pulse, Seen, encode
 from culturepark.models.http import HttpEndpoint
 
 _AT_LEAST_EVERY_S = 1.0

@@ -9,9 +9,9 @@ from functools import partial
 import structlog
 
 from actors.worker import Work, Worker
-from culturepark.agent import sampling_with
 from culturepark.messages import Ask, Balked, Outcome, Refine, Step, encode, recorded, with_speaker
 from culturepark.plan import Plan
+from culturepark.prompts.profile import sampling_with
 from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refiner, RoleModel
 from culturepark.settings import Role

@@ -15,10 +15,11 @@ from culturepark import health
 from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief, Plan
-from culturepark.ports import ChatModel, Prompt, Sampling, Usage
-from culturepark.prompts.profile import Cue, Profile
+from culturepark.ports import ChatModel, Prompt
+from culturepark.prompts.profile import Cue, Profile, sampling_with
 from culturepark.repeats import Earlier
 from culturepark.settings import Kind, Settings
+from culturepark.usage import Usage
 
 _REMEMBERED = 20_000
 """Dialogues an agent remembers; the one not heard of for longest is forgotten first."""
@@ -160,18 +161,3 @@ class CulturalSpeaker:
 def _key(ask: Ask) -> tuple[int, int, int]:
     """The dialogue, its take, and which of the two speakers is asked."""
     return ask.number, ask.take, (ask.turn - 1) % 2
-
-
-def sampling_with(default: Sampling, settings: Settings, role: str) -> Sampling:
-    """A profile's sampling with what the settings say of this role."""
-    own = settings.sampling.get(role)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if own is None:
-        return default
-    return Sampling(
-        temperature=default.temperature if own.temperature is None else own.temperature,
-        max_tokens=default.max_tokens if own.max_tokens is None else own.max_tokens,
-        top_p=default.top_p if own.top_p is None else own.top_p,
-        stop=default.stop,
-        seed=default.seed,
-        extra=default.extra,
-    )

@@ -8,8 +8,6 @@ Shards hold what is selected and sealed; the log holds what has ended since. A r
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -189,22 +187,6 @@ class View:
         about = about_of(brief, self.run.facts)
         for opinion in outcome.opinions:
             yield opinion_row(brief, opinion, None, about, self.run.facts, self.plan.cultures)
-
-
-def being_written(root: Path) -> bool:
-    """Whether a process is writing to this run directory now."""
-    try:
-        fd = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(fd)
 
 
 def _fits(one: str, wanted: str) -> bool:

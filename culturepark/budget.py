@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from culturepark.ports import Usage
 from culturepark.settings import CHAT_ROLES, Role, Settings
 from culturepark.store.funnel import money_of
+from culturepark.usage import Usage
 
 _UNKNOWN_CALL = 2.0
 """What a call whose count did not come is taken to have cost, as a multiple of the average one."""

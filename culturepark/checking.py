@@ -25,7 +25,7 @@ from culturepark.store.missing import live_segments, what_is_missing
 from culturepark.store.readers import shard_rows
 from culturepark.store.rundir import SHARD_DIRS, Run, load_run
 from culturepark.store.shards import verify_shard
-from culturepark.terminal import plural
+from culturepark.words import plural
 
 _MOST_NAMED = 20
 """Problems of one sort that are named one by one."""

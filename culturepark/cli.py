@@ -172,8 +172,8 @@ def generate(
     from culturepark.preflight import check_before
     from culturepark.show import show_closing, show_failures
     from culturepark.store.rundir import open_run
-    from culturepark.terminal import clock, count, plural
     from culturepark.terminal import out as console_for
+    from culturepark.words import clock, count, plural
 
     console = console_for()
     settings, plan = _planned(config, sets, shard)
@@ -243,7 +243,8 @@ def _hint_at_remote(console: Console, config: Path | None) -> None:
 
 
 def _say_what_begins(console: Console, this: Run, done: int) -> None:
-    from culturepark.terminal import count, line_of, plural
+    from culturepark.terminal import line_of
+    from culturepark.words import count, plural
 
     plan = this.plan
     parts = ((len(plan), "dialogue"), (len(plan.delegates), "culture"), (len(plan.seeds), "question"))
@@ -261,7 +262,8 @@ def _say_what_begins(console: Console, this: Run, done: int) -> None:
 
 
 def _say_complete(console: Console, root: Path, planned: int, failed: int) -> None:
-    from culturepark.terminal import count, line_of, plural
+    from culturepark.terminal import line_of
+    from culturepark.words import count, plural
 
     console.print(line_of(f"{root} is complete: all {plural(planned, 'dialogue')} have ended.", "bold green"))
     if failed:
@@ -351,7 +353,8 @@ def status(
     """Tell where a run stands, while it goes on or afterwards."""
     import time
 
-    from culturepark.status import EVERY_S, as_json_text, look, shown
+    from culturepark.status import EVERY_S, as_json_text, look
+    from culturepark.status_view import shown
     from culturepark.store.rundir import load_run
     from culturepark.terminal import out
 
@@ -373,9 +376,10 @@ def status(
 
 def _say_trainings(console: Console, directory: Path) -> None:
     """How each training on record stands, and whether its rows hold what models are examined on."""
-    from culturepark.terminal import line_of, plural
+    from culturepark.terminal import line_of
     from culturepark.training.leakage import REPORT, read_report
     from culturepark.training.records import Records
+    from culturepark.words import plural
 
     latest = {record.job.name: record for record in Records(directory).all()}
     for name, record in sorted(latest.items()):
@@ -391,9 +395,10 @@ def _say_trainings(console: Console, directory: Path) -> None:
 @app.command()
 def check(directory: RunDir) -> None:
     """Verify a run: every file, every count."""
-    from culturepark.browse import being_written
     from culturepark.checking import check_run
-    from culturepark.terminal import facts, line_of, out, plural, said
+    from culturepark.store.lock import being_written
+    from culturepark.terminal import facts, line_of, out, said
+    from culturepark.words import plural
 
     console = out()
     if being_written(directory):

@@ -186,9 +186,10 @@ def evaluate(
     from culturepark.evaluation.harness import require_harness, require_plain
     from culturepark.evaluation.kept import forget
     from culturepark.evaluation.measure import against_first, compare_pairs
-    from culturepark.evaluation.report import Measured, check_free, report_of, show_report, write_report
+    from culturepark.evaluation.report import Measured, check_free, report_of, write_report
     from culturepark.evaluation.suite import Suite
     from culturepark.evaluation.targets import adapter_target, target_of, trained_on
+    from culturepark.evaluation_view import show_report
     from culturepark.store.rundir import load_run
     from culturepark.terminal import line_of
     from culturepark.terminal import out as console_for
@@ -372,7 +373,8 @@ def _labelled(
 
 def _tell_of(console: Console, sets: Sequence[LabelledSet]) -> None:
     """What is to be known of labelled sets, before their texts cost anything."""
-    from culturepark.terminal import line_of, plural
+    from culturepark.terminal import line_of
+    from culturepark.words import plural
 
     for one in sets:
         texts = f"{plural(len(one.rows), 'text')} in {one.task.language}"
@@ -390,7 +392,8 @@ async def _measured(
     from culturepark.evaluation.kept import KeptAnswers
     from culturepark.evaluation.suite import names_apart, put_to
     from culturepark.evaluation.targets import target_models
-    from culturepark.terminal import line_of, plural
+    from culturepark.terminal import line_of
+    from culturepark.words import plural
 
     names = names_apart([target.name for target in targets])
     measured: Measured = {}

@@ -76,12 +76,13 @@ def finetune(
     """
     from culturepark.settings import with_overrides
     from culturepark.store.rundir import load_run
-    from culturepark.terminal import count, line_of, out, print_error
+    from culturepark.terminal import line_of, out, print_error
     from culturepark.training.backends import open_backend
     from culturepark.training.base import base_of
     from culturepark.training.datasets import seal
     from culturepark.training.launch import job_of, names_of
     from culturepark.training.records import Records, training_lock
+    from culturepark.words import count
 
     console = out()
     run = load_run(directory)
@@ -210,7 +211,8 @@ def _check_leakage(
 
 
 def _show_leakage(console: Console, dataset: str, report: Report) -> None:
-    from culturepark.terminal import line_of, plural
+    from culturepark.terminal import line_of
+    from culturepark.words import plural
 
     for name, items in report.items.items():
         found = [match for match in report.matches if match.set_name == name]
@@ -260,7 +262,7 @@ def _where_it_is(job: Job) -> str:
 
 
 def _in_words(outcome: Outcome) -> str:
-    from culturepark.terminal import clock
+    from culturepark.words import clock
 
     words = f"done in {clock(outcome.seconds)}"
     if fall := outcome.fall:

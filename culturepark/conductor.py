@@ -41,8 +41,8 @@ from culturepark.messages import (
 )
 from culturepark.models.errors import DOUBTFUL
 from culturepark.plan import Plan
-from culturepark.ports import Usage
 from culturepark.settings import Settings
+from culturepark.usage import Usage
 
 COLLECTOR = "collector"
 REFINERS = "/refiners"

@@ -13,10 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from culturepark.status import cost_words, left_words, place, rate, seconds, tokens_words
+from culturepark.status import place
+from culturepark.status_view import cost_words, left_words, rate, seconds, tokens_words
 from culturepark.store.rundir import Run
-from culturepark.terminal import clock, count, line_of, plural, table
+from culturepark.terminal import line_of, table
 from culturepark.watching import Figures, Snapshot, Watch, total_of
+from culturepark.words import clock, count, plural
 
 _LINE_EVERY_S = 5.0
 _ROWS_AROUND_CULTURES = 13

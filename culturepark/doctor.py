@@ -16,7 +16,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark.agent import sampling_with
 from culturepark.errors import CultureParkError
 from culturepark.models import ModelError, open_chat, open_embedder
 from culturepark.models.embedded import embedded_name
@@ -24,9 +23,10 @@ from culturepark.models.serving import served
 from culturepark.ports import Prompt, Sampling
 from culturepark.preflight import check_endpoints, models_in_use
 from culturepark.prompts.full import OPINIONS_SCHEMA, VERDICT_SCHEMA
-from culturepark.prompts.profile import profile_named
-from culturepark.prompts.text import tidy
+from culturepark.prompts.profile import sampling_with
+from culturepark.prompts.registry import profile_named
 from culturepark.settings import CHAT_ROLES, LimitSettings, ModelSettings, Role, RoleSettings, Settings
+from culturepark.text import tidy
 
 _DEADLINE_S = 120.0
 """A model that is loaded on demand takes its time for the first word."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from culturepark.agent import sampling_with
 from culturepark.plan import Brief, Plan
 from culturepark.ports import Sampling
-from culturepark.prompts.profile import Profile, profile_named
+from culturepark.prompts.profile import Profile, sampling_with
+from culturepark.prompts.registry import profile_named
 from culturepark.settings import Kind, Role, Settings
 
 CHARACTERS_PER_TOKEN = 4.0

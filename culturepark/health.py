@@ -16,11 +16,11 @@ from typing import Literal
 
 from culturepark.messages import Turn
 from culturepark.plan import Brief
-from culturepark.prompts.text import words
 from culturepark.repeats import Earlier
 from culturepark.seeds.model import Answers, Seed
 from culturepark.seeds.stance import Stance, stance_of
 from culturepark.settings import HealthSettings, Symptom
+from culturepark.text import words
 
 Verdict = Literal["accept", "retry", "end"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from msgspec import Struct
+from culturepark.messages import Seen
 
 PULSE_S = 0.25
 """How often a process with news says what it saw."""
@@ -48,33 +48,6 @@ _SETTLE_S = 0.3
 _OWN_S = 0.005
 """What our own busy event loop may add to a latency: no server's queue, and harmless. Without it a client
 that is slower than its server would take itself for the queue and hold back for nothing."""
-
-
-class Seen(Struct, frozen=True):
-    """What one process saw of one replica of one model since its last report.
-
-    `latency_s` and `latency_sq` are sums over `completed` replies, of seconds and of their squares.
-    `retry_after_s` is the longest wait asked for, bounded; `broken` counts 5xx, lost connections and
-    time-outs. `in_flight` and `waiting` are counts of this moment, `most` the most in flight since the
-    last report. `limit` is the share this process was given, 0 if it was given none. `retried` counts
-    requests that were further attempts at one call.
-    """
-
-    url: str
-    model: str
-    completed: int = 0
-    latency_s: float = 0.0
-    latency_sq: float = 0.0
-    refused: int = 0
-    retry_after_s: float = 0.0
-    broken: int = 0
-    in_flight: int = 0
-    waiting: int = 0
-    most: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    limit: int = 0
-    retried: int = 0
 
 
 class _Round:

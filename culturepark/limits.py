@@ -11,9 +11,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
-
-from culturepark.knee import PULSE_S, Knee, Seen
+from culturepark.knee import PULSE_S, Knee
+from culturepark.messages import Seen, Share
 from culturepark.settings import LimitSettings, ModelSettings
 
 FORGET_S = 10.0
@@ -30,21 +29,6 @@ _FULL = 1.5
 """What a server of our own is asked at once, times what it works on."""
 _RATE_S = 5.0
 """The time over which shown rates are averaged."""
-
-
-class Share(Struct, frozen=True):
-    """What one process may do with one replica of one model.
-
-    `limit` is requests at once. `weight` is for routing, 0 to 1; 0 means: only a trial now and then.
-    The rates are this process's part of the static limits of the whole model, 0 for no limit.
-    """
-
-    url: str
-    model: str
-    limit: int
-    weight: float = 1.0
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
 
 
 class _Process:

@@ -14,9 +14,7 @@ from typing import Any, Literal, cast
 import msgspec
 from msgspec import Struct
 
-from culturepark.knee import Seen
-from culturepark.limits import Share
-from culturepark.ports import Usage
+from culturepark.usage import Usage
 
 SCHEMA = 1
 
@@ -193,6 +191,48 @@ class Noted(Struct, frozen=True):
 
 
 # --- agent or refiner -> moderator, and back: how much may be under way ------------------------------
+
+
+class Seen(Struct, frozen=True):
+    """What one process saw of one replica of one model since its last report.
+
+    `latency_s` and `latency_sq` are sums over `completed` replies, of seconds and of their squares.
+    `retry_after_s` is the longest wait asked for, bounded; `broken` counts 5xx, lost connections and
+    time-outs. `in_flight` and `waiting` are counts of this moment, `most` the most in flight since the
+    last report. `limit` is the share this process was given, 0 if it was given none. `retried` counts
+    requests that were further attempts at one call.
+    """
+
+    url: str
+    model: str
+    completed: int = 0
+    latency_s: float = 0.0
+    latency_sq: float = 0.0
+    refused: int = 0
+    retry_after_s: float = 0.0
+    broken: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    most: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    limit: int = 0
+    retried: int = 0
+
+
+class Share(Struct, frozen=True):
+    """What one process may do with one replica of one model.
+
+    `limit` is requests at once. `weight` is for routing, 0 to 1; 0 means: only a trial now and then.
+    The rates are this process's part of the static limits of the whole model, 0 for no limit.
+    """
+
+    url: str
+    model: str
+    limit: int
+    weight: float = 1.0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
 
 
 class Pulse(Struct, frozen=True, tag="pulse"):

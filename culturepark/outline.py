@@ -13,7 +13,8 @@ from culturepark.estimate import ASSUMPTIONS, Estimate
 from culturepark.plan import Plan
 from culturepark.seeds import ImportResult, Seed
 from culturepark.settings import Settings
-from culturepark.terminal import count, facts, heading, line_of, money, plural, said, table
+from culturepark.terminal import facts, heading, line_of, said, table
+from culturepark.words import count, money, plural
 
 _MOST_LISTED = 20
 

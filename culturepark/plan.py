@@ -30,7 +30,6 @@ from msgspec import Struct
 
 from culturepark.cultures import Culture, Gender, Persona, culture_named, draw_persona
 from culturepark.errors import ConfigError
-from culturepark.prompts import PROMPT_VERSION
 from culturepark.seeds import Answers, Seed, draw, stance_of
 from culturepark.seeds.stance import Stance
 from culturepark.settings import (
@@ -43,9 +42,7 @@ from culturepark.settings import (
     Style,
     part_of,
 )
-
-PLAN_VERSION = 1
-"""Changes when the same settings would give other dialogues."""
+from culturepark.versions import PLAN_VERSION, PROMPT_VERSION
 
 
 class Cell(Struct, frozen=True):

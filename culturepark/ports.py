@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from culturepark.prompts.text import without_tokens
+from culturepark.text import without_tokens
+from culturepark.usage import Usage
 
 if TYPE_CHECKING:  # agents import this, have no vectors, and should start soon
     import numpy as np
@@ -16,31 +17,6 @@ if TYPE_CHECKING:  # agents import this, have no vectors, and should start soon
 
 Vectors: TypeAlias = "NDArray[np.float32]"
 """Embeddings, shape (texts, dimensions), float32, each row of length 1."""
-
-
-class Usage(Struct, frozen=True):
-    """What model calls took: counts of calls and tokens, summed with `+`.
-
-    `unreported` counts calls whose tokens nobody told: they are unknown, not zero. Of these, `lost` are
-    the calls whose answer did not come or could not be read; the others' endpoint keeps silent.
-    """
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    unreported: int = 0
-    lost: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.calls + other.calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.unreported + other.unreported,
-            self.lost + other.lost,
-        )
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):

@@ -17,8 +17,8 @@ from msgspec import Struct
 from culturepark.errors import ConfigError, EndpointError, RunDirError
 from culturepark.models.embedded import require_engine
 from culturepark.models.http import api_key_of, base_urls_of, without_key
-from culturepark.prompts.text import tidy
 from culturepark.settings import CHAT_ROLES, ModelSettings, Role, Settings
+from culturepark.text import tidy
 
 DEADLINE_S = 10.0
 """Wall-clock limit of one look at an endpoint."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from culturepark.prompts.text import words
+from culturepark.text import words
 
 END_CHARS = 32
 """Characters at the beginning and the end of a turn that are remembered: two turns of one sentence

@@ -11,26 +11,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from culturepark.browse import View, being_written
+from culturepark.browse import View
 from culturepark.cultures import Persona, describe
 from culturepark.plan import Brief
-from culturepark.prompts.text import tidy
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
+from culturepark.store.lock import being_written
 from culturepark.store.rundir import SHARD_DIRS
-from culturepark.terminal import (
-    VERDICT_STYLES,
-    clock,
-    command,
-    count,
-    facts,
-    heading,
-    line_of,
-    money,
-    plural,
-    said,
-    table,
-)
+from culturepark.terminal import VERDICT_STYLES, command, facts, heading, line_of, said, table
+from culturepark.text import tidy
+from culturepark.words import clock, count, money, plural
 
 REASONS = {
     "no_opinion": "no opinion: a question or a courtesy",

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from culturepark.errors import CultureParkError, Interrupted
-from culturepark.prompts.text import tidy
+from culturepark.text import tidy
 
 VERDICT_STYLES = {"entails": "green", "novel": "yellow", "contradicts": "red"}
 _WIDEST = 100
@@ -42,32 +42,6 @@ def said(text: str, style: str = "") -> Text:
 def line_of(text: str, style: str = "") -> Text:
     """Words of others on one line."""
     return Text(" ".join(tidy(text).split()), style)
-
-
-def count(number: float) -> str:
-    """A count with thousands apart: `12,345`."""
-    return f"{round(number):,}"
-
-
-def money(amount: float | None, local: bool = False) -> str:
-    """Money in the currency of the configured prices; `unknown` where nothing is known."""
-    if local:
-        return "none (local)"
-    if amount is None:
-        return "unknown"
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.4f}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as `4:05` or `1:04:05`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """`1 dialogue`, `2 dialogues`."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
 def table(*columns: str, left: int = 1) -> Table:

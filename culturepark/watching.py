@@ -13,11 +13,11 @@ from msgspec.structs import replace
 
 from culturepark.conductor import Progress
 from culturepark.estimate import turns_planned
-from culturepark.ports import Usage
 from culturepark.settings import CHAT_ROLES, Role, Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.rundir import Run
+from culturepark.usage import Usage
 
 WINDOW_S = 30.0
 """What "now" means where a rate is given."""

@@ -17,13 +17,13 @@ from culturepark.conductor import COLLECTOR, REFINERS, Conductor
 from culturepark.cultures import load_cultures
 from culturepark.messages import Ask, Kept, Opinion, Outcome, Recorded, Spoke, Turn, encode, speaker_usage
 from culturepark.plan import Plan
-from culturepark.ports import Usage
 from culturepark.seeds import load_seeds
 from culturepark.settings import load_settings
 from culturepark.store.files import RealFiles
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run, open_run
+from culturepark.usage import Usage
 
 _TEXT = "My mother always said that elders are to be heard first, since it keeps the peace at home. " * 4
 _OPINIONS_A_TURN = 3

@@ -47,11 +47,12 @@ from culturepark.messages import Ask, Spoke
 from culturepark.models import embedded
 from culturepark.models.embedded import WEIGHTS_NAME, shares
 from culturepark.plan import Plan
-from culturepark.ports import Completion, Prompt, Sampling, Usage
-from culturepark.prompts.profile import profile_named
-from culturepark.prompts.text import first_person, unquoted, without_lead_in
+from culturepark.ports import Completion, Prompt, Sampling
+from culturepark.prompts.registry import profile_named
 from culturepark.seeds import load_seeds
 from culturepark.settings import ModelSettings, Settings, load_settings
+from culturepark.text import first_person, unquoted, without_lead_in
+from culturepark.usage import Usage
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _POLL_S = 2.0

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from culturepark.cultures import load_cultures
 from culturepark.plan import Plan
-from culturepark.prompts.profile import profile_named
+from culturepark.prompts.registry import profile_named
 from culturepark.seeds import load_seeds
 from culturepark.settings import Settings, load_settings
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from culturepark.models.e5 import packaged_e5
 from culturepark.models.embedded import embedded_name
-from culturepark.ports import Usage, Vectors
+from culturepark.ports import Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Calibration, Floats, Labelled, Measure
 from culturepark.seeds.builtin import builtin_seeds
 from culturepark.settings import ModelSettings
+from culturepark.usage import Usage
 
 EmbedTexts = Callable[[Sequence[str]], Vectors]
 

@@ -33,15 +33,16 @@ from culturepark.models.chat import HttpChatModel
 from culturepark.models.e5 import packaged_e5
 from culturepark.models.serving import served
 from culturepark.plan import Brief, Plan
-from culturepark.ports import ChatModel, Usage, Vectors
-from culturepark.prompts.profile import profile_named
-from culturepark.prompts.text import tidy
+from culturepark.ports import ChatModel, Vectors
+from culturepark.prompts.registry import profile_named
 from culturepark.refine.calibration import labelled_set
 from culturepark.refine.hybrid import HybridVerifier
 from culturepark.refine.verify import read_verdict
 from culturepark.seeds import Seed, builtin_seeds
 from culturepark.seeds.stance import stance_of
 from culturepark.settings import LimitSettings, ModelSettings, decode_settings
+from culturepark.text import tidy
+from culturepark.usage import Usage
 
 ATTACKS = Path(__file__).resolve().parent.parent / "tests" / "data" / "attacks.jsonl"
 HARMLESS = (

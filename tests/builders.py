@@ -16,10 +16,11 @@ from culturepark.messages import Opinion, Outcome, Turn
 from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.plan import Brief, Plan
-from culturepark.ports import Completion, Prompt, Sampling, Usage, Vectors
+from culturepark.ports import Completion, Prompt, Sampling, Vectors
 from culturepark.seeds import Seed, builtin_seeds
 from culturepark.settings import Settings, decode_settings
 from culturepark.store.rundir import Run, open_run
+from culturepark.usage import Usage
 
 THREE = ("wvs7-q27", "wvs7-q28", "wvs7-q29")
 """Questions that were asked everywhere."""

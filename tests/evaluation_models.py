@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from culturepark.models.errors import ModelError
-from culturepark.ports import Completion, Prompt, Sampling, Usage
+from culturepark.ports import Completion, Prompt, Sampling
+from culturepark.usage import Usage
 
 _LINE = re.compile(r"^(\d{1,2})\. (.+)$")
 

@@ -22,8 +22,8 @@ from culturepark.evaluation.report import REPORT
 from culturepark.evaluation.targets import EMBEDDED, Target
 from culturepark.models.embedded import served_file, sha256_of
 from culturepark.models.http import base_urls_of
-from culturepark.prompts import PROMPT_VERSION
 from culturepark.store.files import disk_errors, make_dirs
+from culturepark.versions import PROMPT_VERSION
 
 FOLDER = "answers"
 

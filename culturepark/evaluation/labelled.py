@@ -21,8 +21,8 @@ from msgspec.structs import replace
 from culturepark.cultures import CULTURE_ID
 from culturepark.errors import ConfigError
 from culturepark.paths import config_dir
-from culturepark.prompts.text import tidy
-from culturepark.terminal import plural
+from culturepark.text import tidy
+from culturepark.words import plural
 
 SYNTHETIC = "synthetic"
 """The set that comes with the project."""

@@ -11,10 +11,11 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark.ports import Usage, Vectors
+from culturepark.ports import Vectors
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rundir import Run
+from culturepark.usage import Usage
 
 T = TypeVar("T")
 

@@ -20,9 +20,10 @@ from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.made import ALL, TASK, Made, Opinion, Talk, Turn, vectors_of, with_estimates
 from culturepark.evaluation.measure import Better, Measurement
 from culturepark.evaluation.statistics import Floats
-from culturepark.ports import Usage, Vectors
+from culturepark.ports import Vectors
 from culturepark.settings import RefineSettings, Settings
 from culturepark.store.funnel import money_of
+from culturepark.usage import Usage
 
 BUDGET = "budget"
 """The task of figures at the budget of tokens that two runs share."""

@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry, Reply
-from culturepark.ports import Completion, Prompt, Sampling, Usage
+from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.usage import Usage
 
 
 class _Details(Struct):

@@ -12,8 +12,9 @@ from msgspec import Struct
 from culturepark.models.batches import batches
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, OnRetry
-from culturepark.ports import Usage, Vectors
+from culturepark.ports import Vectors
 from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.usage import Usage
 
 _BATCH, _BATCH_CHARACTERS = 64, 1 << 16
 """Texts of one request, and characters of all of them if they are several: some endpoints refuse more."""

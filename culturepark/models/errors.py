@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from culturepark.messages import RUN_STOPPERS, FailureKind
-from culturepark.ports import Usage
+from culturepark.usage import Usage
 
 PASSING: frozenset[FailureKind] = frozenset(
     {"rate_limited", "server", "timeout", "connection", "invalid_reply", "empty_reply", "too_large"}

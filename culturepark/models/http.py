@@ -24,15 +24,15 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import ConfigError
-from culturepark.knee import FIRST_LIMIT, Seen
-from culturepark.limits import Coordinator, Share, known_limits
-from culturepark.messages import FailureKind
+from culturepark.knee import FIRST_LIMIT
+from culturepark.limits import Coordinator, known_limits
+from culturepark.messages import FailureKind, Seen, Share
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer
 from culturepark.models.wire import Address, NotSentError, TooLargeError, Wire
-from culturepark.ports import Usage
-from culturepark.prompts.text import tidy
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
+from culturepark.text import tidy
+from culturepark.usage import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 SESSION_HEADER = "X-Session-ID"

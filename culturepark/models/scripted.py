@@ -23,7 +23,8 @@ from culturepark.errors import ConfigError
 from culturepark.messages import FailureKind
 from culturepark.models.embeddings import unit
 from culturepark.models.errors import ModelError
-from culturepark.ports import Completion, Prompt, Sampling, Usage, Vectors
+from culturepark.ports import Completion, Prompt, Sampling, Vectors
+from culturepark.usage import Usage
 
 _WHO = "My mother|My father|My village|Our neighbour|My teacher|My family|Our town|My grandfather".split("|")
 _DOES = "always said that|showed me that|believes that|taught us that|would never doubt that".split("|")

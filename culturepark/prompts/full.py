@@ -10,8 +10,8 @@ import msgspec
 from culturepark.cultures import Culture, describe
 from culturepark.plan import Brief
 from culturepark.ports import Prompt, Sampling
-from culturepark.prompts.profile import Cue
-from culturepark.prompts.text import tidy, unquoted, whole_sentences, without_name
+from culturepark.prompts.profile import Cue, script_step
+from culturepark.text import tidy, unquoted, whole_sentences, without_name
 
 # The self-guided script: one cue before each of a speaker's turns, in this order. Longer dialogues
 # go round the middle of it; the last turn always looks back.
@@ -51,17 +51,6 @@ VERDICT_SCHEMA: dict[str, Any] = {
         "verdict": {"type": "string", "enum": ["entails", "contradicts", "novel"]},
     },
 }
-
-
-def script_step(turn: int, utterances: int, length: int) -> int:
-    """Which step of a script of `length` a turn takes: the first at first, the last at last, and
-    round the middle between them."""
-    own, owns = (turn - 1) // 2, max(1, (utterances + turn % 2) // 2)
-    if own == 0:
-        return 0
-    if own >= owns - 1:
-        return length - 1
-    return 1 + (own - 1) % (length - 2)
 
 
 class FullProfile:

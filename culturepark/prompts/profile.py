@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -11,6 +10,7 @@ from msgspec import Struct
 from culturepark.cultures import Culture
 from culturepark.plan import Brief
 from culturepark.ports import Prompt, Sampling
+from culturepark.settings import Settings
 
 
 class Cue(Struct, frozen=True):
@@ -57,10 +57,27 @@ class Profile(Protocol):
         ...
 
 
-@lru_cache(maxsize=4)
-def profile_named(name: Literal["full", "small"]) -> Profile:
-    """The profile with this name."""
-    from culturepark.prompts.full import FullProfile
-    from culturepark.prompts.small import SmallProfile
+def sampling_with(default: Sampling, settings: Settings, role: str) -> Sampling:
+    """A profile's sampling with what the settings say of this role."""
+    own = settings.sampling.get(role)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if own is None:
+        return default
+    return Sampling(
+        temperature=default.temperature if own.temperature is None else own.temperature,
+        max_tokens=default.max_tokens if own.max_tokens is None else own.max_tokens,
+        top_p=default.top_p if own.top_p is None else own.top_p,
+        stop=default.stop,
+        seed=default.seed,
+        extra=default.extra,
+    )
 
-    return SmallProfile() if name == "small" else FullProfile()
+
+def script_step(turn: int, utterances: int, length: int) -> int:
+    """Which step of a script of `length` a turn takes: the first at first, the last at last, and
+    round the middle between them."""
+    own, owns = (turn - 1) // 2, max(1, (utterances + turn % 2) // 2)
+    if own == 0:
+        return 0
+    if own >= owns - 1:
+        return length - 1
+    return 1 + (own - 1) % (length - 2)

@@ -8,8 +8,8 @@ import msgspec
 
 from culturepark.messages import Opinion
 from culturepark.plan import Brief
-from culturepark.prompts.text import tidy
 from culturepark.seeds import Seed
+from culturepark.text import tidy
 
 MOST_ONE_DIGIT = 10
 """More options than digits cannot be told apart by a first token."""

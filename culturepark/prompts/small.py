@@ -15,9 +15,8 @@ import msgspec
 from culturepark.cultures import Culture, describe
 from culturepark.plan import Brief
 from culturepark.ports import Prompt, Sampling
-from culturepark.prompts.full import script_step
-from culturepark.prompts.profile import Cue
-from culturepark.prompts.text import tidy, unquoted, whole_sentences, without_name
+from culturepark.prompts.profile import Cue, script_step
+from culturepark.text import tidy, unquoted, whole_sentences, without_name
 
 # How each step of the script begins, for somebody with a stance: the paper's cues (give reasons;
 # agree or not; more of your culture; more ideas; something to introduce; what it inspires) as the

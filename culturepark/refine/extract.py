@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from culturepark.prompts.text import sentences, tidy
+from culturepark.text import sentences, tidy
 
 MAX_OPINIONS = 12
 """More opinions of one turn than this are not believed."""

@@ -18,10 +18,11 @@ import numpy as np
 from msgspec import Struct
 
 from culturepark.models.errors import ModelError
-from culturepark.ports import Embedder, Usage, Vectors
+from culturepark.ports import Embedder, Vectors
 from culturepark.refine.calibration import Thresholds, shipped_calibration
 from culturepark.refine.verify import Judgement
 from culturepark.seeds.model import Seed
+from culturepark.usage import Usage
 
 # Survey wording is terse and talk is not: said like talk, a position is nearer to opinions on it than
 # to remarks that only share its words. Of all subsets of these four, this one was the best on the

@@ -14,7 +14,8 @@ from hashlib import blake2b
 import numpy as np
 
 from culturepark.messages import RECORD_BYTES, Step, bare_usage, only_usage, step_usage
-from culturepark.ports import Completion, Usage, Vectors
+from culturepark.ports import Completion, Vectors
+from culturepark.usage import Usage
 
 _KEY_BYTES = 12
 

@@ -15,17 +15,18 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from culturepark import text as prose
 from culturepark.messages import Opinion, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief
-from culturepark.ports import ChatModel, Embedder, Prompt, Sampling, Usage, Vectors
-from culturepark.prompts import text as prose
+from culturepark.ports import ChatModel, Embedder, Prompt, Sampling, Vectors
 from culturepark.prompts.profile import Profile
 from culturepark.refine.extract import MAX_OPINIONS, Found, read_opinions, sentences_as_opinions
 from culturepark.refine.hybrid import HybridVerifier
 from culturepark.refine.journal import Journal, no_journal
 from culturepark.refine.verify import Judgement, read_verdict
 from culturepark.settings import RefineSettings
+from culturepark.usage import Usage
 
 T = TypeVar("T")
 

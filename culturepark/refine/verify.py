@@ -8,8 +8,8 @@ from typing import Any, cast
 from msgspec import Struct
 
 from culturepark.messages import Verdict
-from culturepark.prompts.text import tidy
 from culturepark.refine.extract import json_value
+from culturepark.text import tidy
 
 VERDICTS: tuple[Verdict, ...] = ("entails", "contradicts", "novel")
 

@@ -12,9 +12,9 @@ from typing import Any
 from msgspec.structs import asdict
 
 from culturepark.messages import Outcome
-from culturepark.ports import Usage
 from culturepark.refine.select import Choice
 from culturepark.settings import Settings
+from culturepark.usage import Usage
 
 Funnel = Counter[str]
 _USAGE = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "unreported", "lost")

@@ -33,7 +33,6 @@ from culturepark.messages import (
     decode_record,
 )
 from culturepark.plan import Cell
-from culturepark.ports import Usage
 from culturepark.refine.select import Candidate, Choice, KeptVectors, select
 from culturepark.store import funnel as funnels
 from culturepark.store.files import REAL, Files
@@ -47,6 +46,7 @@ from culturepark.store.readers import kept_vectors, shard_rows
 from culturepark.store.rows import DIALOGUES, OPINIONS, RowBuffer, about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.shards import Stray, commit_table, quarantine_strays, shard_path
+from culturepark.usage import Usage
 
 _SEGMENT_BYTES = 64 << 20
 

@@ -156,3 +156,19 @@ def _newest_epoch(directory: Path) -> int:
         except FileNotFoundError:
             return 0
     return max((int(name) for name in names if name.isdecimal() and name.isascii()), default=0)
+
+
+def being_written(root: Path) -> bool:
+    """Whether a process is writing to this run directory now."""
+    try:
+        fd = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from culturepark.prompts.text import tidy
 from culturepark.store import funnel as funnels
 from culturepark.store.files import write_atomically
 from culturepark.store.funnel import Funnel
@@ -21,6 +20,7 @@ from culturepark.store.manifest import Manifest
 from culturepark.store.paths import inside, safe_name
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS, Run
+from culturepark.text import tidy
 
 
 def publish(run: Run, counts: Mapping[str, Funnel]) -> dict[str, Any]:

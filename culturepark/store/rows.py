@@ -20,11 +20,11 @@ from culturepark import __version__
 from culturepark.cultures import Culture, Persona
 from culturepark.messages import Opinion, Outcome
 from culturepark.plan import Brief
-from culturepark.prompts import PROMPT_VERSION
 from culturepark.prompts.rows import training_messages
 from culturepark.refine.select import Choice
 from culturepark.seeds.stance import Stance
 from culturepark.store.rundir import RunFacts
+from culturepark.versions import PROMPT_VERSION
 
 _S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 

@@ -24,15 +24,15 @@ import msgspec
 from msgspec import Struct
 
 from culturepark import __version__
-from culturepark.agent import sampling_with
 from culturepark.cultures import Culture
 from culturepark.errors import RunDirError
 from culturepark.plan import Plan
-from culturepark.prompts import PROMPT_VERSION
-from culturepark.prompts.profile import profile_named
+from culturepark.prompts.profile import sampling_with
+from culturepark.prompts.registry import profile_named
 from culturepark.seeds import read_seeds, write_seeds
 from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings, decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
+from culturepark.versions import PROMPT_VERSION
 
 SHARD_DIRS = ("dialogues", "samples", "rejected")
 _OURS = {"seeds.jsonl", "cultures.json", "lock", "epochs", "logs", "orphans"}

@@ -23,8 +23,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from culturepark.errors import ConfigError
-from culturepark.ports import Embedder, Usage, Vectors
+from culturepark.ports import Embedder, Vectors
 from culturepark.store.files import write_atomically
+from culturepark.usage import Usage
 
 REPORT = "leakage.json"
 """The file beside a dataset's rows."""

@@ -31,7 +31,7 @@ from culturepark.messages import (
     encode,
 )
 from culturepark.plan import Plan
-from culturepark.ports import Usage
+from culturepark.usage import Usage
 from tests import builders
 
 TAKE = 77

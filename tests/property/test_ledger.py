@@ -26,7 +26,6 @@ from culturepark.messages import (
     encode,
     on_disk,
 )
-from culturepark.ports import Usage
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.ledger import Ledger, Sealed
@@ -36,6 +35,7 @@ from culturepark.store.manifest import Manifest
 from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS, Run
+from culturepark.usage import Usage
 from tests import builders
 
 

@@ -22,7 +22,6 @@ from msgspec import Struct
 
 from culturepark.errors import RunDirError
 from culturepark.messages import Begun, Outcome, Spoke, Step, Turn, encode
-from culturepark.ports import Usage
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store import ledger
@@ -34,6 +33,7 @@ from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS
 from culturepark.store.shards import verify_shard
+from culturepark.usage import Usage
 from tests import builders
 from tests.faults import Crash, FaultyFiles
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from culturepark import __version__
-from culturepark.prompts import PROMPT_VERSION
 from culturepark.store.rundir import load_run
+from culturepark.versions import PROMPT_VERSION
 from tests.ray.conftest import summary
 from tests.ray.test_generate import assert_whole, content
 

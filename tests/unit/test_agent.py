@@ -11,8 +11,9 @@ from culturepark.agent import CulturalSpeaker
 from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
 from culturepark.models.errors import ModelError
 from culturepark.plan import Plan
-from culturepark.ports import Completion, Prompt, Usage
-from culturepark.prompts.profile import profile_named
+from culturepark.ports import Completion, Prompt
+from culturepark.prompts.registry import profile_named
+from culturepark.usage import Usage
 from tests import builders
 
 TAKE = 3

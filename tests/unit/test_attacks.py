@@ -28,9 +28,8 @@ from culturepark.errors import ConfigError, RunDirError, SeedError
 from culturepark.messages import Ask, Balked, Outcome, Spoke, Turn, speaker_usage
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.plan import Brief, Plan
-from culturepark.ports import Completion, Prompt, Sampling, Usage
-from culturepark.prompts.profile import profile_named
-from culturepark.prompts.text import tidy, without_tokens
+from culturepark.ports import Completion, Prompt, Sampling
+from culturepark.prompts.registry import profile_named
 from culturepark.refine.extract import read_opinions
 from culturepark.refine.pipeline import Refiner, RoleModel
 from culturepark.refine.verify import read_verdict
@@ -39,6 +38,8 @@ from culturepark.seeds.check import check_seed
 from culturepark.seeds.stance import stance_of
 from culturepark.store.paths import inside, safe_name
 from culturepark.store.rundir import Run, open_run
+from culturepark.text import tidy, without_tokens
+from culturepark.usage import Usage
 from tests import builders, runs
 
 CORPUS = [

@@ -6,8 +6,8 @@ import pytest
 
 from culturepark.budget import Budget
 from culturepark.errors import ConfigError
-from culturepark.ports import Usage
 from culturepark.settings import Settings, load_settings
+from culturepark.usage import Usage
 
 REMOTE = [
     'models.chat.engine="openai"',

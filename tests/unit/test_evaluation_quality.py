@@ -25,12 +25,12 @@ from culturepark.evaluation.made import Made, Opinion, Talk, is_silent, read, sa
 from culturepark.evaluation.measure import Measurement, compare
 from culturepark.messages import Outcome
 from culturepark.models.scripted import ScriptedEmbedder
-from culturepark.ports import Usage
 from culturepark.prompts import judge as words
-from culturepark.prompts.text import tidy
 from culturepark.refine.verify import VERDICTS
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
+from culturepark.text import tidy
+from culturepark.usage import Usage
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, always, at_place, evenly
 

@@ -24,8 +24,9 @@ from culturepark.models.chat import HttpChatModel
 from culturepark.models.embeddings import HttpEmbedder
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint
-from culturepark.ports import Completion, Prompt, Sampling, Usage
+from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.usage import Usage
 from tests.hostile import MISDEEDS, RETRY_AFTER, Hostile, framed, full_backlog, good
 
 KEY = "proj.4f9c2a7e11d0b6338855"

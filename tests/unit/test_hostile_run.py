@@ -17,12 +17,12 @@ from culturepark.conductor import COLLECTOR, Conductor, Post, Progress
 from culturepark.messages import Ask, Outcome, encode, on_disk
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.http import HttpEndpoint
-from culturepark.ports import Usage
-from culturepark.prompts.profile import profile_named
+from culturepark.prompts.registry import profile_named
 from culturepark.settings import BudgetSettings
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
+from culturepark.usage import Usage
 from tests import builders
 from tests.hostile import MISDEEDS, Hostile, framed, good
 

@@ -22,9 +22,10 @@ from culturepark.models.chat import HttpChatModel
 from culturepark.models.embeddings import HttpEmbedder
 from culturepark.models.errors import ModelError
 from culturepark.models.http import HttpEndpoint, seconds_of
-from culturepark.ports import Completion, Prompt, Sampling, Usage
-from culturepark.prompts.text import tidy
+from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.text import tidy
+from culturepark.usage import Usage
 
 KEY = "proj.4f9c2a7e11d0b6338855"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

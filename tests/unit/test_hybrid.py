@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culturepark.models.errors import ModelError
-from culturepark.ports import Usage, Vectors
+from culturepark.ports import Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Labelled, Thresholds
 from culturepark.refine.hybrid import HybridVerifier, judge, positions_of, stated_position
 from culturepark.seeds.builtin import builtin_seeds
 from culturepark.seeds.model import Option, Seed
+from culturepark.usage import Usage
 
 AT = Thresholds(relevance=0.8, margin=0.05)
 TEN = tuple(Option(code, str(code)) for code in range(1, 11))

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.knee import FIRST_LIMIT, PULSE_S, Knee, Seen
+from culturepark.knee import FIRST_LIMIT, PULSE_S, Knee
 from culturepark.limits import FORGET_S, Coordinator, divide
+from culturepark.messages import Seen
 from culturepark.settings import LimitSettings
 
 Time = Callable[[float, random.Random], float]

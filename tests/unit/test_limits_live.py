@@ -13,7 +13,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.limits import Coordinator, Share
+from culturepark.limits import Coordinator
+from culturepark.messages import Share
 from culturepark.models.errors import ModelError
 from culturepark.models.gates import Gate, Pacer
 from culturepark.models.http import HttpEndpoint

@@ -10,8 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from actors import pulse as pulsing
-from culturepark.knee import Seen
-from culturepark.messages import Pulse, pack, unpack
+from culturepark.messages import Pulse, Seen, pack, unpack
 from culturepark.models.http import HttpEndpoint
 
 BLANK = Seen("http://127.0.0.1:1/v1", "model", in_flight=2)

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from culturepark.messages import Opinion, Step, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief
-from culturepark.ports import Prompt, Sampling, Usage
-from culturepark.prompts.profile import profile_named
-from culturepark.prompts.text import first_person, holds_no_opinion, sentences, tidy, words
+from culturepark.ports import Prompt, Sampling
+from culturepark.prompts.registry import profile_named
 from culturepark.refine import journal
 from culturepark.refine.extract import MAX_OPINIONS, read_opinions, sentences_as_opinions
 from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refinement, Refiner, RoleModel
 from culturepark.refine.verify import read_verdict
 from culturepark.settings import PaperFaults, RefineSettings
+from culturepark.text import first_person, holds_no_opinion, sentences, tidy, words
+from culturepark.usage import Usage
 from tests import builders
 
 TURN = "In Jordan elders eat first. My father taught me so! We never waste bread."

@@ -18,7 +18,8 @@ from culturepark.cli import run as culturepark
 from culturepark.conductor import Progress
 from culturepark.display import Display
 from culturepark.metrics import PREFIX, TABLE, page_table, values
-from culturepark.status import as_json_text, cost_words, look, starting, status_of, write_status
+from culturepark.status import as_json_text, look, starting, status_of, write_status
+from culturepark.status_view import cost_words
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from culturepark.watching import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from culturepark.messages import Opinion
-from culturepark.prompts.profile import profile_named
+from culturepark.prompts.registry import profile_named
 from culturepark.prompts.rows import training_messages
 from tests import builders
 
