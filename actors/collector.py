@@ -10,14 +10,14 @@ import msgspec
 import structlog
 
 from actors.directory import Station
-from actors.inputs import Handed, Inputs
-from culturepark.budget import Budget
+from actors.run_context import Handed, Inputs
 from culturepark.errors import CultureParkError, RunDirError
+from culturepark.limits.budget import Budget
 from culturepark.messages import Outcome, Spent, encode, encode_begun, unpack_raw
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
-from culturepark.training.launch import due
+from culturepark.training.jobs import due
 
 _PREDECESSOR_S = 20.0
 """How long a predecessor that is just ending may take to let go of the run directory."""

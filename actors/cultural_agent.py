@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.worker import Work, Worker
-from culturepark.agent import CulturalSpeaker
+from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.messages import Ask, Balked, Refine, encode
 
 

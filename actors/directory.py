@@ -13,9 +13,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.lean import without_addons
+from actors.event_batching import rest_between_events
 from actors.mailbox import Door, Mailbox, Place
-from actors.resting import rest_between_events
+from actors.ray_patches import without_addons
 from culturepark.errors import CultureParkError
 
 without_addons()  # here, as Ray reads an actor's arguments as soon as it has imported its class

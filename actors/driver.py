@@ -17,16 +17,16 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.directory import cause_of
 from actors.metrics import Metrics
+from actors.run_actors import Crew
 from actors.session import ray_session
-from actors.wiring import Crew
-from culturepark.conductor import Progress
+from culturepark.dialogue.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
-from culturepark.status import EVERY_S, end_starting, starting, status_of, write_status
+from culturepark.monitor.figures import Endpoint, Snapshot, Watch, total_of
+from culturepark.monitor.status import EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
-from culturepark.training.child import kill_all
-from culturepark.training.launch import all_due
-from culturepark.watching import Endpoint, Snapshot, Watch, total_of
+from culturepark.training.jobs import all_due
+from culturepark.training.subprocess_backend import kill_all
 
 _POLL_S, _POLL_MOST_S = 0.5, 1.0
 """Between looks at a run; later in a long one the longer, since a look costs what it looks at."""

@@ -24,8 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.directory import cause_of
 from actors.placement import Node, engine_host, engine_nodes
 from culturepark.errors import CultureParkError, EndpointError
-from culturepark.models.embedded import embedded_name, listening, serve, shares
-from culturepark.models.embedding_server import EmbeddingServer
+from culturepark.models.local.embedding_server import EmbeddingServer
+from culturepark.models.local.engine import embedded_name, listening, serve, shares
 from culturepark.settings import ModelSettings, Settings
 
 _START_S, _ALL_START_S = 60.0, 300.0

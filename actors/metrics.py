@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from culturepark.metrics import PREFIX, TABLE, Labels, values
-from culturepark.status import Status
+from culturepark.monitor.metrics import PREFIX, TABLE, Labels, values
+from culturepark.monitor.status import Status
 
 
 class Metrics:

@@ -11,11 +11,11 @@ import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.directory import Station, cause_of, leave, losses, never_comes_back
-from actors.inputs import Handed, Inputs
 from actors.mailbox import Mailbox
-from culturepark.budget import Budget
-from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
-from culturepark.limits import Coordinator, known_limits
+from actors.run_context import Handed, Inputs
+from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
+from culturepark.limits.budget import Budget
+from culturepark.limits.coordinator import Coordinator, known_limits
 from culturepark.messages import (
     Begun,
     Message,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from culturepark.models.embedded import LOOPBACK
+from culturepark.models.local.engine import LOOPBACK
 from culturepark.settings import ActorSettings
 
 _MOST_CORES = 32

@@ -2,8 +2,8 @@
 
 The same trainer as the backend `local`, in `training.workers` processes that Ray places on a cluster's
 nodes: the one that RAY_ADDRESS names, else a private one on this machine. FD is the locked file that says
-it lives; started and watched by `culturepark.training.child`. Run directory and base model have to be on
-storage that all nodes see, as Ray Train asks for checkpoints.
+it lives; started and watched by `culturepark.training.subprocess_backend`. Run directory and base model have
+to be on storage that all nodes see, as Ray Train asks for checkpoints.
 """
 
 # Ray Train's types are mostly unknown.
@@ -24,8 +24,8 @@ import ray
 
 from actors.session import ray_session
 from culturepark.store.files import write_atomically
-from culturepark.training.child import LOG_FILE, hold, save
 from culturepark.training.ports import Job, Outcome
+from culturepark.training.subprocess_backend import LOG_FILE, hold, save
 
 _WORKER_FILE = "worker.json"
 """How it went for the first worker, or for one that failed: Ray Train hands on metrics and words alone."""

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from actors import METRICS_INTERVAL, METRICS_SELDOM
-from actors.lean import lean_start
+from actors.ray_patches import lean_start
 from culturepark.errors import ConfigError, CultureParkError
 from culturepark.settings import shown_address
 

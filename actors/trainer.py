@@ -11,14 +11,14 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from actors.inputs import Handed, Inputs
+from actors.run_context import Handed, Inputs
 from culturepark.errors import CultureParkError
-from culturepark.evaluation.sets import texts_in_use
-from culturepark.models.serving import local_embedder
+from culturepark.evaluation.exam_texts import texts_in_use
+from culturepark.models.local.serving import local_embedder
 from culturepark.store.rundir import Run, load_run
 from culturepark.training.backends import open_backend
 from culturepark.training.datasets import read_dataset
-from culturepark.training.launch import ENDED, follow, job_of
+from culturepark.training.jobs import ENDED, follow, job_of
 from culturepark.training.leakage import Remembered, Report, check_dataset, read_report, training_texts
 from culturepark.training.ports import Job
 from culturepark.training.records import Records, training_lock

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from actors.directory import Station
-from actors.inputs import Handed, Inputs
-from actors.pulse import pulse
+from actors.load_reports import pulse
+from actors.run_context import Handed, Inputs
 from culturepark.messages import Ask, Refine, Shares, unpack
 
 _SHARES = "shares"

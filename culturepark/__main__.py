@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from culturepark.cli import main
+from culturepark.cli.main import main
 
 main()

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from culturepark.conductor import COLLECTOR, REFINERS, Conductor
 from culturepark.cultures import load_cultures
+from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor
 from culturepark.messages import Ask, Kept, Opinion, Outcome, Recorded, Spoke, Turn, encode, speaker_usage
 from culturepark.plan import Plan
 from culturepark.seeds import load_seeds

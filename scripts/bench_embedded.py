@@ -41,11 +41,11 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 from turns import Turns
 
-from culturepark.agent import CulturalSpeaker
 from culturepark.cultures import load_cultures
+from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.messages import Ask, Spoke
-from culturepark.models import embedded
-from culturepark.models.embedded import WEIGHTS_NAME, shares
+from culturepark.models.local import engine as embedded
+from culturepark.models.local.engine import WEIGHTS_NAME, shares
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.prompts.registry import profile_named

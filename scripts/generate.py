@@ -11,7 +11,7 @@ from pathlib import Path
 # A job's working directory is no installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from culturepark.cli import main
+from culturepark.cli.main import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "generate")

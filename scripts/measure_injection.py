@@ -30,8 +30,8 @@ from msgspec.structs import replace
 from culturepark.cultures import load_cultures
 from culturepark.messages import Verdict
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.e5 import packaged_e5
-from culturepark.models.serving import served
+from culturepark.models.local.e5 import packaged_e5
+from culturepark.models.local.serving import served
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Vectors
 from culturepark.prompts.registry import profile_named

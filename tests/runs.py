@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from culturepark.conductor import Progress
+from culturepark.dialogue.conductor import Progress
 from culturepark.messages import Outcome, encode
+from culturepark.monitor.figures import Snapshot
 from culturepark.plan import Plan
 from culturepark.settings import Settings
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
 from culturepark.store.rundir import Run
-from culturepark.watching import Snapshot
 from tests import builders
 
 TWO_CULTURES = {"cultures": ["arabic", "korean"], "questions": list(builders.THREE)}

@@ -24,7 +24,7 @@ from culturepark.errors import EndpointError
 from culturepark.evaluation.statistics import Floats
 from culturepark.models.errors import ModelError
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
-from culturepark.prompts.rows import MOST_ONE_DIGIT, choice_of, marks_of
+from culturepark.prompts.training_rows import MOST_ONE_DIGIT, choice_of, marks_of
 
 Method = Literal["logprobs", "sampling"]
 

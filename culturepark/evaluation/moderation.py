@@ -21,7 +21,7 @@ from culturepark.evaluation.asking import Answer, Asker, Question
 from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Measurement, statistic_named
 from culturepark.evaluation.statistics import Ints
-from culturepark.prompts.rows import assistant_of, judged_of
+from culturepark.prompts.training_rows import assistant_of, judged_of
 
 TASK = "moderation"
 _REPLIES = 1

@@ -17,7 +17,7 @@ from culturepark.cultures import Culture
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.asking import Answer, Asker, Question
 from culturepark.evaluation.measure import Better, Measurement, rows_of
-from culturepark.prompts.rows import assistant_of, question_of
+from culturepark.prompts.training_rows import assistant_of, question_of
 from culturepark.seeds.model import Seed
 
 TASK = "opinions"

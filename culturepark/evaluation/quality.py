@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from culturepark.errors import ConfigError
 from culturepark.evaluation import stances
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.made import ALL, TASK, Made, Opinion, Talk, Turn, vectors_of, with_estimates
 from culturepark.evaluation.measure import Better, Measurement
+from culturepark.evaluation.run_data import ALL, TASK, Made, Opinion, Talk, Turn, vectors_of, with_estimates
 from culturepark.evaluation.statistics import Floats
 from culturepark.ports import Vectors
 from culturepark.settings import RefineSettings, Settings

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.made import TASK, Made
 from culturepark.evaluation.measure import Measurement
+from culturepark.evaluation.run_data import TASK, Made
 from culturepark.evaluation.statistics import Floats
 
 CHANCE = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from culturepark.models.chat import HttpChatModel
+from culturepark.models.endpoint import HttpEndpoint, OnRetry
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.settings import LimitSettings, ModelSettings
 
 if TYPE_CHECKING:

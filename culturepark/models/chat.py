@@ -8,8 +8,8 @@ from typing import Any, TypeGuard
 import msgspec
 from msgspec import Struct
 
+from culturepark.models.endpoint import HttpEndpoint, OnRetry, Reply
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint, OnRetry, Reply
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.usage import Usage

@@ -10,8 +10,8 @@ import numpy as np
 from msgspec import Struct
 
 from culturepark.models.batches import batches
+from culturepark.models.endpoint import HttpEndpoint, OnRetry
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint, OnRetry
 from culturepark.ports import Vectors
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.usage import Usage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from culturepark.prompts.rows import judged_of_several
+from culturepark.prompts.training_rows import judged_of_several
 
 SYSTEM = "You label texts for a study of culture. You go by what a text says, not by whether you agree."
 

@@ -38,14 +38,14 @@ from culturepark.store import funnel as funnels
 from culturepark.store.files import REAL, Files
 from culturepark.store.funnel import Funnel
 from culturepark.store.head import Head, read_head, remove_older_heads, write_head
+from culturepark.store.integrity import require_all
 from culturepark.store.lock import RunLock
-from culturepark.store.log import Log, list_segments
 from culturepark.store.manifest import Manifest, Shard, missing_entry
-from culturepark.store.missing import require_all
 from culturepark.store.readers import kept_vectors, shard_rows
 from culturepark.store.rows import DIALOGUES, OPINIONS, RowBuffer, about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.shards import Stray, commit_table, quarantine_strays, shard_path
+from culturepark.store.wal import Log, list_segments
 from culturepark.usage import Usage
 
 _SEGMENT_BYTES = 64 << 20

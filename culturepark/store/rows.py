@@ -20,7 +20,7 @@ from culturepark import __version__
 from culturepark.cultures import Culture, Persona
 from culturepark.messages import Opinion, Outcome
 from culturepark.plan import Brief
-from culturepark.prompts.rows import training_messages
+from culturepark.prompts.training_rows import training_messages
 from culturepark.refine.select import Choice
 from culturepark.seeds.stance import Stance
 from culturepark.store.rundir import RunFacts

@@ -101,7 +101,7 @@ _USES: dict[Role, tuple[str, ...]] = {
 
 def model_names(settings: Settings) -> dict[str, str]:
     """What provenance calls the model of each role."""
-    from culturepark.models.embedded import embedded_name
+    from culturepark.models.local.engine import embedded_name
     from culturepark.refine.calibration import shipped_calibration
 
     roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder")

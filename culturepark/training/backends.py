@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from culturepark.settings import Settings
-from culturepark.training.child import COMMAND, LOCAL, RAY_TRAIN, ChildBackend
 from culturepark.training.ports import Backend
+from culturepark.training.subprocess_backend import COMMAND, LOCAL, RAY_TRAIN, ChildBackend
 
 
 def open_backend(settings: Settings) -> Backend:

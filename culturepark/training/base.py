@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from culturepark.errors import ConfigError
-from culturepark.models.embedded import sha256_of, weights_name, weights_of
+from culturepark.models.local.engine import sha256_of, weights_name, weights_of
 from culturepark.settings import Settings
 from culturepark.store.files import make_dirs
 from culturepark.training.ports import Base

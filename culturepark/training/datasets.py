@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import RunDirError, TrainingError
-from culturepark.prompts.rows import survey_messages
+from culturepark.prompts.training_rows import survey_messages
 from culturepark.settings import TrainingSettings
 from culturepark.store.files import REAL, disk_errors, make_dirs, write_atomically
 from culturepark.store.manifest import Manifest

@@ -29,9 +29,9 @@ from culturepark.errors import ConfigError, CultureParkError, RunDirError
 from culturepark.store.files import make_dirs
 from culturepark.training import gguf_lora
 from culturepark.training.base import library, trainable_folder
-from culturepark.training.child import SMALLER
 from culturepark.training.datasets import HELD_OUT, TRAIN, Dataset, verify
 from culturepark.training.ports import Base, Failure, Job, Outcome
+from culturepark.training.subprocess_backend import SMALLER
 
 ADAPTER = "adapter"
 """The adapter's folder within a job's output, and what `Outcome.model` says."""

@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from culturepark.training.child import LOG_FILE, hold, save
 from culturepark.training.ports import Job, Outcome
+from culturepark.training.subprocess_backend import LOG_FILE, hold, save
 
 
 def arguments_of(job: Job) -> list[str]:

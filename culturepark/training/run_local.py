@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from culturepark.training.child import hold, save
+from culturepark.training.subprocess_backend import hold, save
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -19,18 +19,18 @@ import msgspec
 import pytest
 
 from culturepark.models import open_chat
-from culturepark.models.embedded import packaged_weights
-from culturepark.models.http import Reply
-from culturepark.models.serving import served
+from culturepark.models.endpoint import Reply
+from culturepark.models.local.engine import packaged_weights
+from culturepark.models.local.serving import served
 from culturepark.ports import Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import Adapter, adapters_of, served_adapters
 from culturepark.training.base import trainable_folder
-from culturepark.training.child import LOCAL, RAY_TRAIN, ChildBackend
-from culturepark.training.launch import follow, job_of
+from culturepark.training.jobs import follow, job_of
 from culturepark.training.ports import Job, Outcome
 from culturepark.training.records import Records
+from culturepark.training.subprocess_backend import LOCAL, RAY_TRAIN, ChildBackend
 from tests import runs
 
 pytestmark = [

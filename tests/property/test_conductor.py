@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from culturepark.conductor import COLLECTOR, REFINERS, Conductor, Post
+from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.messages import (
     Ask,
     Balked,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.dialogue import AskFor, Begin, Broke, Dialogue, Event, Fail, Finish, Said, step
+from culturepark.dialogue.state import AskFor, Begin, Broke, Dialogue, Event, Fail, Finish, Said, step
 from culturepark.messages import Turn
 
 turns = st.builds(Turn, number=st.integers(0, 7), speaker=st.integers(0, 1), text=st.sampled_from("abc"))

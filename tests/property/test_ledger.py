@@ -28,13 +28,13 @@ from culturepark.messages import (
 )
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
+from culturepark.store.integrity import live_segments
 from culturepark.store.ledger import Ledger, Sealed
 from culturepark.store.lock import RunLock
-from culturepark.store.log import MAX_PAYLOAD_BYTES, replay
 from culturepark.store.manifest import Manifest
-from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS, Run
+from culturepark.store.wal import MAX_PAYLOAD_BYTES, replay
 from culturepark.usage import Usage
 from tests import builders
 

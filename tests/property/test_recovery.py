@@ -25,14 +25,14 @@ from culturepark.messages import Begun, Outcome, Spoke, Step, Turn, encode
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store import ledger
+from culturepark.store.integrity import live_segments
 from culturepark.store.ledger import Ledger, Sealed
 from culturepark.store.lock import RunLock
-from culturepark.store.log import replay
 from culturepark.store.manifest import Manifest
-from culturepark.store.missing import live_segments
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS
 from culturepark.store.shards import verify_shard
+from culturepark.store.wal import replay
 from culturepark.usage import Usage
 from tests import builders
 from tests.faults import Crash, FaultyFiles

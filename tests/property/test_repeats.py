@@ -7,8 +7,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from culturepark import repeats
-from culturepark.repeats import ALIKE, SENTENCE_CHARS, Earlier
+from culturepark.dialogue import repetition as repeats
+from culturepark.dialogue.repetition import ALIKE, SENTENCE_CHARS, Earlier
 
 WORDS = (
     "bread guest elder harvest river wedding morning teacher silence promise garden winter market cousin "

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from culturepark.errors import RunDirError
-from culturepark.store.log import SEGMENT_HEADER, Damage, Entry, Log, replay, scan
+from culturepark.store.wal import SEGMENT_HEADER, Damage, Entry, Log, replay, scan
 from tests.faults import Crash, FaultyFiles
 
 PAYLOAD = st.binary(max_size=60)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors.collector import Collector
-from actors.inputs import Inputs
+from actors.run_context import Inputs
 from tests.builders import run_in, settings
 from tests.endpoint import ScriptedEndpoint
 from tests.ray.calm import IN_FLIGHT, Calm

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from culturepark.metrics import PREFIX, TABLE
+from culturepark.monitor.metrics import PREFIX, TABLE
 from tests.ray.conftest import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent

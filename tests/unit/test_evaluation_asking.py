@@ -15,7 +15,7 @@ from culturepark.errors import EndpointError
 from culturepark.evaluation.asking import Answer, Asker, Method, Question, orders_of, read_choice
 from culturepark.models.errors import ModelError
 from culturepark.ports import Prompt
-from culturepark.prompts.rows import marks_of
+from culturepark.prompts.training_rows import marks_of
 from tests.builders import FakeChat
 from tests.evaluation_models import OptionsModel, always, at_place, evenly
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
-from culturepark.cli import run as culturepark
+from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError
 from culturepark.evaluation import report, targets
 from culturepark.evaluation.measure import against_first, compare, compare_pairs

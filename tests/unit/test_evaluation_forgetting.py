@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from culturepark.cli import run as culturepark
+from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError
 from culturepark.evaluation import forgetting, harness, report, targets
 from culturepark.evaluation.asking import Asker

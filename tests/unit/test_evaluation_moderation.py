@@ -16,7 +16,7 @@ from culturepark.evaluation import labelled, moderation
 from culturepark.evaluation.asking import Answer, Asker, Method, prompt_of
 from culturepark.evaluation.labelled import LabelledSet, Task
 from culturepark.evaluation.measure import Measurement
-from culturepark.prompts.rows import judged_of
+from culturepark.prompts.training_rows import judged_of
 from tests.builders import cultures
 from tests.evaluation_models import OptionsModel, Shares, always, at_place, evenly
 

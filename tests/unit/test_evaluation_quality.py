@@ -15,14 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from culturepark.budget import Budget
-from culturepark.cli import run as culturepark
+from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError
-from culturepark.evaluation import judge, judging, quality, report, stances, targets
+from culturepark.evaluation import (
+    judge_calibration as judge,
+)
+from culturepark.evaluation import (
+    judged_quality as judging,
+)
+from culturepark.evaluation import (
+    quality,
+    report,
+    stances,
+    targets,
+)
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.asking import Answer, Asker, Question, prompt_of
-from culturepark.evaluation.made import Made, Opinion, Talk, is_silent, read, sampled, sampled_turns
 from culturepark.evaluation.measure import Measurement, compare
+from culturepark.evaluation.run_data import Made, Opinion, Talk, is_silent, read, sampled, sampled_turns
+from culturepark.limits.budget import Budget
 from culturepark.messages import Outcome
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.prompts import judge as words

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from culturepark import health
+from culturepark.dialogue import health
+from culturepark.dialogue.repetition import Earlier
 from culturepark.messages import Turn
 from culturepark.plan import Brief
-from culturepark.repeats import Earlier
 from culturepark.seeds import builtin_seeds
 from culturepark.seeds.stance import stance_of
 from culturepark.settings import HealthSettings, decode_settings

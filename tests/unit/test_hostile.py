@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from culturepark.messages import FailureKind
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.embeddings import HttpEmbedder
+from culturepark.models.endpoint import HttpEndpoint
 from culturepark.models.errors import ModelError
-from culturepark.models.http import HttpEndpoint
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.usage import Usage

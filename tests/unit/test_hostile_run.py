@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from culturepark.agent import CulturalSpeaker
-from culturepark.budget import Budget
-from culturepark.conductor import COLLECTOR, Conductor, Post, Progress
+from culturepark.dialogue.conductor import COLLECTOR, Conductor, Post, Progress
+from culturepark.dialogue.speaker import CulturalSpeaker
+from culturepark.limits.budget import Budget
 from culturepark.messages import Ask, Outcome, encode, on_disk
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.http import HttpEndpoint
+from culturepark.models.endpoint import HttpEndpoint
 from culturepark.prompts.registry import profile_named
 from culturepark.settings import BudgetSettings
 from culturepark.store.ledger import Ledger

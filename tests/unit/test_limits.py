@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.knee import FIRST_LIMIT, PULSE_S, Knee
-from culturepark.limits import FORGET_S, Coordinator, divide
+from culturepark.limits.adaptive import FIRST_LIMIT, PULSE_S, Knee
+from culturepark.limits.coordinator import FORGET_S, Coordinator, divide
 from culturepark.messages import Seen
 from culturepark.settings import LimitSettings
 

@@ -13,11 +13,11 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.limits import Coordinator
+from culturepark.limits.coordinator import Coordinator
+from culturepark.limits.gates import Gate, Pacer
 from culturepark.messages import Share
+from culturepark.models.endpoint import HttpEndpoint
 from culturepark.models.errors import ModelError
-from culturepark.models.gates import Gate, Pacer
-from culturepark.models.http import HttpEndpoint
 from culturepark.settings import LimitSettings, ModelSettings
 
 # --- gates

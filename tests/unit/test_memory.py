@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 
-from culturepark.conductor import REFINERS, Conductor
 from culturepark.cultures import load_cultures
+from culturepark.dialogue.conductor import REFINERS, Conductor
 from culturepark.plan import Plan
 from culturepark.seeds import builtin_seeds
 from culturepark.settings import decode_settings

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from culturepark.browse import View
-from culturepark.checking import check_run
 from culturepark.cultures import load_cultures
 from culturepark.errors import RunDirError
 from culturepark.plan import Plan
 from culturepark.seeds import load_seeds
 from culturepark.settings import load_settings
 from culturepark.store import rundir
+from culturepark.store.audit import check_run
 from culturepark.store.rundir import open_run
+from culturepark.store.view import View
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 

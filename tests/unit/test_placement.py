@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from actors import engine
 from actors.placement import Node, engine_host, engine_nodes, staff
-from culturepark.limits import known_limits
-from culturepark.models.embedded import listening, shares
+from culturepark.limits.coordinator import known_limits
+from culturepark.models.local.engine import listening, shares
 from culturepark.settings import ActorSettings, ModelSettings
 
 DRIVER = Node("a", "10.0.0.1", 4)

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from actors import pulse as pulsing
+from actors import load_reports as pulsing
 from culturepark.messages import Pulse, Seen, pack, unpack
-from culturepark.models.http import HttpEndpoint
+from culturepark.models.endpoint import HttpEndpoint
 
 BLANK = Seen("http://127.0.0.1:1/v1", "model", in_flight=2)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from culturepark.models.recoding import cache_folder, recoded
+from culturepark.models.local.recode import cache_folder, recoded
 
 gguf: Any = pytest.importorskip("gguf")
 Q4_1, Q8_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0", "F32"))

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from actors import directory
-from actors import seat as seats
+from actors import threaded as seats
 from actors.directory import Station
-from actors.seat import Seat, seated
+from actors.threaded import Seat, seated
 
 TOKEN = "token"
 

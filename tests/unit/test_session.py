@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import ray
 
-from actors import lean, session
+from actors import ray_patches as lean
+from actors import session
 from culturepark.errors import CultureParkError
 
 

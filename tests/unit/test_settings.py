@@ -16,8 +16,8 @@ import pytest
 
 from culturepark.cultures import load_cultures
 from culturepark.errors import ConfigError, CultureParkError, EndpointError, RunDirError, SeedError
-from culturepark.models.embedded import weights_of
-from culturepark.models.http import api_key_of, base_urls_of
+from culturepark.models.endpoint import api_key_of, base_urls_of
+from culturepark.models.local.engine import weights_of
 from culturepark.models.scripted import ScriptedChat
 from culturepark.paths import config_dir
 from culturepark.plan import Plan

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.console import Console
 
-from culturepark.cli import run as culturepark
-from culturepark.conductor import Progress
-from culturepark.display import Display
-from culturepark.metrics import PREFIX, TABLE, page_table, values
-from culturepark.status import as_json_text, look, starting, status_of, write_status
-from culturepark.status_view import cost_words
+from culturepark.cli.main import run as culturepark
+from culturepark.cli.views.live import Display
+from culturepark.cli.views.status import cost_words
+from culturepark.dialogue.conductor import Progress
+from culturepark.monitor.figures import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of
+from culturepark.monitor.metrics import PREFIX, TABLE, page_table, values
+from culturepark.monitor.status import as_json_text, look, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
-from culturepark.watching import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of
 from tests import builders, runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from culturepark.errors import RunDirError
-from culturepark.store.log import (
+from culturepark.store.wal import (
     MAX_PAYLOAD_BYTES,
     SEGMENT_HEADER,
     Damage,

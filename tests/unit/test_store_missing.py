@@ -11,15 +11,15 @@ from unittest import mock
 
 import pytest
 
-from culturepark.checking import check_run
 from culturepark.errors import CultureParkError, RunDirError
 from culturepark.messages import Step, encode
 from culturepark.store import ledger as ledger_module
+from culturepark.store.audit import check_run
 from culturepark.store.head import head_path, read_head
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
-from culturepark.store.log import list_segments, segment_of
 from culturepark.store.rundir import open_run
+from culturepark.store.wal import list_segments, segment_of
 from culturepark.usage import Usage
 from tests import builders
 from tests.property.test_ledger import said, settings_of

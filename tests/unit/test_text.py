@@ -7,7 +7,7 @@ import pytest
 
 from culturepark.messages import Opinion
 from culturepark.prompts.registry import profile_named
-from culturepark.prompts.rows import training_messages
+from culturepark.prompts.training_rows import training_messages
 from tests import builders
 
 

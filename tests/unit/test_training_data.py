@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from culturepark.errors import ConfigError, RunDirError, TrainingError
 from culturepark.evaluation.asking import Question, prompt_of
 from culturepark.models.scripted import ScriptedEmbedder
-from culturepark.prompts.rows import question_of, survey_messages
+from culturepark.prompts.training_rows import question_of, survey_messages
 from culturepark.seeds import builtin_seeds
 from culturepark.settings import TrainingSettings, with_overrides
 from culturepark.store.rundir import Run

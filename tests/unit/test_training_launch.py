@@ -19,23 +19,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.cli import run as culturepark
+from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError, EndpointError, RunDirError, TrainingError
 from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.settings import decode_settings
 from culturepark.store.rundir import Run
-from culturepark.training import child
+from culturepark.training import subprocess_backend as child
 from culturepark.training.adapters import adapter_named, adapters_of
 from culturepark.training.base import base_of
-from culturepark.training.child import COMMAND, LOCAL, NEEDED, ChildBackend
 from culturepark.training.datasets import seal
-from culturepark.training.launch import cancel, due, follow, job_of, names_of, next_step
+from culturepark.training.jobs import cancel, due, follow, job_of, names_of, next_step
 from culturepark.training.leakage import REPORT, read_report
 from culturepark.training.lora import _explained, last_checkpoint, multiplies_bf16
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
 from culturepark.training.run_command import arguments_of
+from culturepark.training.subprocess_backend import COMMAND, LOCAL, NEEDED, ChildBackend
 
 PYTHON = sys.executable
 RECIPE = Recipe(
@@ -658,8 +658,8 @@ def test_status_tells_of_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> N
 
 def test_training_modules_load_without_heavy_libraries() -> None:
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'openai', 'ray'}"
-    modules = "adapters, backends, base, child, datasets, gguf_lora, launch, leakage, lora, openai_jobs"
-    code = f"import sys; from culturepark.training import {modules}; print({heavy} & set(sys.modules))"
+    modules = "adapters, backends, base, datasets, gguf_lora, jobs, leakage, lora, openai_jobs"
+    code = f"import sys; from culturepark.training import {modules}, subprocess_backend; print({heavy} & set(sys.modules))"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

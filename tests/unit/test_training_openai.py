@@ -23,7 +23,7 @@ from culturepark.errors import (
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapters_of
-from culturepark.training.launch import cancel_all, follow, job_of
+from culturepark.training.jobs import cancel_all, follow, job_of
 from culturepark.training.openai_jobs import KEY, OpenAIBackend
 from culturepark.training.ports import Job, Outcome
 from culturepark.training.records import Records

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from culturepark.models.wire import Address, Answer, NotHttpError, NotSentError, TooLargeError, Wire
+from culturepark.models.connection import Address, Answer, NotHttpError, NotSentError, TooLargeError, Wire
 from tests.hostile import full_backlog
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n%b\r\nhi"

@@ -1,0 +1,161 @@
+"""What every actor is given when it is made: all that a plan follows from, as bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+import structlog
+from msgspec import Struct
+
+from culturepark.cultures import Culture
+from culturepark.models import ModelError, open_chat, open_embedder
+from culturepark.models.endpoint import HttpEndpoint, OnRetry
+from culturepark.plan import Plan
+from culturepark.ports import ChatModel, Embedder
+from culturepark.prompts.profile import Profile
+from culturepark.prompts.registry import profile_named
+from culturepark.seeds import Seed
+from culturepark.settings import ModelSettings, Role, Settings
+from culturepark.store.rundir import Run, RunFile
+
+Handed = bytes | list[Any]
+"""Inputs, or a reference to them within a list where they are large: Ray would put those into its store by
+itself, forget them once the actor is made, and have nothing to restart it with."""
+_LARGE_BYTES = 90_000
+"""Ray keeps an argument of up to 100 KB with the actor."""
+
+
+class Inputs(Struct, frozen=True, dict=True):
+    """A run, as it crosses to other processes. `settings` already say where embedded models listen."""
+
+    root: str
+    file: RunFile
+    settings: Settings
+    seeds: tuple[Seed, ...]
+    cultures: dict[str, Culture]
+
+    @classmethod
+    def of(cls, run: Run, settings: Settings) -> Inputs:
+        """The inputs of a run."""
+        return cls(str(run.root), run.file, settings, run.plan.seeds, run.plan.cultures)
+
+    def handed_out(self) -> Handed:
+        """As actors are given it. Whoever calls this has to keep it for as long as actors may restart."""
+        packed = zlib.compress(msgspec.msgpack.encode(self))
+        return packed if len(packed) <= _LARGE_BYTES else [ray.put(packed)]
+
+    @classmethod
+    def taken(cls, handed: Handed) -> Inputs:
+        """Back from `handed_out`, in an actor's constructor."""
+        packed: bytes = handed if isinstance(handed, bytes) else ray.get(handed[0])
+        return msgspec.msgpack.decode(zlib.decompress(packed), type=cls)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, worked out here."""
+        return Plan(self.settings, self.seeds, self.cultures)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return Run(Path(self.root), self.file, self.settings, self.plan)
+
+    def chat(self, role: Role, log: structlog.stdlib.BoundLogger) -> ChatModel:
+        """The chat model of a role; `log` is told of further attempts."""
+        model = self.settings.model_of(role)
+        return open_chat(model, self.settings.limits, endpoint=self._endpoint(model, log))
+
+    def embedder(self, log: structlog.stdlib.BoundLogger) -> Embedder:
+        """The embedder; `log` is told of further attempts."""
+        model = self.settings.model_of("embedder")
+        return open_embedder(model, self.settings.limits, endpoint=self._endpoint(model, log))
+
+    @cached_property
+    def endpoints(self) -> list[HttpEndpoint]:
+        """The endpoints that were opened in this process, one for all roles that call the same."""
+        return []
+
+    @cached_property
+    def _opened(self) -> dict[bytes, HttpEndpoint]:
+        return {}
+
+    def _endpoint(self, model: ModelSettings, log: structlog.stdlib.BoundLogger) -> HttpEndpoint | None:
+        if model.engine == "scripted":
+            return None
+        # Two models may differ in what is asked of them and still be the same place to ask.
+        place = (model.engine, model.model, model.base_urls, model.api_key_env, sorted(model.headers.items()))
+        key = msgspec.msgpack.encode(place)
+        if key not in self._opened:
+            self._opened[key] = HttpEndpoint(model, self.settings.limits, on_retry=_retries_to(log))
+            self.endpoints.append(self._opened[key])
+        return self._opened[key]
+
+    def profile(self, role: Role) -> Profile:
+        """The prompts of a role."""
+        return profile_named(self.settings.model_of(role).profile)
+
+    def logger(self, actor: str) -> structlog.stdlib.BoundLogger:
+        """A log of one JSON object a line, in the run directory, one file an actor."""
+        return open_logger(Path(self.root), actor)
+
+
+def _retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
+    def told(affinity: str, url: str, error: ModelError, wait_s: float) -> None:
+        log.warning(
+            "call_retried",
+            dialogue=affinity.rpartition(".")[2],
+            url=url,
+            kind=error.kind,
+            reason=error.reason,
+            wait_s=round(wait_s, 2),
+        )
+
+    return told
+
+
+def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
+    """A log of one JSON object a line at `logs/<actor>.jsonl`."""
+    folder = root / "logs"
+    try:
+        folder.mkdir(exist_ok=True)
+        file = (folder / f"{actor}.jsonl").open("ab", buffering=0)
+    except OSError:  # a node that does not share the run directory keeps its log to itself
+        file = sys.stderr.buffer
+    return structlog.wrap_logger(
+        structlog.WriteLogger(_Forgiving(file)),  # pyright: ignore[reportArgumentType]
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            # In ASCII: whatever a model said, a terminal that shows the file is told nothing by it.
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+        actor=actor,
+    )
+
+
+class _Forgiving:
+    """A file that is written to as far as that works: a full disk costs lines of a log, never a dialogue."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        """Write it, or leave it."""
+        with contextlib.suppress(OSError):
+            self._file.write(line.encode("ascii", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with contextlib.suppress(OSError):
+            self._file.flush()

@@ -1,0 +1,288 @@
+"""The command `culturepark finetune`: from a run directory to adapters, or to tuned models of a service."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from culturepark.errors import ConfigError, CultureParkError, Interrupted, TrainingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from culturepark.settings import Settings
+    from culturepark.store.rundir import Run
+    from culturepark.training.leakage import Report
+    from culturepark.training.ports import Backend, Job, Outcome
+    from culturepark.training.records import Records
+
+_SHOWN_MATCHES = 3
+
+
+class BackendName(StrEnum):
+    """Who trains."""
+
+    local = "local"
+    ray_train = "ray-train"
+    openai = "openai"
+    command = "command"
+
+
+def finetune(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    *,
+    culture: Annotated[
+        list[str] | None, typer.Option("--culture", metavar="NAME", help="Only this one. May be repeated.")
+    ] = None,
+    joint: Annotated[bool, typer.Option("--joint", help="One model on all cultures together.")] = False,
+    backend: Annotated[
+        BackendName | None, typer.Option("--backend", help="Who trains; else training.backend of the run.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as training.rank=8."),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against", metavar="FILE", help="Look for an evaluation set's texts in the training rows, too."
+        ),
+    ] = None,
+    labelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE|TASK.toml", help="The same of a labelled set, named as for `evaluate`."
+        ),
+    ] = None,
+    datasets_only: Annotated[
+        bool, typer.Option("--datasets-only", help="Seal the datasets and check them; train nothing.")
+    ] = False,
+    cancel: Annotated[
+        bool,
+        typer.Option(
+            "--cancel", help="Train nothing: stop what was begun and goes on, as jobs at a service do."
+        ),
+    ] = False,
+) -> None:
+    """Tune a model for each culture and a joint one, or those named; the same again goes on, repeats nothing.
+
+    Ctrl-C stops a training on this machine, which goes on from its last checkpoint next time; a job at a
+    service goes on there, until it is stopped with --cancel.
+    """
+    from culturepark.cli.views.terminal import line_of, out, print_error
+    from culturepark.settings import with_overrides
+    from culturepark.store.rundir import load_run
+    from culturepark.training.backends import open_backend
+    from culturepark.training.base import base_of
+    from culturepark.training.datasets import seal
+    from culturepark.training.jobs import job_of, names_of
+    from culturepark.training.records import Records, training_lock
+    from culturepark.words import count
+
+    console = out()
+    run = load_run(directory)
+    named = [f'training.backend="{backend.value}"'] if backend else []
+    settings = with_overrides(run.settings, [*named, *(sets or ())])
+    names = names_of(run, culture, joint)
+    if cancel:
+        if datasets_only or against or labelled:
+            what = "--cancel seals and searches nothing."
+            raise ConfigError("--cancel", what, "Leave --datasets-only, --against and --labelled out.")
+        _cancel(console, run, settings, names, backend.value if backend else "")
+        return
+    exams = _exams(against or (), labelled or ())
+    with training_lock(run.root):
+        datasets: dict[str, Path] = {}
+        failed: list[CultureParkError] = []
+        for name in names:
+            try:
+                folder, facts = seal(run, name, settings.training)
+            except TrainingError as error:  # the others can be trained all the same
+                failed.append(error)
+                continue
+            datasets[name] = folder
+            console.print(
+                line_of(
+                    f"{name}: {count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out "
+                    f"questions -> {folder}"
+                ),
+                soft_wrap=True,
+            )
+        if not datasets:
+            raise failed[0]
+        for error in failed:
+            print_error(error)
+        _check_leakage(console, run, datasets, exams)
+        if datasets_only:
+            if failed:
+                raise typer.Exit(failed[0].exit_code)
+            return
+        base = base_of(settings)
+        through = open_backend(settings)
+        records = Records(run.root)
+        for name in datasets:
+            job = job_of(run, name, settings, base)
+            try:
+                outcome = _follow(console, records, through, job, settings.training.poll_s)
+            except TrainingError as error:  # about this dataset alone
+                failed.append(error)
+                print_error(error)
+                continue
+            if outcome.state != "finished":
+                failed.append(outcome.error(job))
+                print_error(failed[-1])
+    _say_what_is_there(console, run)
+    if failed:
+        raise typer.Exit(failed[0].exit_code)
+
+
+def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str], backend: str) -> None:
+    """Stop what is on record as begun, and say how each ended."""
+    from culturepark.cli.views.terminal import line_of, print_error
+    from culturepark.training.jobs import cancel_all
+    from culturepark.training.records import training_lock
+
+    codes: list[int] = []
+    with training_lock(run.root):
+        for job, ended in cancel_all(run, settings, names, backend):
+            if isinstance(ended, CultureParkError):
+                print_error(ended)
+                codes.append(ended.exit_code)
+            else:
+                words = "had finished before" if ended.state == "finished" else ended.state
+                console.print(line_of(f"{job.name}: {words} ({job.backend})"))
+                codes.append(0)
+    if not codes:
+        console.print("No training of these is under way.")
+    if code := max(codes, default=0):
+        raise typer.Exit(code)
+
+
+def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[str]]:
+    """The texts of evaluation sets that the user names, by set. Raises ConfigError."""
+    from culturepark.evaluation.exam_texts import texts_of
+    from culturepark.evaluation.labelled import find_labelled, read_labelled
+    from culturepark.training.leakage import read_set
+
+    found = [(path.name, read_set(path)) for path in against]
+    found += [texts_of(read_labelled(*find_labelled(words))) for words in labelled]
+    exams: dict[str, list[str]] = {}
+    for name, texts in found:
+        if name in exams:
+            what = f"two sets are called {name}, and what is found is told by name."
+            raise ConfigError("--against, --labelled", what, "Rename one, or look for one after the other.")
+        exams[name] = texts
+    return exams
+
+
+def _check_leakage(
+    console: Console, run: Run, datasets: Mapping[str, Path], exams: dict[str, list[str]]
+) -> None:
+    """Look for evaluation texts in the training rows of each dataset; keep and show matches."""
+    import asyncio
+
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.evaluation.exam_texts import texts_in_use
+    from culturepark.models.errors import ModelError
+    from culturepark.models.local.serving import local_embedder
+    from culturepark.training.datasets import read_dataset
+    from culturepark.training.leakage import Remembered, check_dataset
+
+    async def look() -> None:
+        async with local_embedder(run.settings) as embedder:
+            vectors = Remembered(embedder) if embedder is not None else None
+            for name, folder in datasets.items():
+                sets = texts_in_use(run, read_dataset(folder).held_out) | exams
+                try:
+                    report = await check_dataset(folder, sets, vectors)
+                except ModelError as error:
+                    words = f"{name}: looked for by words alone, as the embedder failed: {error.reason}"
+                    console.print(line_of(words, "yellow"), soft_wrap=True)
+                    report = await check_dataset(folder, sets, None)
+                _show_leakage(console, name, report)
+
+    with console.status("looking for evaluation texts in the training rows"):
+        asyncio.run(look())
+
+
+def _show_leakage(console: Console, dataset: str, report: Report) -> None:
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.words import plural
+
+    for name, items in report.items.items():
+        found = [match for match in report.matches if match.set_name == name]
+        if not found:
+            continue
+        words = f"{dataset}: {len(found)} of {plural(items, 'text')} of {name} are in its training rows:"
+        console.print(line_of(words, "yellow"))
+        for match in found[:_SHOWN_MATCHES]:
+            words = f'    {match.look} {match.score:g}: "{match.item[:60]}" in "{match.found[:80]}"'
+            console.print(line_of(words, "dim"), soft_wrap=True)
+
+
+def _follow(console: Console, records: Records, backend: Backend, job: Job, poll_s: float) -> Outcome:
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.training.jobs import follow
+
+    with console.status(f"{job.name}: ...") as spinner:
+
+        def say(what: str, job: Job, job_id: str) -> None:
+            if what == "running":
+                spinner.update(line_of(f"{job.name}: {_where_it_is(job) or 'running'}"))
+            elif what in ("finished before", "found", "resumed", "launched"):
+                console.print(line_of(f"{job.name}: {what} ({job.backend}, {job_id})", "dim"))
+
+        try:
+            outcome = follow(records, backend, job, poll_s=poll_s, say=say)
+        except KeyboardInterrupt:
+            what, fix = "it was stopped.", "Run the same command again to go on."
+            if job.backend == "openai":
+                what = "it goes on at the service."
+                fix = "Run the same command again to watch it, or with --cancel to stop it."
+            raise Interrupted(f"training of {job.name}", what, fix) from None
+    if outcome.state == "finished":
+        console.print(line_of(f"{job.name}: {_in_words(outcome)}", "green"))
+    return outcome
+
+
+def _where_it_is(job: Job) -> str:
+    """The last line that a training on this machine wrote about itself."""
+    import json
+
+    try:
+        last = (Path(job.output) / "progress.jsonl").read_text("ascii").splitlines()[-1]
+        return "step {step} of {of}, loss {loss}".format(**json.loads(last))
+    except (OSError, ValueError, LookupError):
+        return ""
+
+
+def _in_words(outcome: Outcome) -> str:
+    from culturepark.words import clock
+
+    words = f"done in {clock(outcome.seconds)}"
+    if fall := outcome.fall:
+        words += f", loss {fall[0]:g} -> {fall[1]:g}"
+    if outcome.held_out_loss:
+        before, after = outcome.held_out_loss
+        words += f", on held-out questions {before:g} -> {after:g}"
+    return words
+
+
+def _say_what_is_there(console: Console, run: Run) -> None:
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.training.adapters import adapters_of
+
+    for name, adapter in sorted(adapters_of(run.root).items()):
+        console.print(line_of(f"{name:<12} {adapter.folder or adapter.model}"), soft_wrap=True)
+    console.print(
+        line_of(
+            f"How to serve them: docs/training.md. The run: culturepark show {shlex.quote(str(run.root))}"
+        ),
+        style="dim",
+        soft_wrap=True,
+    )

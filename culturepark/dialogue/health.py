@@ -1,0 +1,346 @@
+"""The health of a dialogue: what is wrong with a turn, and what is done about it.
+
+    found = symptoms(brief, earlier, turn)
+    verdict(found, settings.health, retried=False, late=is_late(turn.number, brief.utterances))
+
+Pure, and cheap enough for every turn: nothing here is certain, but what is named is told by words that
+hardly anybody says by chance, and a turn that is merely dull has no symptom. English is always looked for,
+and beside it the language of the dialogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from culturepark.dialogue.repetition import Earlier
+from culturepark.messages import Turn
+from culturepark.plan import Brief
+from culturepark.seeds.model import Answers, Seed
+from culturepark.seeds.stance import Stance, stance_of
+from culturepark.settings import HealthSettings, Symptom
+from culturepark.text import words
+
+Verdict = Literal["accept", "retry", "end"]
+
+RETRIED = "retried:"
+"""Begins the label of a symptom of a turn that was thrown away and said anew."""
+
+
+def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
+    """What is wrong with `turn`, which follows `earlier` ones of the same dialogue.
+
+    - `empty`: there is no letter and no digit in it.
+    - `role_flip`: it begins with the other's name, or a role, as a label (or a line of it does), says
+      "I am" with the other's name, or speaks as moderator.
+    - `assistant_phrase`: it speaks as an assistant does ("as an AI", "how can I help you").
+    - `left_stance`: a delegate takes another side of the question in the very words of the survey ("I do
+      not agree that ..."). Somebody who leaves a stance in words of their own is left to the verifier,
+      which looks at each opinion; so are dialogues in another language than the questions'.
+    - `repeated`, `looping`: it says again what was said; see `Earlier.again`.
+    - `dies_in_thanks`: thanks, a farewell and good wishes, and nothing else.
+    """
+    text = turn.text
+    if len(text) < _TINY and not any(map(str.isalnum, text)):
+        return ("empty",)
+    low = text.lower()
+    if not low.isascii():
+        low = low.replace("\u2019", "'")
+    found: list[Symptom] = []
+    if _flips(brief, turn.speaker, text, low):
+        found.append("role_flip")
+    if _assists(brief.language, low):
+        found.append("assistant_phrase")
+    stance = brief.stances[turn.speaker]
+    if stance is not None and _leaves(brief.seed, stance, low):
+        found.append("left_stance")
+    if (again := earlier.again(text, turn.number)) is not None:
+        found.append(again)
+    if len(text) < _BRIEF and _only_thanks(low):
+        found.append("dies_in_thanks")
+    return tuple(found)
+
+
+def verdict(found: Iterable[str], policy: HealthSettings, *, retried: bool, late: bool) -> Verdict:
+    """What to do about a turn with these symptoms, or labels.
+
+    `retry` goes before `end`, and is asked for only while the turn has not been `retried`. A dialogue
+    ends (with this turn as its last) only when it is `late`; before that the turn is kept.
+    """
+    if policy.off:
+        return "accept"
+    answers = {getattr(policy, symptom, "keep") for symptom in found}
+    if "retry" in answers and not retried:
+        return "retry"
+    return "end" if "end" in answers and late else "accept"
+
+
+def is_late(number: int, utterances: int) -> bool:
+    """Whether at least half of a dialogue's turns are there once turn `number` is."""
+    return 2 * number >= utterances
+
+
+def ends(number: int, labelled: Iterable[str], policy: HealthSettings, utterances: int) -> bool:
+    """Whether turn `number`, kept with these labels, is its dialogue's last."""
+    return verdict(labelled, policy, retried=True, late=is_late(number, utterances)) == "end"
+
+
+def labels(found: Iterable[str], dropped: Iterable[str] = ()) -> tuple[str, ...]:
+    """What is stored with a turn: its symptoms, and those of the attempt that was thrown away for it."""
+    return (*(RETRIED + symptom for symptom in dropped), *found)
+
+
+# --- speaking as somebody else ---------------------------------------------------------------------
+
+_TINY = 40
+_ROLE_LABEL = re.compile(
+    r"(?:^|\n)[\s*_#\[(<\"']{0,4}(?:system|assistant|user|human|moderator|interviewer|narrator|ai|bot|chatbot|tool)"
+    r"\s?[\]*_)>\"']{0,3}\s?[:\uff1a]"
+)
+_ROLE_LABEL_CHARS = 24
+_MODERATES = re.compile(r"\bas (?:your|the|today's) moderator\b|\bi am (?:your|the|today's) moderator\b")
+
+# What comes before one's own name, after a space or at the beginning.
+_I_AM = {
+    "English": ("i am ", "i'm ", "my name is ", "my name's "),
+    "Arabic": ("أنا ", "اسمي "),
+    "Bengali": (
+        "আমি ",
+        "আমার নাম ",
+    ),
+    "Chinese": ("我是", "我叫"),
+    "German": ("ich bin ", "ich heiße ", "mein name ist "),
+    "Korean": ("나는 ", "저는 ", "제 이름은 ", "내 이름은 "),
+    "Portuguese": ("sou ", "sou o ", "sou a ", "me chamo ", "meu nome é "),
+    "Spanish": ("soy ", "me llamo ", "mi nombre es "),
+    "Turkish": ("ben ", "benim adım "),
+}
+_SUFFIXES = {"Korean", "Chinese"}
+"""Languages whose names are followed by further letters without a space."""
+
+
+def _flips(brief: Brief, speaker: int, text: str, low: str) -> bool:
+    if (":" in text or "\uff1a" in text) and (
+        _ROLE_LABEL.match(low[:_ROLE_LABEL_CHARS]) or ("\n" in low and _ROLE_LABEL.search(low))
+    ):
+        return True
+    if "moderator" in low and _MODERATES.search(low):
+        return True
+    if len(brief.speakers) < 2:
+        return False
+    other = brief.speakers[1 - speaker].name.lower()
+    return other in low and any(_speaks_as(brief.language, low, at, other) for at in _places(low, other))
+
+
+def _places(low: str, name: str) -> Iterator[int]:
+    at = low.find(name)
+    while at >= 0:
+        yield at
+        at = low.find(name, at + len(name))
+
+
+def _speaks_as(language: str, low: str, at: int, name: str) -> bool:
+    """Whether the name at this place is a label, or what the speaker says of itself."""
+    before, after = low[max(0, at - 20) : at], low[at + len(name) : at + len(name) + 50]
+    if not before.rpartition("\n")[2].strip(" *_#[(\"'") and (at < _TINY or "\n" in before):
+        label = re.match(r"(?: \([^)\n]{1,40}\))?[\]*_)\"' ]{0,4}[:\uff1a]", after)
+        if label:
+            return True
+    if after.startswith("'s") or (after[:1].isalnum() and language not in _SUFFIXES):
+        return False
+    says = (*_I_AM["English"], *(_I_AM.get(language, ()) if language != "English" else ()))
+    start = " " + before if at <= len(before) else before
+    return any(
+        start.endswith(how) and (language in _SUFFIXES or not start[: -len(how)][-1:].isalnum())
+        for how in says
+    )
+
+
+# --- speaking as an assistant ------------------------------------------------------------------------
+
+# Finding a few plain words is many times faster than any pattern, and most turns hold none of them.
+_ASSISTANT_WORDS = (
+    "an ai", "language model", "assist", "may i help", "can i help", "have personal", "training data",
+    "i was programmed", "chatbot",
+)  # fmt: skip
+_MODEL = r"(?:ai|artificial intelligence|(?:large )?language model|(?:ai|virtual|digital) assistant|chatbot)"
+_ASSISTANT = re.compile(
+    rf"\bas an? {_MODEL}\b|\bi(?:'m| am) (?:just |only |merely |actually )?an? {_MODEL}\b|"
+    r"\bas (?:your|a helpful) assistant\b|\bi(?:'m| am) (?:your|a helpful) assistant\b|"
+    r"\bi (?:cannot|can't|am unable to|am not able to|'m unable to) assist\b|"
+    r"\bhow (?:can|may) i (?:help|assist) you\b|\banything else (?:that )?i can (?:help|assist)\b|"
+    r"\bi(?:'m| am) here to assist\b|\b(?:happy|glad) to assist\b|"
+    r"\bi (?:do not|don't) have personal (?:opinions?|beliefs?|feelings?|experiences?|views?)\b|"
+    r"\bmy training data\b|\bi was programmed (?:to|by)\b"
+)
+_ASSISTANT_ELSEWHERE = {
+    "Arabic": (
+        "كنموذج لغوي",
+        "نموذج لغة",
+        "كذكاء اصطناعي",
+        "بصفتي ذكاء",
+        "كيف يمكنني مساعدتك",
+    ),
+    "Bengali": (
+        "ভাষা মডেল",
+        "এআই হিসেবে",
+        "কৃত্রিম বুদ্ধিমত্তা হিসেবে",
+        "সাহায্য করতে পারি?",
+    ),
+    "Chinese": (
+        "语言模型",
+        "作为ai",
+        "作为一个ai",
+        "作为人工智能",
+        "作为一个人工智能",
+        "我是ai",
+        "我是一个ai",
+        "有什么可以帮",
+    ),
+    "German": (
+        "sprachmodell", "als ki ", "als eine ki ", "als künstliche intelligenz", "als ki-assistent",
+        "ich bin eine ki", "wie kann ich dir helfen", "wie kann ich ihnen helfen",
+    ),
+    "Korean": (
+        "언어 모델",
+        "ai로서",
+        "인공지능으로서",
+        "인공지능입니다",
+        "무엇을 도와",
+    ),
+    "Portuguese": (
+        "modelo de linguagem", "como uma ia", "como ia,", "sou uma ia", "assistente virtual",
+        "como posso ajudar", "em que posso ajudar", "como inteligência artificial",
+    ),
+    "Spanish": (
+        "modelo de lenguaje", "como una ia", "como ia,", "soy una ia", "asistente virtual",
+        "puedo ayudarte?", "puedo ayudarle?", "como inteligencia artificial",
+    ),
+    "Turkish": (
+        "dil modeli", "yapay zeka olarak", "bir yapay zeka", "yardımcı olabilirim?",
+    ),
+}  # fmt: skip
+
+
+def _assists(language: str, low: str) -> bool:
+    for word in _ASSISTANT_WORDS:
+        if word in low and _ASSISTANT.search(low):
+            return True
+    elsewhere = _ASSISTANT_ELSEWHERE.get(language)
+    return elsewhere is not None and any(phrase in low for phrase in elsewhere)
+
+
+# --- taking another side -----------------------------------------------------------------------------
+
+_YES = (
+    "i agree that", "i strongly agree that", "i believe that", "i strongly believe that", "i think that",
+    "it is true that", "it is clear to me that", "on balance i think that",
+)  # fmt: skip
+_NO = (
+    "i do not agree that", "i don't agree that", "i disagree that", "i strongly disagree that",
+    "i do not believe that", "i don't believe that", "i do not think that", "i don't think that",
+    "it is not true that",
+)  # fmt: skip
+_BEGINS = (".", "!", "?", ";", ",", "\n", " but", " and", " so", " yes", " no", " now")
+"""What may stand before the words that take a side, so that nobody is quoted and nothing supposed."""
+
+
+def _leaves(seed: Seed, stance: Stance, low: str) -> bool:
+    key = (seed.id, seed.statement, stance.code)
+    others = _others.get(key)
+    if others is None:
+        if len(_others) >= _SIDES_KNOWN:
+            _others.clear()
+        others = _others[key] = _other_sides(seed, stance)
+    return any(clause in low and _takes_side(low, clause, leads) for clause, leads in others)
+
+
+_others: dict[tuple[str, str, int], tuple[tuple[str, tuple[str, ...]], ...]] = {}
+_SIDES_KNOWN = 4096
+
+
+def _other_sides(seed: Seed, stance: Stance) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Clauses and the words before them that take another side than this stance."""
+    if seed.scale == "nominal":
+        labels = [option.label for option in seed.options if option.code != stance.code]
+        return tuple((f'my answer is "{label.lower()}"', ("",)) for label in labels)
+    if stance.side == "between":
+        return ()  # somebody who sees both sides may speak for either
+    if seed.scale in ("frequency4", "often4"):
+        answers = Answers("", {})
+        openings = [
+            stance_of(seed, answers, option.code).opening.removesuffix(", because").lower()
+            for option in seed.options
+            if seed.side(option.code) != stance.side
+        ]
+        return tuple((opening, ("",)) for opening in openings)
+    statement, negation = (_clause(sentence) for sentence in (seed.statement, seed.negation or ""))
+    yes, no = (_NO, _YES) if stance.side == "for" else (_YES, _NO)
+    return ((statement, yes), *([(negation, no)] if negation else []))
+
+
+def _clause(sentence: str) -> str:
+    return sentence.strip().rstrip(".!").lower()
+
+
+def _takes_side(low: str, clause: str, leads: tuple[str, ...]) -> bool:
+    """Whether one of these words, where a clause may begin, leads up to this clause."""
+    for at in _places(low, clause):
+        if low[at + len(clause) : at + len(clause) + 1].isalnum():
+            continue
+        before = low[max(0, at - _LEAD_CHARS) : at].rstrip(" ,") if leads != ("",) else low[:at].rstrip(" ")
+        for lead in leads:
+            if before.endswith(lead):
+                rest = before[: len(before) - len(lead)].rstrip(" ")
+                if not rest or rest.endswith(_BEGINS):
+                    return True
+    return False
+
+
+_LEAD_CHARS = 60
+
+
+# --- nothing but thanks --------------------------------------------------------------------------------
+
+_BRIEF = 240
+_THANKS = re.compile(
+    r"\bthank(?:s| you)\b|\bgood ?bye\b|\bbye\b|\bfarewell\b|\btake care\b|\bsee you\b|"
+    r"\bgracias\b|\badiós\b|\bhasta (?:luego|pronto|la vista)\b|\bobrigad[oa]s?\b|\btchau\b|\badeus\b|"
+    r"\baté (?:logo|breve|mais)\b|\b(?:danke|vielen dank)\b|\bauf wiedersehen\b|\btschüss?\b|\bteşekkür|"
+    r"\bsağ ?ol|\bhoşça ?kal|\bgörüşürüz\b|شكرا|"
+    r"مع السلامة|إلى اللقاء|"
+    r"ধন্যবাদ|বিদায়|谢谢|感谢|"
+    r"再见|감사합니다|고마워|고맙습니다|안녕히"
+)
+_WISHES = re.compile(
+    r"(?:and |so |well |oh )?(?:i wish you|(?:i )?wish(?:ing)? you|all the best|best wishes|have an? |"
+    r"you(?:'re| are) (?:very |most )?welcome|(?:until|till) (?:next|we)|"
+    r"it (?:was|has been) (?:a |so |very |really )?(?:pleasure|nice|lovely|good|great|honou?r)|"
+    r"i(?:'m| am) (?:so |very )?(?:glad|grateful|thankful|happy) |i (?:really )?(?:appreciate|enjoyed) |"
+    r"likewise|same to you|for (?:the|your|this|sharing|listening|everything|all|taking|having)\b|"
+    r"(?:i )?look(?:ing)? forward|peace be|god bless|igualmente|que tenga|"
+    r"alles gute|bis bald|tudo de bom|kendine iyi bak|祝)"
+)
+_VIEW = re.compile(
+    r"\b(?:because|should|must|ought|believe|think|agree|always|never|my|our|aber|denn|pero|porque|creo|mas|acho|ama|"
+    r"çünkü)\b|لكن|لأن|因为|但是|왜냐하면|하지만"
+)
+_CLAUSE_WORDS = 2
+_THANKS_WORDS = 14
+
+
+def _only_thanks(low: str) -> bool:
+    if not _THANKS.search(low) or low.rstrip("\"' ").endswith(("?", "\uff1f", "؟")):
+        return False
+    clauses = re.split(r"[.,;!\n\u2014\u3002\uff0c\uff01،।]+\s*", low)
+    return all(map(_is_courtesy, clauses))
+
+
+def _is_courtesy(clause: str) -> bool:
+    count = words(clause)
+    if count <= _CLAUSE_WORDS:
+        return True
+    if _VIEW.search(clause):
+        return False
+    return count <= _THANKS_WORDS and bool(_THANKS.search(clause) or _WISHES.match(clause))

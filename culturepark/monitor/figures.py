@@ -1,0 +1,284 @@
+"""What is known of a run while it goes on, and the figures that follow: how fast, at what cost, how long.
+
+Pure: a `Watch` is fed with snapshots, which carry their own time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from culturepark.dialogue.conductor import Progress
+from culturepark.preflight.estimate import turns_planned
+from culturepark.settings import CHAT_ROLES, Role, Settings
+from culturepark.store import funnel as funnels
+from culturepark.store.funnel import Funnel
+from culturepark.store.rundir import Run
+from culturepark.usage import Usage
+
+WINDOW_S = 30.0
+"""What "now" means where a rate is given."""
+_LEAST_WINDOW_S = 1.0
+_TURNS_BEFORE_GUESSING = 20
+
+
+class Endpoint(Struct, frozen=True):
+    """One replica of one model, all processes together. Counts are of this session.
+
+    `limit` is requests at once; `weight`, 0 to 1, its share of the load beside other replicas, 0 while
+    it is left alone. `refused` counts 429s, `broken` other faults of the server, `retried` requests
+    that were further attempts at one call, `tokens` those read and written.
+    """
+
+    url: str
+    model: str
+    limit: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    requests_s: float = 0.0
+    tokens_s: float = 0.0
+    latency_s: float = 0.0
+    refused: int = 0
+    broken: int = 0
+    retried: int = 0
+    tokens: int = 0
+    weight: float = 1.0
+
+
+class Snapshot(Struct):
+    """One look at a run. `funnels` holds counts by culture; `replayed` outcomes read back on resume."""
+
+    progress: Progress
+    funnels: dict[str, dict[str, int]]
+    set_aside: tuple[str, ...]
+    replayed: int
+    elapsed_s: float
+    draining: bool = False
+    endpoints: tuple[Endpoint, ...] = ()
+    underway: dict[str, int] = {}
+    """What dialogues under way have used, with a funnel's keys."""
+    trainings: dict[str, str] = {}
+    """How trainings that the run launched stand, by name."""
+
+
+class Speed(Struct, frozen=True):
+    """Turns and tokens a second; None where nothing is known yet."""
+
+    turns_s: float | None = None
+    tokens_s: float | None = None
+
+
+class Tokens(Struct, frozen=True):
+    """Tokens of the dialogues that have ended. `unreported` chat calls told none: theirs are unknown."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    unreported: int = 0
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing is known of them at all."""
+        return bool(self.unreported) and not self.prompt and not self.completion
+
+
+class Cost(Struct, frozen=True):
+    """Money of the dialogues that have ended, and of those that have not; None means unknown.
+
+    `to_come` takes the dialogues still owed, those in flight included, to cost what one cost so far.
+    `untold` calls told no usage (most of them broke off): then it is the least that it can be.
+    """
+
+    so_far: float | None = None
+    to_come: float | None = None
+    local: bool = False
+    untold: int = 0
+
+
+class Dialogues(Struct, frozen=True):
+    """Where the planned dialogues are: planned = finished + failed + owed; those in flight are owed."""
+
+    planned: int = 0
+    finished: int = 0
+    failed: int = 0
+    owed: int = 0
+    in_flight: int = 0
+    refining: int = 0
+
+
+class Figures(Struct, frozen=True):
+    """What follows from the snapshots so far."""
+
+    dialogues: Dialogues
+    turns: int
+    now: Speed
+    overall: Speed
+    """Of this session."""
+    tokens: Tokens
+    cost: Cost
+    retries: int
+    left_s: float | None
+
+
+class Rising:
+    """A count that only rises, of a process that forgets it when it is restarted."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._last = 0
+
+    def take(self, seen: int) -> int:
+        """The count in all, now that the process says `seen`."""
+        self.value += seen - self._last if seen >= self._last else seen
+        self._last = seen
+        return self.value
+
+
+class Rates:
+    """Rates from samples of two counts."""
+
+    def __init__(self, window_s: float = WINDOW_S) -> None:
+        self._window_s = window_s
+        self._turns, self._tokens = Rising(), Rising()
+        self._first: tuple[float, int, int] | None = None
+        self._recent: deque[tuple[float, int, int]] = deque()
+
+    def add(self, now_s: float, turns: int, tokens: int) -> None:
+        """Take the counts of a moment. One that falls was begun anew by a process that restarted."""
+        sample = (now_s, self._turns.take(turns), self._tokens.take(tokens))
+        self._first = self._first or sample
+        self._recent.append(sample)
+        # The one that lies just before the window stays, so that it is covered whole.
+        while len(self._recent) > 1 and now_s - self._recent[1][0] >= self._window_s:
+            self._recent.popleft()
+
+    @property
+    def now(self) -> Speed:
+        """Over the window, or as much of it as there is."""
+        return self._since(self._recent[0] if self._recent else None)
+
+    @property
+    def overall(self) -> Speed:
+        """Since the first sample."""
+        return self._since(self._first)
+
+    def _since(self, start: tuple[float, int, int] | None) -> Speed:
+        if start is None or self._recent[-1][0] - start[0] < _LEAST_WINDOW_S:
+            return Speed()
+        end = self._recent[-1]
+        span_s = end[0] - start[0]
+        return Speed((end[1] - start[1]) / span_s, (end[2] - start[2]) / span_s)
+
+
+class Watch:
+    """Turns snapshots of one session into figures. `turns_before` were said in earlier sessions."""
+
+    def __init__(self, run: Run, turns_before: int) -> None:
+        self._run = run
+        self._turns_before = turns_before
+        self._turns_planned = turns_planned(run.plan)
+        self._rates = Rates()
+        self._retries = Rising()
+        self._tokens_before: int | None = None
+
+    def figures(self, snapshot: Snapshot) -> Figures:
+        """The figures at this snapshot; call it for each, in order."""
+        total, progress = total_of(snapshot.funnels), snapshot.progress
+        tokens = tokens_of(total)
+        in_all = tokens.prompt + tokens.completion
+        if self._tokens_before is None:
+            self._tokens_before = in_all
+        # Endpoints know of each call, funnels of ended dialogues only, but also where there is no endpoint.
+        session = max(sum(e.tokens for e in snapshot.endpoints), in_all - self._tokens_before)
+        self._rates.add(snapshot.elapsed_s, progress.turns, session)
+        now, overall = self._rates.now, self._rates.overall
+        if tokens.unknown and not session:
+            now, overall = Speed(now.turns_s), Speed(overall.turns_s)
+        # The moderator counts its own session and forgets when it is restarted; the funnel counts ended ones.
+        turns = max(total["turns"], self._turns_before + progress.turns)
+        dialogues = dialogues_of(total, progress.planned, progress.in_flight, progress.refining)
+        return Figures(
+            dialogues=dialogues,
+            turns=turns,
+            now=now,
+            overall=overall,
+            tokens=tokens,
+            cost=cost_of(total, self._run.settings, dialogues.owed, snapshot.underway),
+            retries=self._retries.take(sum(e.retried for e in snapshot.endpoints)),
+            left_s=self._left_s(dialogues, turns - total["turns"], progress.turns, now),
+        )
+
+    def _left_s(self, dialogues: Dialogues, turns_in_flight: int, said: int, now: Speed) -> float | None:
+        if not dialogues.owed:
+            return 0.0
+        if said < _TURNS_BEFORE_GUESSING or not now.turns_s:
+            return None
+        # By dialogues, since a failed one never says its remaining turns.
+        owed = self._turns_planned * dialogues.owed / dialogues.planned - turns_in_flight
+        return max(0.0, owed / now.turns_s)
+
+
+def total_of(by_culture: Mapping[str, Mapping[str, int]]) -> Funnel:
+    """The counts of all cultures together."""
+    total: Funnel = Counter()
+    for funnel in by_culture.values():
+        funnels.add(total, funnel)
+    return total
+
+
+def dialogues_of(total: Mapping[str, int], planned: int, in_flight: int = 0, refining: int = 0) -> Dialogues:
+    """Where the dialogues are, by these counts."""
+    finished, failed = total.get("finished", 0), total.get("failed", 0)
+    return Dialogues(planned, finished, failed, planned - finished - failed, in_flight, refining)
+
+
+def tokens_of(total: Mapping[str, int]) -> Tokens:
+    """Tokens of all roles together."""
+
+    def summed(field: str) -> int:
+        return sum(n for key, n in total.items() if key.startswith("usage:") and key.endswith(f":{field}"))
+
+    unreported = summed("unreported") - total.get("usage:embedder:unreported", 0)
+    return Tokens(summed("prompt_tokens"), summed("cached_tokens"), summed("completion_tokens"), unreported)
+
+
+def cost_of(
+    total: Mapping[str, int], settings: Settings, owed: int, underway: Mapping[str, int] | None = None
+) -> Cost:
+    """Money so far, what is spent on dialogues `underway` included, and to come for `owed` dialogues."""
+    if all(model.engine != "openai" for model in settings.models.values()):
+        return Cost(0.0, 0.0, local=True)
+    by_role, begun = funnels.usage_of(total), funnels.usage_of(underway or {})
+    moneys = [_told_money(role, usage, settings) for role, usage in by_role.items()]
+    ended = total.get("finished", 0) + total.get("failed", 0)
+    if None in moneys or not (ended or _priced(settings)):
+        return Cost()
+    of_ended = sum(m for m in moneys if m is not None)
+    of_begun = [_told_money(role, usage, settings) for role, usage in begun.items()]
+    so_far = of_ended + sum(m for m in of_begun if m is not None)
+    untold = sum(usage.unreported for usage in (*by_role.values(), *begun.values()))
+    if not owed:
+        return Cost(so_far, 0.0, untold=untold)
+    to_come = max(0.0, of_ended / ended * owed - (so_far - of_ended)) if ended else None
+    return Cost(so_far, to_come, untold=untold)
+
+
+def _told_money(role: str, usage: Usage, settings: Settings) -> float | None:
+    """What those of a role's calls cost that told what they took; None if none did, or prices are unknown."""
+    told = usage.prompt_tokens or usage.completion_tokens
+    return funnels.money_of(role, replace(usage, unreported=0) if told else usage, settings)
+
+
+def _priced(settings: Settings) -> bool:
+    """Whether every model that may be used has its prices."""
+    roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder") if settings.refine.enabled else ("speaker",)
+    for role in roles:
+        model = settings.models.get(settings.roles.of(role))
+        if model is None or model.engine != "openai":
+            continue
+        if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
+            return False
+    return True

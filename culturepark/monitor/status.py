@@ -1,0 +1,211 @@
+"""Where a run stands, read from its directory: while it goes on, after it ended, after it died.
+
+A running driver writes `status.json` every two seconds: a view and never truth. What has ended is known
+from log and manifest, and whether anybody writes from the run's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from culturepark.monitor.figures import (
+    Cost,
+    Dialogues,
+    Endpoint,
+    Figures,
+    Snapshot,
+    Speed,
+    Tokens,
+    cost_of,
+    dialogues_of,
+    tokens_of,
+    total_of,
+)
+from culturepark.preflight.estimate import turns_planned
+from culturepark.settings import shown_address
+from culturepark.store import funnel as funnels
+from culturepark.store.lock import being_written
+from culturepark.store.rundir import Run, load_run
+from culturepark.store.view import View
+
+STATUS_FILE = "status.json"
+EVERY_S = 2.0
+"""How often a driver writes it."""
+_STARTING_S = 120.0
+"""A start may take so long until somebody holds the run's lock."""
+
+State = Literal["running", "complete", "stopped", "died"]
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """One view of a run: what `status.json` holds and `culturepark status --json` prints.
+
+    Counts are of the whole run, `elapsed_s`, `speed`, `overall`, `retries` and `endpoints` of the
+    latest session. `written_s` is Unix time. None means unknown.
+    """
+
+    run_id: str
+    written_s: float
+    starting: bool = False
+    elapsed_s: float | None = None
+    left_s: float | None = None
+    dialogues: Dialogues
+    turns: int = 0
+    turns_planned: int = 0
+    speed: Speed = Speed()
+    overall: Speed = Speed()
+    tokens: Tokens = Tokens()
+    cost: Cost = Cost()
+    retries: int | None = None
+    stopping: str = ""
+    endpoints: tuple[Endpoint, ...] = ()
+    usage: dict[str, Any] = {}
+    funnel: dict[str, Any] = {}
+    cultures: dict[str, dict[str, Any]] = {}
+
+
+class Report(Struct, frozen=True):
+    """A status, whether the run goes on, and how old the view of it is; None if it is of this moment."""
+
+    state: State
+    age_s: float | None
+    status: Status
+
+
+def status_of(run: Run, snapshot: Snapshot, figures: Figures, now_s: float) -> Status:
+    """The status that a running driver writes; `now_s` is Unix time."""
+    stopping = "on request" if snapshot.draining else snapshot.progress.stopped
+    return Status(
+        written_s=now_s,
+        elapsed_s=snapshot.elapsed_s,
+        left_s=figures.left_s,
+        dialogues=figures.dialogues,
+        turns=figures.turns,
+        speed=figures.now,
+        overall=figures.overall,
+        tokens=figures.tokens,
+        cost=figures.cost,
+        retries=figures.retries,
+        stopping=stopping,
+        endpoints=snapshot.endpoints,
+        **_counted(run, snapshot.funnels),
+    )
+
+
+def starting(run: Run, now_s: float) -> Status:
+    """The status of a run whose actors do not answer yet."""
+    dialogues = Dialogues(planned=len(run.plan), owed=len(run.plan))
+    return Status(run_id=run.file.run_id, written_s=now_s, starting=True, dialogues=dialogues)
+
+
+def _counted(run: Run, by_culture: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """What counts alone tell, as fields of a Status."""
+    total, planned = total_of(by_culture), run.plan.planned()
+    return {
+        "run_id": run.file.run_id,
+        "turns_planned": turns_planned(run.plan),
+        "usage": funnels.usage_view(total, run.settings),
+        "funnel": funnels.view(total, len(run.plan)),
+        "cultures": {c: funnels.view(f, planned[c]) for c, f in sorted(by_culture.items())},
+    }
+
+
+# --- the file
+
+
+def write_status(root: Path, status: Status) -> None:
+    """Put a status in place of the one before. What the disk refuses is left: this is only a view."""
+    part = root / f".{STATUS_FILE}.part"  # the lock leaves one writer
+    with contextlib.suppress(OSError):
+        part.write_bytes(msgspec.json.encode(status))
+        part.replace(root / STATUS_FILE)
+
+
+def end_starting(root: Path) -> None:
+    """Take back that a run is starting, if it never came further."""
+    last = read_status(root)
+    if last is not None and last.starting:
+        with contextlib.suppress(OSError):
+            (root / STATUS_FILE).unlink()
+
+
+def read_status(root: Path) -> Status | None:
+    """The status that was written last; None if there is none that can be read."""
+    try:
+        return msgspec.json.decode((root / STATUS_FILE).read_bytes(), type=Status)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def look(root: Path, now_s: float) -> Report:
+    """Where the run in this directory stands; `now_s` is Unix time.
+
+    Raises RunDirError if there is no run, or a damaged one.
+    """
+    run = load_run(root)
+    last = read_status(root)
+    if last is not None and last.run_id != run.file.run_id:
+        last = None
+    writing = being_written(root)
+    age_s = None if last is None else max(0.0, now_s - last.written_s)
+    if age_s is not None and last is not None:
+        if writing and not last.starting:
+            return Report("running", age_s, last)
+        if last.starting and age_s < _STARTING_S:
+            return Report("running", age_s, _from_disk(View(root), last, now_s))
+    view = View(root)
+    status = _from_disk(view, last, now_s)
+    if writing:
+        return Report("running", None, status)
+    if view.complete:
+        return Report("complete", None, status)
+    return Report("stopped" if _was_closed(view) else "died", None, status)
+
+
+def _from_disk(view: View, last: Status | None, now_s: float) -> Status:
+    """What the directory tells, with what the last session said of itself."""
+    total = view.total
+    dialogues = dialogues_of(total, len(view.plan))
+    return Status(
+        written_s=now_s,
+        starting=last.starting if last else False,
+        elapsed_s=last.elapsed_s if last else None,
+        dialogues=dialogues,
+        turns=total["turns"],
+        overall=last.overall if last else Speed(),
+        tokens=tokens_of(total),
+        cost=cost_of(total, view.run.settings, dialogues.owed),
+        retries=last.retries if last else None,
+        stopping=last.stopping if last else "",
+        **_counted(view.run, view.funnels),
+    )
+
+
+def _was_closed(view: View) -> bool:
+    """Whether the last session sealed and published what it had: only one that died does not."""
+    try:
+        summary: Any = json.loads((view.root / "summary.json").read_bytes())
+        return summary["total"] == funnels.view(view.total, len(view.plan))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+# --- for readers
+
+
+def as_json_text(report: Report) -> str:
+    """The report as one JSON object on one line."""
+    fields: dict[str, Any] = {"state": report.state, "age_s": report.age_s}
+    return msgspec.json.encode(fields | msgspec.to_builtins(report.status)).decode()
+
+
+def place(url: str) -> str:
+    """What tells a replica from others: its host and port."""
+    return shown_address(url).split("://", 1)[-1].split("/", 1)[0]

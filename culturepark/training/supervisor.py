@@ -1,0 +1,34 @@
+"""One process between a launcher and a training.
+
+    python -m culturepark.training.supervisor MODULE JOB.json FD
+
+Ray kills the children of an actor that ends, though not their children: a training that was the actor's own
+child would die with it, and be launched, and perhaps paid for, a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start the training in a group of its own, and end as it ends."""
+    module, job_file, lock = arguments
+    fd = int(lock)
+    training = subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", module, job_file, lock], pass_fds=(fd,), start_new_session=True
+    )
+    os.close(fd)  # the training's copy alone says whether it runs
+    code = training.wait()
+    if code < 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the one that Python itself takes
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
