@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from actors.directory import Station
-from actors.run_context import Handed, Inputs
+from actors.directory import MessagingActor
+from actors.run_context import Handed, RunContext
 from culturepark.errors import CultureParkError, RunDirError
 from culturepark.limits.budget import Budget
 from culturepark.messages import Outcome, Spent, encode, encode_begun, unpack_raw
@@ -23,7 +23,7 @@ _PREDECESSOR_S = 20.0
 """How long a predecessor that is just ending may take to let go of the run directory."""
 
 
-class Collector(Station):
+class Collector(MessagingActor):
     """Takes outcomes, turns and calls; a frame is acknowledged when they are on disk.
 
     Frames that come while one is being synced share the next sync, so the slower the disk, the more
@@ -35,7 +35,7 @@ class Collector(Station):
         self._trainer = trainer
         self._trained: set[str] = set()
         # Nothing here can fail: an error in a constructor would reach nobody in words.
-        self._given = Inputs.taken(inputs)
+        self._given = RunContext.taken(inputs)
         self._run = self._given.run
         self._limited = Budget(self._given.settings).limited
         self._waiting: list[tuple[list[msgspec.Raw], asyncio.Future[None]]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actors.worker import Work, Worker
 from culturepark.dialogue.speaker import CulturalSpeaker
-from culturepark.messages import Ask, Balked, Refine, encode
+from culturepark.messages import Ask, CallFailed, Refine, encode
 
 
 class CulturalAgent(Worker):
@@ -24,8 +24,8 @@ class CulturalAgent(Worker):
                 # Our own fault must not leave a dialogue waiting for ever.
                 log.exception("agent_error", dialogue=plan.brief(ask.number).id, turn=ask.turn)
                 what = f"{type(error).__name__}: {error}"
-                answer = Balked(ask.number, ask.take, ask.turn, "internal", what)
-            if isinstance(answer, Balked):
+                answer = CallFailed(ask.number, ask.take, ask.turn, "internal", what)
+            if isinstance(answer, CallFailed):
                 log.warning(
                     "turn_failed",
                     dialogue=plan.brief(ask.number).id,

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.event_batching import rest_between_events
-from actors.mailbox import Door, Mailbox, Place
+from actors.mailbox import Inbox, Outbox, Place
 from actors.ray_patches import without_addons
 from culturepark.errors import CultureParkError
 
@@ -26,7 +26,7 @@ _NAMELESS_S = 30.0
 """How long a name may be unknown to Ray: it registers actors one by one."""
 
 
-class Station:
+class MessagingActor:
     """What every actor that takes messages has: a door, and mailboxes to the others.
 
     A subclass takes the payloads of frames in `take`.
@@ -36,8 +36,8 @@ class Station:
         """`post` is the run's namespace and its token."""
         self._namespace, token = post
         self._token = token.encode()
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._door = Door(self.take, self._token, self.broke)
+        self._mailboxes: dict[str, Outbox] = {}
+        self._door = Inbox(self.take, self._token, self.broke)
         self._settled = False
         self._life = secrets.token_hex(8)
         self._failure: BaseException | None = None
@@ -81,12 +81,12 @@ class Station:
         """The actor at an address. Raises ValueError if there is none."""
         return ray.get_actor(address, namespace=self._namespace)
 
-    def mailbox(self, address: str, **options: Any) -> Mailbox:
+    def mailbox(self, address: str, **options: Any) -> Outbox:
         """The one mailbox of this process to an address; `options` count when it is made."""
         box = self._mailboxes.get(address)
         if box is None:
             options.setdefault("on_failure", lambda error: leave(f"mailbox to {address}: {error}"))
-            box = Mailbox(lambda: self._find(address), self._token, **options)
+            box = Outbox(lambda: self._find(address), self._token, **options)
             self._mailboxes[address] = box
         return box
 

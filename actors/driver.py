@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.directory import cause_of
 from actors.metrics import Metrics
-from actors.run_actors import Crew
+from actors.run_actors import RunActors
 from actors.session import ray_session
 from culturepark.dialogue.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
@@ -49,7 +49,7 @@ def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
     try:
         with ray_session(run.settings.actors.metrics_port):
             stop.take()  # Ray has put its own handler of SIGTERM in this one's place
-            crew = Crew(run)
+            crew = RunActors(run)
             try:
                 crew.engines.wait(stop.asked)
                 if stop.asked.is_set():
@@ -63,7 +63,7 @@ def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
         stop.restore()
 
 
-def _drive(run: Run, crew: Crew, show: Callable[[Snapshot], None], stop: _Signals) -> Snapshot:
+def _drive(run: Run, crew: RunActors, show: Callable[[Snapshot], None], stop: _Signals) -> Snapshot:
     began = answered = time.monotonic()
     draining = False
     snapshot: Snapshot | None = None

@@ -58,7 +58,7 @@ class _Engine:
             raise self._failure
 
     def rest(self) -> None:
-        """Never return: Ray's thread costs nothing inside a call, see `Seat`. Raises as `ready`."""
+        """Never return: Ray's thread costs nothing inside a call, see `ThreadedActor`. Raises as `ready`."""
         self.ready()
         threading.Event().wait()
 

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from culturepark.limits.adaptive import PULSE_S
-from culturepark.messages import Pulse, Seen, encode
+from culturepark.limits.adaptive import REPORT_EVERY_S
+from culturepark.messages import LoadReport, Seen, encode
 from culturepark.models.endpoint import HttpEndpoint
 
 _AT_LEAST_EVERY_S = 1.0
 """Without news a process still shows that it is there, and hears how much it may do."""
-_QUIET_S = 2 * PULSE_S
+_QUIET_S = 2 * REPORT_EVERY_S
 """Between looks without news, which is most of them when a model takes seconds to reply: where it runs on the
 same machine, looking costs it. Any longer, and a call would wait for a greater share for long."""
 
@@ -28,9 +28,9 @@ async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[
         asked, now_s = [(one.in_flight, one.waiting) for one in seen], time.monotonic()
         news = asked != told or any(map(_news, seen))
         if news or now_s - posted_s >= _AT_LEAST_EVERY_S:
-            post(encode(Pulse(address, seen)))
+            post(encode(LoadReport(address, seen)))
             told, posted_s = asked, now_s
-        await asyncio.sleep(min(PULSE_S if news else _QUIET_S, posted_s + _AT_LEAST_EVERY_S - now_s))
+        await asyncio.sleep(min(REPORT_EVERY_S if news else _QUIET_S, posted_s + _AT_LEAST_EVERY_S - now_s))
 
 
 def _news(seen: Seen) -> bool:

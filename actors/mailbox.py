@@ -2,8 +2,8 @@
 
 A Ray call costs about a millisecond of CPU whatever it carries, five times a bare model call. So Ray
 makes, places, finds and restarts the actors, and what they say to each other goes over plain TCP
-between their processes. A `Mailbox` sends all that is posted in one round of the event loop as a frame,
-and rounds are few and full (see `resting`); the receiving actor's `Door` hands each frame on and
+between their processes. A `Outbox` sends all that is posted in one round of the event loop as a frame,
+and rounds are few and full (see `resting`); the receiving actor's `Inbox` hands each frame on and
 acknowledges it. Delivery is at least once and in order: what was not acknowledged is sent again over the
 next connection, so receivers are idempotent.
 
@@ -38,7 +38,7 @@ Place = tuple[str, int]
 """Host and port."""
 
 
-class Mailbox:
+class Outbox:
     """Messages to one actor.
 
     `find` tells where the actor's door is; it waits for an actor that is being restarted, and raises
@@ -110,7 +110,7 @@ class Mailbox:
             try:
                 host, port = await self._find()
                 async with asyncio.timeout(_CONNECT_S):
-                    await self._loop.create_connection(lambda: _Outlet(self), host, port)
+                    await self._loop.create_connection(lambda: _OutboundConnection(self), host, port)
             except OSError:  # a timeout is one, too
                 if self._transport is not None:
                     return  # it was made at the last moment
@@ -156,10 +156,10 @@ class Mailbox:
             self.flush()
 
 
-class _Outlet(asyncio.Protocol):
+class _OutboundConnection(asyncio.Protocol):
     """The sender's side of a connection."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: Outbox) -> None:
         self._mailbox = mailbox
         self._transport: asyncio.Transport
         self._taken = 0
@@ -188,7 +188,7 @@ class _Outlet(asyncio.Protocol):
             self._taken = taken
 
 
-class Door:
+class Inbox:
     """Where an actor takes messages.
 
     `take` is handed the payload of each frame. It returns None when the frame is taken, or a future
@@ -220,7 +220,7 @@ class Door:
         """Listen, if this does not yet; returns where."""
         if self._server is None:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(lambda: _Inlet(self), host, 0, backlog=1024)
+            self._server = await loop.create_server(lambda: _InboundConnection(self), host, 0, backlog=1024)
         place: Place = self._server.sockets[0].getsockname()[:2]
         return place
 
@@ -230,10 +230,10 @@ class Door:
             self._server.close()
 
 
-class _Inlet(asyncio.Protocol):
+class _InboundConnection(asyncio.Protocol):
     """The receiver's side of a connection."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Inbox) -> None:
         self._door = door
         self._transport: asyncio.Transport
         self._buffer = b""

@@ -10,16 +10,16 @@ from typing import Any
 import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.directory import Station, cause_of, leave, losses, never_comes_back
-from actors.mailbox import Mailbox
-from actors.run_context import Handed, Inputs
+from actors.directory import MessagingActor, cause_of, leave, losses, never_comes_back
+from actors.mailbox import Outbox
+from actors.run_context import Handed, RunContext
 from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits.budget import Budget
 from culturepark.limits.coordinator import Coordinator, known_limits
 from culturepark.messages import (
-    Begun,
+    InProgress,
+    LoadReport,
     Message,
-    Pulse,
     Shares,
     Spent,
     decode,
@@ -34,12 +34,12 @@ _SETTLED_S = 3.0
 that come without news, too."""
 
 
-class Moderator(Station):
+class Moderator(MessagingActor):
     """Conducts all dialogues of a run. Restarted, it asks the collector what is done and goes on."""
 
     def __init__(self, inputs: Handed, post: tuple[str, str], replicas: dict[str, int]) -> None:
         super().__init__(post)
-        given = Inputs.taken(inputs)
+        given = RunContext.taken(inputs)
         self._given = given
         self._log = given.logger("moderator")
         self._replicas = replicas
@@ -81,7 +81,7 @@ class Moderator(Station):
             return
         now = time.time()
         for message in unpack(payload):
-            if isinstance(message, Pulse):
+            if isinstance(message, LoadReport):
                 shares = self._limits.take(message.address, message.seen, time.monotonic())
                 self._tell(message.address, Shares(shares, self._halted_since is not None))
             elif isinstance(message, Spent):
@@ -92,7 +92,7 @@ class Moderator(Station):
     def _tell(self, address: str, shares: Shares) -> None:
         self._box(address).post(encode(shares))
 
-    def _box(self, address: str) -> Mailbox:
+    def _box(self, address: str) -> Outbox:
         taken = self._taken if address == COLLECTOR else None
         return self.mailbox(address, on_taken=taken, on_failure=self._failed)
 
@@ -181,7 +181,7 @@ class Moderator(Station):
             self._log.warning("actor_lost", address=address, asked_again=len(posts), why=why[:200])
             self._send(posts)
 
-    async def _paid_for(self, address: str) -> list[Begun]:
+    async def _paid_for(self, address: str) -> list[InProgress]:
         """Which calls for the dialogues that wait for this actor are on disk."""
         assert self._conductor is not None  # start made it
         return decode_begun(await self._of_collector("begun", self._conductor.held_by(address)))

@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from actors.worker import Work, Worker
-from culturepark.messages import Ask, Balked, Outcome, Refine, Step, encode, recorded, with_speaker
+from culturepark.messages import Ask, CallFailed, Outcome, Refine, Step, encode, recorded, with_speaker
 from culturepark.plan import Plan
 from culturepark.prompts.profile import sampling_with
 from culturepark.refine.journal import Journal
@@ -58,14 +58,14 @@ class RefinerActor(Worker):
             assert isinstance(message, Refine)  # nothing else is sent to a refiner
             journal = Journal(message.number, message.steps, keep)
             outcome = await _outcome(refiner, given.plan, message, journal, log)
-            (moderator if isinstance(outcome, Balked) else collector).post(encode(outcome))
+            (moderator if isinstance(outcome, CallFailed) else collector).post(encode(outcome))
 
         return refine
 
 
 async def _outcome(
     refiner: Refiner, plan: Plan, message: Refine, journal: Journal, log: structlog.stdlib.BoundLogger
-) -> Outcome | Balked:
+) -> Outcome | CallFailed:
     brief = plan.brief(message.number)
     try:
         refined = await refiner.refine(brief, message.turns, journal)
@@ -73,12 +73,12 @@ async def _outcome(
         cause = error.cause
         log.warning("refinement_failed", dialogue=brief.id, kind=cause.kind, reason=cause.reason)
         reason = f"in refinement: {cause.reason}"
-        return Balked(message.number, message.take, 0, cause.kind, reason, error.usage)
+        return CallFailed(message.number, message.take, 0, cause.kind, reason, error.usage)
     except Exception as error:
         # Our own fault must not leave a dialogue waiting for ever.
         log.exception("refiner_error", dialogue=brief.id)
         reason = f"in refinement: {type(error).__name__}: {error}"
-        return Balked(message.number, message.take, 0, "internal", reason, journal.taken)
+        return CallFailed(message.number, message.take, 0, "internal", reason, journal.taken)
     log.info(
         "dialogue_refined",
         dialogue=brief.id,

@@ -19,8 +19,8 @@ from actors.moderator import Moderator
 from actors.placement import Node, staff
 from actors.raylet import Raylet
 from actors.refiner import RefinerActor
-from actors.run_context import Inputs
-from actors.threaded import Seat, seated
+from actors.run_context import RunContext
+from actors.threaded import ThreadedActor, threaded
 from actors.trainer import Trainer
 from culturepark.dialogue.conductor import REFINERS
 from culturepark.errors import ConfigError
@@ -39,7 +39,7 @@ _ROOM_S = 30.0
 _TRAINER_STOP_S = 30.0
 
 
-class Crew:
+class RunActors:
     """The actors of one run. They and their engines start beside each other; `close` ends them."""
 
     def __init__(self, run: Run) -> None:
@@ -51,7 +51,7 @@ class Crew:
         self._actors: list[Any] = []
         self.engines = Engines(self._nodes, run.settings.actors.engines)
         settings = self.engines.serve(run.settings)
-        self._inputs = inputs = Inputs.of(run, settings).handed_out()
+        self._inputs = inputs = RunContext.of(run, settings).handed_out()
         # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
         post = (self._namespace, secrets.token_hex(16))  # what opens the doors of this run's actors
@@ -68,10 +68,10 @@ class Crew:
         for culture, count in replicas.items():
             for i in range(count):
                 if culture == REFINERS:
-                    self._actor(seated(RefinerActor), f"refiner/{i}", inputs, f"refiner/{i}", post)
+                    self._actor(threaded(RefinerActor), f"refiner/{i}", inputs, f"refiner/{i}", post)
                 else:
                     address = f"agent/{culture}/{i}"
-                    self._actor(seated(CulturalAgent), address, inputs, address, post)
+                    self._actor(threaded(CulturalAgent), address, inputs, address, post)
 
     def close(self) -> None:
         """End all actors."""
@@ -94,7 +94,7 @@ class Crew:
             "max_restarts": -1,
             # A retried call would run twice without telling anyone; we ask again by our own ids.
             "max_task_retries": 0,
-            "max_concurrency": 1 if issubclass(cls, Seat) else _CONCURRENCY,
+            "max_concurrency": 1 if issubclass(cls, ThreadedActor) else _CONCURRENCY,
         }
         actor = ray.remote(cls).options(**options).remote(*args)
         self._actors.append(actor)

@@ -33,7 +33,7 @@ _LARGE_BYTES = 90_000
 """Ray keeps an argument of up to 100 KB with the actor."""
 
 
-class Inputs(Struct, frozen=True, dict=True):
+class RunContext(Struct, frozen=True, dict=True):
     """A run, as it crosses to other processes. `settings` already say where embedded models listen."""
 
     root: str
@@ -43,7 +43,7 @@ class Inputs(Struct, frozen=True, dict=True):
     cultures: dict[str, Culture]
 
     @classmethod
-    def of(cls, run: Run, settings: Settings) -> Inputs:
+    def of(cls, run: Run, settings: Settings) -> RunContext:
         """The inputs of a run."""
         return cls(str(run.root), run.file, settings, run.plan.seeds, run.plan.cultures)
 
@@ -53,7 +53,7 @@ class Inputs(Struct, frozen=True, dict=True):
         return packed if len(packed) <= _LARGE_BYTES else [ray.put(packed)]
 
     @classmethod
-    def taken(cls, handed: Handed) -> Inputs:
+    def taken(cls, handed: Handed) -> RunContext:
         """Back from `handed_out`, in an actor's constructor."""
         packed: bytes = handed if isinstance(handed, bytes) else ray.get(handed[0])
         return msgspec.msgpack.decode(zlib.decompress(packed), type=cls)

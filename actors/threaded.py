@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Coroutine
 from typing import Any, ClassVar, TypeVar
 
-from actors.directory import Station
+from actors.directory import MessagingActor
 from actors.mailbox import Place
 
 T = TypeVar("T")
 
 
-class Seat:
+class ThreadedActor:
     """A station as an actor that answers one call at a time, on a loop in a thread of its own.
 
     While no call is under way, Ray's own thread looks for signals a hundred times a second: most of what an
@@ -23,7 +23,7 @@ class Seat:
     single coroutine among its methods would get a loop of Ray's, so this one has none.
     """
 
-    station: ClassVar[type[Station]]
+    station: ClassVar[type[MessagingActor]]
 
     def __init__(self, *args: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -50,6 +50,6 @@ class Seat:
         return asyncio.run_coroutine_threadsafe(answer, self._loop).result()
 
 
-def seated(station: type[Station]) -> type[Seat]:
+def threaded(station: type[MessagingActor]) -> type[ThreadedActor]:
     """The seat of a kind of station, by whose name Ray shows the actor."""
-    return type(station.__name__, (Seat,), {"station": station})
+    return type(station.__name__, (ThreadedActor,), {"station": station})

@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from actors.run_context import Handed, Inputs
+from actors.run_context import Handed, RunContext
 from culturepark.errors import CultureParkError
 from culturepark.evaluation.exam_texts import texts_in_use
 from culturepark.models.local.serving import local_embedder
@@ -33,7 +33,7 @@ class Trainer:
 
     def __init__(self, inputs: Handed, driver: int) -> None:
         """`driver` is the process on this node that the run belongs to."""
-        given = Inputs.taken(inputs)
+        given = RunContext.taken(inputs)
         self._driver = 0 if _gone(driver) else driver  # whose number may mean nothing here
         self._root = Path(given.root)
         self._log: structlog.stdlib.BoundLogger = given.logger("trainer")

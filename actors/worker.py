@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
-from actors.directory import Station
+from actors.directory import MessagingActor
 from actors.load_reports import pulse
-from actors.run_context import Handed, Inputs
+from actors.run_context import Handed, RunContext
 from culturepark.messages import Ask, Refine, Shares, unpack
 
 _SHARES = "shares"
@@ -17,7 +17,7 @@ Work = Callable[[Ask | Refine], Coroutine[None, None, None]]
 """Works on one message to its end, and posts what came of it. Never raises."""
 
 
-class Worker(Station):
+class Worker(MessagingActor):
     """An actor that works on asks or on whole dialogues. Keeps nothing that must survive.
 
     A subclass makes in `open` what does the work.
@@ -26,7 +26,7 @@ class Worker(Station):
     def __init__(self, inputs: Handed, address: str, post: tuple[str, str]) -> None:
         super().__init__(post)
         # Nothing here can fail: an error in a constructor would reach nobody in words.
-        self.given = Inputs.taken(inputs)
+        self.given = RunContext.taken(inputs)
         self.log = self.given.logger(address.replace("/", "-"))
         self._address = address
         self._busy: dict[tuple[int, int], tuple[int, asyncio.Task[None]]] = {}

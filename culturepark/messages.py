@@ -112,7 +112,7 @@ class Spoke(Struct, frozen=True, tag="spoke"):
     schema: int = SCHEMA
 
 
-class Unknown(Struct, frozen=True, tag="unknown"):
+class NeedsTranscript(Struct, frozen=True, tag="unknown"):
     """The agent has no transcript of this dialogue and needs it whole."""
 
     number: int
@@ -120,7 +120,7 @@ class Unknown(Struct, frozen=True, tag="unknown"):
     turn: int
 
 
-class Balked(Struct, frozen=True, tag="balked"):
+class CallFailed(Struct, frozen=True, tag="balked"):
     """A model call failed for good. `usage` is what it took, by role; `turn` is 0 in refinement."""
 
     number: int
@@ -169,14 +169,14 @@ class Refine(Struct, frozen=True, tag="refine"):
     steps: tuple[Step, ...] = ()
 
 
-class Recorded(Struct, frozen=True, tag="recorded"):
+class OutcomeStored(Struct, frozen=True, tag="recorded"):
     """The outcome of this dialogue is on disk. `failed` is as in Outcome."""
 
     number: int
     failed: str = ""
 
 
-class Kept(Struct, frozen=True):
+class TurnStored(Struct, frozen=True):
     """This turn is on disk: the next one may be asked for. Never sent; made of an acknowledgement."""
 
     number: int
@@ -184,7 +184,7 @@ class Kept(Struct, frozen=True):
     turn: int
 
 
-class Noted(Struct, frozen=True):
+class UsageStored(Struct, frozen=True):
     """What calls of this dialogue took is on disk. Never sent, as Kept."""
 
     number: int
@@ -235,7 +235,7 @@ class Share(Struct, frozen=True):
     tokens_per_minute: float = 0.0
 
 
-class Pulse(Struct, frozen=True, tag="pulse"):
+class LoadReport(Struct, frozen=True, tag="pulse"):
     """What the process at `address` saw of its endpoints since its last pulse."""
 
     address: str
@@ -278,13 +278,25 @@ class Outcome(Struct, frozen=True, tag="outcome"):
     schema: int = SCHEMA
 
 
-Message = Ask | Spoke | Unknown | Balked | Refine | Recorded | Pulse | Shares | Spent | Step | Outcome
+Message = (
+    Ask
+    | Spoke
+    | NeedsTranscript
+    | CallFailed
+    | Refine
+    | OutcomeStored
+    | LoadReport
+    | Shares
+    | Spent
+    | Step
+    | Outcome
+)
 
 Record = Outcome | Spoke | Step
 """What the log holds: how dialogues ended, and of those under way each turn and each call that is paid."""
 
 
-class Begun(Struct, frozen=True):
+class InProgress(Struct, frozen=True):
     """What is on disk of a dialogue that has not ended: the turns said, the calls of its refinement."""
 
     number: int
@@ -331,7 +343,7 @@ _ended = msgspec.msgpack.Decoder(_Ended)
 _record = msgspec.msgpack.Decoder(Record)
 _head = msgspec.msgpack.Decoder(Outcome | SpokeHead | StepHead)
 _taken = msgspec.msgpack.Decoder(_Ended | SpokeHead | StepHead)
-_begun = msgspec.msgpack.Decoder(list[Begun])
+_begun = msgspec.msgpack.Decoder(list[InProgress])
 _raws = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
@@ -380,12 +392,12 @@ def decode_head(raw: bytes) -> Outcome | SpokeHead | StepHead:
     return _head.decode(raw)
 
 
-def encode_begun(begun: Iterable[Begun]) -> bytes:
+def encode_begun(begun: Iterable[InProgress]) -> bytes:
     """Dialogues that have begun, as one msgpack array."""
     return _encoder.encode(list(begun))
 
 
-def decode_begun(raw: bytes) -> list[Begun]:
+def decode_begun(raw: bytes) -> list[InProgress]:
     """Back from `encode_begun`. Raises msgspec.DecodeError."""
     return _begun.decode(raw)
 
@@ -438,20 +450,20 @@ def unpack_raw(batch: bytes) -> list[msgspec.Raw]:
     return _raws.decode(batch)
 
 
-def recorded(outcome: bytes) -> Recorded:
+def recorded(outcome: bytes) -> OutcomeStored:
     """What the moderator is told of an encoded outcome that is on disk."""
     ended = _ended.decode(outcome)
-    return Recorded(ended.number, ended.failed)
+    return OutcomeStored(ended.number, ended.failed)
 
 
-def on_disk(record: bytes) -> Recorded | Kept | Noted:
+def on_disk(record: bytes) -> OutcomeStored | TurnStored | UsageStored:
     """What it means that this encoded outcome, turn or step is on disk."""
     head = _taken.decode(record)
     if isinstance(head, SpokeHead):
-        return Kept(head.number, head.take, head.turn.number)
+        return TurnStored(head.number, head.take, head.turn.number)
     if isinstance(head, StepHead):
-        return Noted(head.number)
-    return Recorded(head.number, head.failed)
+        return UsageStored(head.number)
+    return OutcomeStored(head.number, head.failed)
 
 
 def _mended(value: object) -> object:

@@ -15,7 +15,17 @@ import numpy as np
 
 from culturepark.cultures import load_cultures
 from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor
-from culturepark.messages import Ask, Kept, Opinion, Outcome, Recorded, Spoke, Turn, encode, speaker_usage
+from culturepark.messages import (
+    Ask,
+    Opinion,
+    Outcome,
+    OutcomeStored,
+    Spoke,
+    Turn,
+    TurnStored,
+    encode,
+    speaker_usage,
+)
 from culturepark.plan import Plan
 from culturepark.seeds import load_seeds
 from culturepark.settings import load_settings
@@ -139,7 +149,7 @@ async def _feed(run: Run, ledger: Ledger, for_s: float) -> dict[str, Any]:
         for message in batch:
             if isinstance(message, Spoke):
                 turns += 1
-                todo += conductor.on(Kept(message.number, 1, message.turn.number), 0.0)
+                todo += conductor.on(TurnStored(message.number, 1, message.turn.number), 0.0)
             else:
-                todo += conductor.on(Recorded(message.number), 0.0)
+                todo += conductor.on(OutcomeStored(message.number), 0.0)
     return {"turns_per_s": turns / for_s, "most_waiting": most_waiting, "most_in_flight": most_in_flight}

@@ -390,7 +390,7 @@ async def _measured(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from culturepark.cli.views.terminal import line_of
-    from culturepark.evaluation.answer_cache import KeptAnswers
+    from culturepark.evaluation.answer_cache import AnswerCache
     from culturepark.evaluation.suite import names_apart, put_to
     from culturepark.evaluation.targets import target_models
     from culturepark.words import plural
@@ -405,7 +405,7 @@ async def _measured(
         ran = await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
         async with target_models([target]) as [model]:
             with (
-                closing(KeptAnswers(out, name, target, suite.rng_seed)) as kept,
+                closing(AnswerCache(out, name, target, suite.rng_seed)) as kept,
                 Progress(*columns, console=console, transient=True) as progress,
             ):
                 if kept:

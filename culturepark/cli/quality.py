@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from culturepark.evaluation.measure import Measurement
     from culturepark.evaluation.report import Measured
-    from culturepark.evaluation.run_data import Made
+    from culturepark.evaluation.run_data import RunData
     from culturepark.evaluation.targets import Target
     from culturepark.ports import Vectors
     from culturepark.settings import ModelSettings
@@ -90,7 +90,7 @@ def _run_at(where: str, words: str) -> Run:
     return load_run(Path(words))
 
 
-def _wanted(made: Made, ask: Ask) -> Made:
+def _wanted(made: RunData, ask: Ask) -> RunData:
     """What is there of the cultures that are named. Raises ConfigError if that is nothing."""
     of = made.only(ask.cultures) if ask.cultures else made
     if not of.talks:
@@ -100,7 +100,7 @@ def _wanted(made: Made, ask: Ask) -> Made:
     return of
 
 
-def _left_out(name: str, made: Made) -> list[str]:
+def _left_out(name: str, made: RunData) -> list[str]:
     if not made.owed:
         return []
     planned = made.owed + len(made.talks)
@@ -109,11 +109,11 @@ def _left_out(name: str, made: Made) -> list[str]:
     ]
 
 
-def _same_embedder(first: Made, second: Made) -> bool:
+def _same_embedder(first: RunData, second: RunData) -> bool:
     return first.run.file.models.get("embedder") == second.run.file.models.get("embedder")
 
 
-def _differences(name: str, first: Made, other: str, second: Made) -> list[str]:
+def _differences(name: str, first: RunData, other: str, second: RunData) -> list[str]:
     """What makes two runs differ, whatever they are worth."""
     notes: list[str] = []
     if not _same_embedder(first, second):
@@ -128,7 +128,7 @@ def _differences(name: str, first: Made, other: str, second: Made) -> list[str]:
 # --- vectors
 
 
-async def _originals(name: str, made: Made, notes: list[str]) -> Vectors | None:
+async def _originals(name: str, made: RunData, notes: list[str]) -> Vectors | None:
     """Vectors of the statements that the run talks about, by its own embedder; None, and a note why, where
     that one is not at hand."""
     from culturepark.models.local.serving import local_embedder
@@ -159,7 +159,7 @@ def _name_of(model: ModelSettings) -> str:
 
 
 def _on_one_budget(
-    every: Sequence[Made], originals: Sequence[Vectors | None], notes: list[str]
+    every: Sequence[RunData], originals: Sequence[Vectors | None], notes: list[str]
 ) -> tuple[list[Measurement], list[Measurement]]:
     from culturepark.evaluation.quality import budget_measurements, shared_budget, words_in
 
@@ -208,7 +208,7 @@ def _judge_of(run: Run, ask: Ask) -> Target | None:
 
 
 async def _judged(
-    console: Console, judge: Target, runs: Sequence[Made], ask: Ask, notes: list[str]
+    console: Console, judge: Target, runs: Sequence[RunData], ask: Ask, notes: list[str]
 ) -> tuple[list[list[Measurement]], list[Measurement]]:
     """What the judge says of each run, and what it reaches itself."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -216,7 +216,7 @@ async def _judged(
     from culturepark.cli.views.terminal import line_of
     from culturepark.evaluation import judge_calibration as judges
     from culturepark.evaluation import judged_quality as judging
-    from culturepark.evaluation.answer_cache import KeptAnswers
+    from culturepark.evaluation.answer_cache import AnswerCache
     from culturepark.evaluation.asking import Asker
     from culturepark.evaluation.targets import target_models
 
@@ -226,7 +226,7 @@ async def _judged(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with target_models([judge]) as [model]:
         with (
-            closing(KeptAnswers(ask.out, name, judge, ask.rng_seed)) as kept,
+            closing(AnswerCache(ask.out, name, judge, ask.rng_seed)) as kept,
             Progress(*columns, console=console, transient=True) as progress,
         ):
             bar = progress.add_task(line_of(name).plain, total=total)

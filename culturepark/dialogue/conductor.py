@@ -23,18 +23,18 @@ from culturepark.dialogue.state import AskFor, Begin, Broke, Dialogue, Effect, E
 from culturepark.messages import (
     RUN_STOPPERS,
     Ask,
-    Balked,
-    Begun,
-    Kept,
+    CallFailed,
+    InProgress,
     Message,
-    Noted,
+    NeedsTranscript,
     Outcome,
-    Recorded,
+    OutcomeStored,
     Refine,
     Spoke,
     Step,
     Turn,
-    Unknown,
+    TurnStored,
+    UsageStored,
     bare_usage,
     only_usage,
     with_speaker,
@@ -107,7 +107,7 @@ class Conductor:
         done: bytes,
         take: int,
         replicas: Mapping[str, int],
-        begun: Iterable[Begun] = (),
+        begun: Iterable[InProgress] = (),
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -162,7 +162,7 @@ class Conductor:
             posts += self._advance(number, Begin(), now_s)
         return posts
 
-    def on(self, message: Message | Kept | Noted, now_s: float) -> list[Post]:
+    def on(self, message: Message | TurnStored | UsageStored, now_s: float) -> list[Post]:
         """What follows from a message."""
         posts = self._on(message, now_s)
         if not self._slots and self._doubtful and not self._stopped:
@@ -173,20 +173,20 @@ class Conductor:
                 self._trip("no dialogue finished")
         return posts
 
-    def _on(self, message: Message | Kept | Noted, now_s: float) -> list[Post]:
+    def _on(self, message: Message | TurnStored | UsageStored, now_s: float) -> list[Post]:
         match message:
-            case Noted(number=number):
+            case UsageStored(number=number):
                 self._noting.discard(number)
                 return []
-            case Recorded(number=number, failed=failed):
+            case OutcomeStored(number=number, failed=failed):
                 return self._recorded(number, failed, now_s)
             case Spoke(number=number, take=take) if self._awaits(number, take):
                 return self._spoke(message)
-            case Kept(number=number, take=take, turn=turn) if self._awaits(number, take):
+            case TurnStored(number=number, take=take, turn=turn) if self._awaits(number, take):
                 return self._kept(number, turn, now_s)
-            case Unknown(number=number, take=take, turn=turn) if self._awaits(number, take):
+            case NeedsTranscript(number=number, take=take, turn=turn) if self._awaits(number, take):
                 return self._retell(number, turn)
-            case Balked(number=number, take=take) if self._awaits(number, take):
+            case CallFailed(number=number, take=take) if self._awaits(number, take):
                 return self._balked(message, now_s)
             case _:
                 return []
@@ -197,7 +197,7 @@ class Conductor:
             n for n, slot in self._slots.items() if slot.post is not None and slot.post.address == address
         ]
 
-    def lost(self, address: str, begun: Iterable[Begun] = ()) -> list[Post]:
+    def lost(self, address: str, begun: Iterable[InProgress] = ()) -> list[Post]:
         """Ask again what an actor was asked and has not answered: it is gone.
 
         `begun` says which calls of refinements it had been paid for.
@@ -310,7 +310,7 @@ class Conductor:
         ask = Ask(number, self._take, turn, post.message.heard, self._slots[number].dialogue.turns)
         return [Post(post.address, ask)]
 
-    def _balked(self, message: Balked, now_s: float) -> list[Post]:
+    def _balked(self, message: CallFailed, now_s: float) -> list[Post]:
         number, kind = message.number, message.kind
         slot = self._slots[number]
         if message.turn != _awaited(slot):
@@ -338,7 +338,7 @@ class Conductor:
             self._trip(f"{self._failures_in_a_row} dialogues in a row failed, the last with `{kind}`")
         return posts + self.fill(now_s)
 
-    def _note(self, message: Balked) -> list[Post]:
+    def _note(self, message: CallFailed) -> list[Post]:
         """Put on disk what a failed call took whose dialogue may stay owed. A refiner has done so itself."""
         if not message.turn:
             return []
@@ -354,7 +354,7 @@ class Conductor:
         failed = (post.message for _, post in self._doubtful.values())
         return all(isinstance(one, Outcome) and one.failed in _OWN for one in failed)
 
-    def _failure(self, slot: _Slot, message: Balked, now_s: float) -> Outcome:
+    def _failure(self, slot: _Slot, message: CallFailed, now_s: float) -> Outcome:
         """How a dialogue ends with a failure. A refiner knows what calls before this one took."""
         usage = dict(message.usage)
         if message.turn:

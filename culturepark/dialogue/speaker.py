@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from culturepark.dialogue import health
 from culturepark.dialogue.repetition import Earlier
-from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
+from culturepark.messages import Ask, CallFailed, NeedsTranscript, Spoke, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief, Plan
 from culturepark.ports import ChatModel, Prompt
@@ -52,20 +52,22 @@ class CulturalSpeaker:
         }
         self._memory: OrderedDict[tuple[int, int, int], _Memory] = OrderedDict()
 
-    async def speak(self, ask: Ask) -> Spoke | Unknown | Balked:
+    async def speak(self, ask: Ask) -> Spoke | NeedsTranscript | CallFailed:
         """Answer an ask; never raises for what a model does."""
         known = self._memory.get(_key(ask))
         brief = known.brief if known else self._plan.brief(ask.number)
         prompt = self._prompt_for(ask, brief, known)
         if prompt is None:
-            return Unknown(ask.number, ask.take, ask.turn)
+            return NeedsTranscript(ask.number, ask.take, ask.turn)
         cue = self._profile.cue(brief, ask.turn, ask.heard, self._plan.cultures)
         prompt.add("user", cue.text)
         said = self._said(ask, known)
         try:
             turn = await self._say(brief, ask, prompt, cue, said)
         except ModelError as error:
-            return Balked(ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage})
+            return CallFailed(
+                ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage}
+            )
         if not self._policy.off:
             said.add(turn.text, ask.turn)
         self._remember(ask, brief, prompt.add("assistant", turn.text), said)

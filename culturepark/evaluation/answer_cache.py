@@ -36,7 +36,7 @@ class _Line(Struct, frozen=True):
     answer: Answer
 
 
-class KeptAnswers:
+class AnswerCache:
     """The answers of one model under test, by question. Implements asking.Kept."""
 
     def __init__(self, out: Path, name: str, target: Target, rng_seed: int) -> None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from culturepark.evaluation.asking import Answer, Asker, Question
 from culturepark.evaluation.measure import Better, Measurement
 from culturepark.evaluation.quality import by_talk, summed
-from culturepark.evaluation.run_data import ALL, TASK, Made, Opinion, Turn, sampled, sampled_turns
+from culturepark.evaluation.run_data import ALL, TASK, Opinion, RunData, Turn, sampled, sampled_turns
 from culturepark.prompts import judge as words
 from culturepark.refine.verify import VERDICTS
 
@@ -33,7 +33,7 @@ class Sample(Struct, frozen=True):
         return 2 * len(self.kept) + len(self.judged) + len(self.turns) + sum(t.meets for t in self.turns)
 
 
-def sample_of(made: Made, at_most: int, rng_seed: int) -> Sample:
+def sample_of(made: RunData, at_most: int, rng_seed: int) -> Sample:
     """At most so many of each, drawn; the same seed draws the same. Raises RunDirError."""
 
     def id_of(one: Opinion) -> str:
@@ -65,7 +65,7 @@ def invalid_rate(answers: Sequence[Answer]) -> float:
 # --- a run's data
 
 
-async def evaluate(asker: Asker, made: Made, sample: Sample) -> list[Measurement]:
+async def evaluate(asker: Asker, made: RunData, sample: Sample) -> list[Measurement]:
     """Kinds and subtypes of samples, what turns do, and agreement with the run's verifier.
 
     Raises EndpointError.
@@ -78,7 +78,7 @@ async def evaluate(asker: Asker, made: Made, sample: Sample) -> list[Measurement
 
 
 def _shares(
-    made: Made,
+    made: RunData,
     metric: str,
     better: Better,
     opinions: Sequence[Opinion | Turn],
@@ -114,7 +114,7 @@ def _shares(
     return found
 
 
-async def _kinds(asker: Asker, made: Made, kept: Sequence[Opinion]) -> list[Measurement]:
+async def _kinds(asker: Asker, made: RunData, kept: Sequence[Opinion]) -> list[Measurement]:
     if not kept:
         return []
     answers = await _chosen(asker, [(f"kind/{o.id}", words.kind_question(o.text), words.KINDS) for o in kept])
@@ -138,7 +138,7 @@ async def _kinds(asker: Asker, made: Made, kept: Sequence[Opinion]) -> list[Meas
     return found
 
 
-async def _subtypes(asker: Asker, made: Made, kind: str, kept: Sequence[Opinion]) -> list[Measurement]:
+async def _subtypes(asker: Asker, made: RunData, kind: str, kept: Sequence[Opinion]) -> list[Measurement]:
     """Shares of the subtypes among the samples of a kind, level ones among them."""
     options = words.SUBTYPES[kind]
     asked = [(f"{kind}/{o.id}", words.subtype_question(o.text, kind), options) for o in kept]
@@ -159,7 +159,7 @@ async def _subtypes(asker: Asker, made: Made, kind: str, kept: Sequence[Opinion]
     ]
 
 
-async def _turns(asker: Asker, made: Made, sample: Sample) -> list[Measurement]:
+async def _turns(asker: Asker, made: RunData, sample: Sample) -> list[Measurement]:
     found: list[Measurement] = []
     meeting = [turn for turn in sample.turns if turn.meets]
     of = (
@@ -185,7 +185,7 @@ def _turn_question(metric: str, turn: Turn, demonyms: Mapping[str, str]) -> str:
     return words.understands_question(turn.statement, turn.before, turn.text, mine, other)
 
 
-async def _verdicts(asker: Asker, made: Made, judged: Sequence[Opinion]) -> list[Measurement]:
+async def _verdicts(asker: Asker, made: RunData, judged: Sequence[Opinion]) -> list[Measurement]:
     if not judged:
         return []
     asked = [

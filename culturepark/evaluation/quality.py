@@ -18,7 +18,16 @@ from culturepark.errors import ConfigError
 from culturepark.evaluation import stances
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.measure import Better, Measurement
-from culturepark.evaluation.run_data import ALL, TASK, Made, Opinion, Talk, Turn, vectors_of, with_estimates
+from culturepark.evaluation.run_data import (
+    ALL,
+    TASK,
+    Opinion,
+    RunData,
+    Talk,
+    Turn,
+    vectors_of,
+    with_estimates,
+)
 from culturepark.evaluation.statistics import Floats
 from culturepark.ports import Vectors
 from culturepark.settings import RefineSettings, Settings
@@ -34,7 +43,9 @@ Part = tuple[float | None, float]
 """What a dialogue adds above and below the line; None is unknown."""
 
 
-def measurements(made: Made, originals: Vectors | None, *, same_embedder: bool = True) -> list[Measurement]:
+def measurements(
+    made: RunData, originals: Vectors | None, *, same_embedder: bool = True
+) -> list[Measurement]:
     """Every figure, of all and, if there are several, by culture. What changes with how much was made is
     compared with no other run (`Measurement.compared`), but on one budget.
 
@@ -55,7 +66,7 @@ def measurements(made: Made, originals: Vectors | None, *, same_embedder: bool =
     ]
 
 
-def _subsets(made: Made) -> dict[str, Made]:
+def _subsets(made: RunData) -> dict[str, RunData]:
     several = made.cultures if len(made.cultures) > 1 else []
     return {ALL: made} | {culture: made.only((culture,)) for culture in several}
 
@@ -112,7 +123,7 @@ def _known(value: float) -> float | None:
 # --- words
 
 
-def _words(task: str, subset: str, made: Made, kept: Sequence[Opinion]) -> list[Measurement]:
+def _words(task: str, subset: str, made: RunData, kept: Sequence[Opinion]) -> list[Measurement]:
     """distinct-n of these: compared on one budget, where two runs have as many words of each."""
     compared = task == BUDGET
     return [
@@ -139,7 +150,7 @@ def distinct_parts(opinions: Sequence[Opinion], n: int) -> dict[str, Part]:
 # --- vectors
 
 
-def _vectors(task: str, subset: str, made: Made, originals: Vectors | None) -> list[Measurement]:
+def _vectors(task: str, subset: str, made: RunData, originals: Vectors | None) -> list[Measurement]:
     every = [one for one in made.opinions if one.vector is not None]
     found: list[Measurement] = []
     of: tuple[tuple[str, Better, list[Opinion]], ...] = (
@@ -181,7 +192,7 @@ def gains(vectors: Vectors, originals: Vectors) -> Floats:
     return 1 - (vectors @ originals.T).max(axis=1).astype(np.float64)
 
 
-def _duplicates(task: str, subset: str, made: Made) -> list[Measurement]:
+def _duplicates(task: str, subset: str, made: RunData) -> list[Measurement]:
     """What selection threw out, of what came to it. The more there is, the more of it is alike, so runs
     are not compared."""
     selected = [one for one in made.opinions if one.vector is not None]
@@ -196,7 +207,7 @@ def _duplicates(task: str, subset: str, made: Made) -> list[Measurement]:
     ]
 
 
-def _kept_alike(task: str, subset: str, made: Made, samples: int) -> Measurement:
+def _kept_alike(task: str, subset: str, made: RunData, samples: int) -> Measurement:
     """What of the first `samples` kept is still alike: compared on one budget, where they are as many."""
     kept = [one for one in made.kept if one.vector is not None][:samples]
     threshold = threshold_of(made.run.settings.refine)
@@ -228,7 +239,7 @@ def nearest(vectors: Vectors) -> Floats:
 # --- cost
 
 
-def _costs(task: str, subset: str, made: Made) -> list[Measurement]:
+def _costs(task: str, subset: str, made: RunData) -> list[Measurement]:
     """Tokens, calls and money for each kept sample, of all cultures also by role. Silent roles are in no
     sum, so that it is compared with none but one of the same roles: on one budget."""
     kept = Counter(one.talk for one in made.kept)
@@ -258,7 +269,7 @@ def _costs(task: str, subset: str, made: Made) -> list[Measurement]:
     return [*found, replace(money, compared=bill.whole)]
 
 
-def _untold(made: Made) -> list[str]:
+def _untold(made: RunData) -> list[str]:
     """Notes on the calls that told no tokens."""
     usage, silent = made.usage, made.silent or frozenset()
     name = made.run.root.resolve().name
@@ -283,7 +294,7 @@ class _Bill(Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def _bill(made: Made) -> _Bill:
+def _bill(made: RunData) -> _Bill:
     """Silent roles are missing where they cost anything; without a price, or if nobody who costs is left,
     there is no sum."""
     name, settings = made.run.root.resolve().name, made.run.settings
@@ -310,7 +321,7 @@ def _bill(made: Made) -> _Bill:
     return _Bill(frozenset(usage.keys() - missing), not missing, tuple(notes))
 
 
-def _money(talk: Talk, made: Made, roles: frozenset[str] | None) -> float | None:
+def _money(talk: Talk, made: RunData, roles: frozenset[str] | None) -> float | None:
     if roles is None:
         return None
     of = ((role, usage) for by_role in (talk.usage, talk.untold) for role, usage in by_role.items())
@@ -325,7 +336,7 @@ def _money_of(role: str, usage: Usage, settings: Settings) -> float | None:
 # --- two runs on the same budget
 
 
-def shared_budget(first: Made, second: Made) -> tuple[Made, Made, int]:
+def shared_budget(first: RunData, second: RunData) -> tuple[RunData, RunData, int]:
     """Two runs cut to as many tokens as the smaller one took, and that number.
 
     Roles that are silent in either run count for neither. Raises ConfigError if no role is left.
@@ -342,7 +353,7 @@ def shared_budget(first: Made, second: Made) -> tuple[Made, Made, int]:
 
 
 def budget_measurements(
-    made: Made, words: int, samples: int, originals: Vectors | None, *, vectors: bool = True
+    made: RunData, words: int, samples: int, originals: Vectors | None, *, vectors: bool = True
 ) -> list[Measurement]:
     """Figures of a run that was cut to a budget. distinct-n is over its first `words` words, and what is
     alike among its first `samples` kept, the same numbers for both: more words repeat more. Without

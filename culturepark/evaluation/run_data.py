@@ -56,7 +56,7 @@ class Opinion(Struct, frozen=True):
     vector: Vectors | None
 
 
-class Made(Struct, frozen=True):
+class RunData(Struct, frozen=True):
     """Dialogues in the order of the plan, and their opinions in the same order. `owed` counts planned
     dialogues that are not in the shards. `silent` are roles whose tokens are in no sum; None: nobody has
     looked yet (`with_estimates`)."""
@@ -88,7 +88,7 @@ class Made(Struct, frozen=True):
         """The estimate of what was not, by role."""
         return _by_role(talk.untold for talk in self.talks)
 
-    def only(self, cultures: Iterable[str]) -> Made:
+    def only(self, cultures: Iterable[str]) -> RunData:
         """What was made for these cultures."""
         wanted, planned = frozenset(cultures), self.run.plan.planned()
         talks = tuple(talk for talk in self.talks if talk.culture in wanted)
@@ -99,7 +99,7 @@ class Made(Struct, frozen=True):
             owed=sum(n for culture, n in planned.items() if culture in wanted) - len(talks),
         )
 
-    def up_to(self, tokens: int, roles: frozenset[str]) -> Made:
+    def up_to(self, tokens: int, roles: frozenset[str]) -> RunData:
         """The first dialogues of the plan that together take no more tokens of these roles than that."""
         chosen: list[Talk] = []
         for talk in self.talks:
@@ -134,7 +134,7 @@ def is_silent(usage: Usage) -> bool:
     return bool(usage.unreported) and (usage.unreported > told or not tokens_of(usage))
 
 
-def with_estimates(made: Made) -> Made:
+def with_estimates(made: RunData) -> RunData:
     """The same, each call that told nothing taken for the average one of its role in this run, but for
     roles that are silent. Looks once: what is cut from the result keeps its estimates."""
     if made.silent is not None:
@@ -170,7 +170,7 @@ _OPINION = (
 )  # fmt: skip
 
 
-def read(run: Run) -> Made:
+def read(run: Run) -> RunData:
     """What the manifest of a run names. Raises RunDirError for a shard that cannot be read."""
     manifest = Manifest.read(run.root / "manifest")
     talks = [_talk(row) for row in rows(run.root, manifest, "dialogues", _TALK)]
@@ -180,7 +180,7 @@ def read(run: Run) -> Made:
         for row in rows(run.root, manifest, kind, _OPINION)
     ]
     found.sort(key=lambda pair: pair[0])
-    return Made(
+    return RunData(
         run,
         tuple(sorted(talks, key=lambda talk: talk.number)),
         tuple(opinion for _, opinion in found),
@@ -229,7 +229,7 @@ class Turn(Struct, frozen=True):
         return self.other != self.culture
 
 
-def sampled_turns(made: Made, at_most: int, rng_seed: int) -> list[Turn]:
+def sampled_turns(made: RunData, at_most: int, rng_seed: int) -> list[Turn]:
     """A drawn sample of the delegates' turns that something was said before, of finished dialogues."""
     manifest = Manifest.read(made.run.root / "manifest")
     ids = {talk.id for talk in made.talks}

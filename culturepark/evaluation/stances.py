@@ -9,7 +9,7 @@ import numpy as np
 
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.measure import Measurement
-from culturepark.evaluation.run_data import TASK, Made
+from culturepark.evaluation.run_data import TASK, RunData
 from culturepark.evaluation.statistics import Floats
 
 CHANCE = (
@@ -20,7 +20,7 @@ _SIMULATED = 200
 """Samples of people that a floor is the mean of."""
 
 
-def measurements(subset: str, made: Made) -> list[Measurement]:
+def measurements(subset: str, made: RunData) -> list[Measurement]:
     """Drawn stances beside the people's answers, by culture and question, each weighing as many as drew."""
     drawn: dict[tuple[str, str], list[int]] = defaultdict(list)
     for talk in made.talks:
@@ -62,7 +62,7 @@ def measurements(subset: str, made: Made) -> list[Measurement]:
     return [measured]
 
 
-def people_of(made: Made, culture: str, question: str) -> dict[int, float]:
+def people_of(made: RunData, culture: str, question: str) -> dict[int, float]:
     """The people's shares by code, those that stances are drawn from; empty if nobody was asked."""
     plan = made.run.plan
     seed = next(seed for seed in plan.seeds if seed.id == question)

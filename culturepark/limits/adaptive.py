@@ -14,7 +14,7 @@ import math
 
 from culturepark.messages import Seen
 
-PULSE_S = 0.25
+REPORT_EVERY_S = 0.25
 """How often a process with news says what it saw."""
 FIRST_LIMIT = 16
 """Requests at once to a replica of which nothing is known."""
@@ -95,7 +95,7 @@ class _Round:
         return base_s * min(self.rate, self.in_flight / self.latency_s)
 
 
-class Knee:
+class AdaptiveLimit:
     """The limit of one replica, settling near the knee of its latency.
 
     It doubles each round trip (`start`) until replies take longer than the floor, then follows what
@@ -212,7 +212,7 @@ class Knee:
             self._limit = self._probe_from_limit
         self._limit = self._highest = max(1.0, self._limit * _CUT)
         self._phase = "steady"
-        self._next_cut_s = now_s + max(self.floor_s * _HEADROOM, 2 * PULSE_S)
+        self._next_cut_s = now_s + max(self.floor_s * _HEADROOM, 2 * REPORT_EVERY_S)
         self._restart(self._next_cut_s)
 
     def _restart(self, settled_s: float) -> None:

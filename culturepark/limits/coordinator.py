@@ -1,7 +1,7 @@
 """How many requests may be under way at once: decided for all processes together, from what each saw.
 
 Pure: no clock and no I/O, time is an argument. Processes send what they `Seen`; the `Coordinator` runs
-one `Knee` for each replica of each model and answers with `Share`s.
+one `AdaptiveLimit` for each replica of each model and answers with `Share`s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from culturepark.limits.adaptive import PULSE_S, Knee
+from culturepark.limits.adaptive import REPORT_EVERY_S, AdaptiveLimit
 from culturepark.messages import Seen, Share
 from culturepark.settings import LimitSettings, ModelSettings
 
@@ -42,7 +42,9 @@ class _Process:
 class _Replica:
     """One replica of one model, as all processes see it."""
 
-    def __init__(self, url: str, model: str, knee: Knee, now_s: float, *, compared: bool = True) -> None:
+    def __init__(
+        self, url: str, model: str, knee: AdaptiveLimit, now_s: float, *, compared: bool = True
+    ) -> None:
         self.url, self.model, self.knee = url, model, knee
         self.compared = compared
         self.processes: dict[str, _Process] = {}
@@ -111,7 +113,7 @@ class _Replica:
         usual_s = statistics.median(peers) if peers else math.inf
         well = self.step > 0
         bar, slow = (_FAILING, _SLOW) if well else (_FAILING_NO_MORE, _SLOW_NO_MORE)
-        silent = now_s - self.active_s > _SLOW * usual_s + 2 * PULSE_S
+        silent = now_s - self.active_s > _SLOW * usual_s + 2 * REPORT_EVERY_S
         late = self.latency_s > slow * usual_s
         rest = [other for other in others if other is not self and other.step]
         if late and well and rest and all(other.waiting for other in rest):
@@ -161,9 +163,9 @@ class Coordinator:
     def _replica(self, seen: Seen, now_s: float) -> _Replica:
         most, known = self._limits.requests_in_flight, self._known.get(seen.url)
         if known:
-            knee = Knee(min(most, known), adaptive=False)
+            knee = AdaptiveLimit(min(most, known), adaptive=False)
         else:
-            knee = Knee(most, adaptive=self._limits.adaptive)
+            knee = AdaptiveLimit(most, adaptive=self._limits.adaptive)
         return _Replica(seen.url, seen.model, knee, now_s, compared=known is None)
 
     def _forget(self, process: str) -> None:

@@ -87,7 +87,7 @@ class Address(Struct, frozen=True):
         return cls(host, port, tls, raw + _GIVEN + b"Content-Length: ")
 
 
-class Wire:
+class ConnectionPool:
     """Connections to any number of addresses. To be used within one event loop.
 
     `most_bytes` caps a body once it is decompressed; `deadline_s` is for a whole call, from connecting to
@@ -189,7 +189,7 @@ class Wire:
 class _Connection(asyncio.Protocol):
     """One connection, with at most one question on it at a time. The parser calls `on_...`."""
 
-    def __init__(self, wire: Wire, to: Address, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, wire: ConnectionPool, to: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.to = to
         self.idle_s = self.due_s = 0.0
         self._wire = wire

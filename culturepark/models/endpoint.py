@@ -28,7 +28,7 @@ from culturepark.limits.adaptive import FIRST_LIMIT
 from culturepark.limits.coordinator import Coordinator, known_limits
 from culturepark.limits.gates import Gate, Pacer
 from culturepark.messages import FailureKind, Seen, Share
-from culturepark.models.connection import Address, NotSentError, TooLargeError, Wire
+from culturepark.models.connection import Address, ConnectionPool, NotSentError, TooLargeError
 from culturepark.models.errors import ModelError
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
 from culturepark.text import tidy
@@ -222,7 +222,7 @@ class HttpEndpoint:
         self._pauses: set[asyncio.Task[None]] = set()
         self._resting: set[asyncio.Future[Any]] = set()
         self._halted = False
-        self._wire = Wire(limits.reply_bytes, limits.deadline_s)
+        self._wire = ConnectionPool(limits.reply_bytes, limits.deadline_s)
         self._on_retry = on_retry
         self._sleep = sleep
         self._rng = rng or random.Random()

@@ -22,7 +22,7 @@ from msgspec import Struct, structs
 
 from culturepark.errors import RunDirError
 from culturepark.messages import (
-    Begun,
+    InProgress,
     Outcome,
     Spoke,
     SpokeHead,
@@ -157,7 +157,7 @@ class Ledger:
 
     # --- taking outcomes
 
-    def begin(self, take: int) -> list[Begun]:
+    def begin(self, take: int) -> list[InProgress]:
         """What is on disk of dialogues that have not ended. From now on turns of this take count alone,
         so that no conductor's turns follow on another's. That is on disk, too: the next writer knows it."""
         self._take = take
@@ -165,7 +165,7 @@ class Ledger:
         self._lock.check()
         return self.begun(set(self._begun))
 
-    def begun(self, numbers: Collection[int]) -> list[Begun]:
+    def begun(self, numbers: Collection[int]) -> list[InProgress]:
         """What is on disk of these dialogues, as far as they have not ended; read from the log."""
         turns: dict[int, list[Turn]] = {n: [] for n in sorted(numbers) if n in self._begun}
         steps: dict[int, dict[bytes, Step]] = {n: {} for n in turns}
@@ -178,7 +178,7 @@ class Ledger:
                 turns[record.number].append(record.turn)
             elif isinstance(record, Step):
                 steps[record.number][record.key] = record
-        return [Begun(n, tuple(said), tuple(steps[n].values())) for n, said in turns.items()]
+        return [InProgress(n, tuple(said), tuple(steps[n].values())) for n, said in turns.items()]
 
     def append(self, raw: bytes) -> Outcome | None:
         """Take an encoded record into the next `sync`; the outcome if it is one, and the dialogue's first.

@@ -15,18 +15,18 @@ from msgspec.structs import replace
 from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.messages import (
     Ask,
-    Balked,
-    Begun,
-    Kept,
+    CallFailed,
+    InProgress,
     Message,
-    Noted,
+    NeedsTranscript,
     Outcome,
-    Recorded,
+    OutcomeStored,
     Refine,
     Spoke,
     Step,
     Turn,
-    Unknown,
+    TurnStored,
+    UsageStored,
     decode,
     encode,
 )
@@ -48,7 +48,7 @@ class World:
         self.plan, self.dice, self.fails = plan, dice, fails
         self.conductor = Conductor(plan, of, bytes(-(-len(plan) // 8)), TAKE, replicas)
         self.inbox: list[tuple[str, Any]] = []
-        self.answers: list[Message | Kept] = []
+        self.answers: list[Message | TurnStored] = []
         self.known: set[tuple[int, int]] = set()
         self.outcomes: dict[int, Outcome] = {}
         self.recorded: Counter[int] = Counter()
@@ -96,14 +96,14 @@ class World:
             speakers = len(self.plan.brief(message.number).speakers)
             if message.transcript is None and message.turn > speakers:
                 if (message.number, (message.turn - 1) % speakers) not in self.known:
-                    self.answers.append(Unknown(message.number, message.take, message.turn))
+                    self.answers.append(NeedsTranscript(message.number, message.take, message.turn))
                     return
             elif message.transcript is not None:
                 assert [t.number for t in message.transcript] == list(range(1, message.turn))
                 assert message.transcript[-1].text == message.heard
             self.known.add((message.number, (message.turn - 1) % speakers))
             if self.fails and (message.number * 31 + message.turn) % self.fails == 0:
-                balked = Balked(
+                balked = CallFailed(
                     message.number, message.take, message.turn, "server", "down", {"speaker": Usage(calls=1)}
                 )
                 self.answers.append(balked)
@@ -113,10 +113,10 @@ class World:
             )
             self.answers.append(Spoke(message.number, message.take, turn))
         elif isinstance(message, Spoke):
-            self.answers.append(Kept(message.number, message.take, message.turn.number))
+            self.answers.append(TurnStored(message.number, message.take, message.turn.number))
         elif isinstance(message, Step):
             self.noted.setdefault(message.number, {})[message.key] = message
-            self.answers.append(Noted(message.number))
+            self.answers.append(UsageStored(message.number))
         elif isinstance(message, Refine):
             self.record(Outcome(message.number, message.turns))
         else:
@@ -127,7 +127,7 @@ class World:
         if outcome.number not in self.outcomes:
             self.outcomes[outcome.number] = outcome
             self.recorded[outcome.number] += 1
-        self.answers.append(Recorded(outcome.number, self.outcomes[outcome.number].failed))
+        self.answers.append(OutcomeStored(outcome.number, self.outcomes[outcome.number].failed))
 
 
 @settings(max_examples=60, deadline=None)
@@ -192,12 +192,12 @@ def crowd(**limits: Any) -> tuple[Plan, Conductor]:
 def test_what_every_call_would_meet_stops_the_run(kind: Any) -> None:
     plan, conductor = crowd()
     posts = conductor.fill(0.0)
-    assert conductor.on(Balked(0, TAKE, 1, kind, "no"), 0.0) == []
+    assert conductor.on(CallFailed(0, TAKE, 1, kind, "no"), 0.0) == []
     progress = conductor.progress()
     assert (progress.stopped_by, progress.ended, progress.failed) == (kind, 0, 0)
     assert not progress.idle  # two are still under way
     for post in posts[1:]:
-        assert conductor.on(Balked(post.message.number, TAKE, 1, kind, "no"), 0.0) == []
+        assert conductor.on(CallFailed(post.message.number, TAKE, 1, kind, "no"), 0.0) == []
     assert conductor.progress().idle
     assert conductor.progress().planned - conductor.progress().ended == len(plan)  # all owed
 
@@ -206,12 +206,12 @@ def test_an_outage_stops_the_run_and_its_dialogues_stay_owed() -> None:
     plan, conductor = crowd(breaker=3)
     posts = conductor.fill(0.0)
     for number in range(3):
-        posts += conductor.on(Balked(number, TAKE, 1, "server", "down"), 0.0)
+        posts += conductor.on(CallFailed(number, TAKE, 1, "server", "down"), 0.0)
     progress = conductor.progress()
     assert progress.stopped_by == "breaker"
     assert "down" in progress.stopped
     for number in {post.message.number for post in posts} - {0, 1, 2}:  # begun before it tripped
-        assert conductor.on(Balked(number, TAKE, 1, "timeout", "late"), 0.0) == []
+        assert conductor.on(CallFailed(number, TAKE, 1, "timeout", "late"), 0.0) == []
     progress = conductor.progress()
     assert progress.idle
     assert (progress.ended, progress.failed) == (0, 0)
@@ -223,9 +223,9 @@ def test_a_failure_is_the_dialogues_own_once_another_finishes() -> None:
     _, conductor = crowd(breaker=3)
     conductor.fill(0.0)
     for number in range(2):
-        posts = conductor.on(Balked(number, TAKE, 1, "server", "down"), 0.0)
+        posts = conductor.on(CallFailed(number, TAKE, 1, "server", "down"), 0.0)
         assert not [post for post in posts if post.address == COLLECTOR]
-    posts = conductor.on(Recorded(2), 0.0)
+    posts = conductor.on(OutcomeStored(2), 0.0)
     failed = [post.message for post in posts if post.address == COLLECTOR]
     assert {(one.number, one.failed) for one in failed if isinstance(one, Outcome)} == {
         (0, "server"),
@@ -237,7 +237,9 @@ def test_a_failure_is_the_dialogues_own_once_another_finishes() -> None:
 def test_what_would_fail_again_is_recorded_at_once() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
-    (post,) = [p for p in conductor.on(Balked(0, TAKE, 1, "refused", "no"), 0.0) if p.address == COLLECTOR]
+    (post,) = [
+        p for p in conductor.on(CallFailed(0, TAKE, 1, "refused", "no"), 0.0) if p.address == COLLECTOR
+    ]
     assert isinstance(post.message, Outcome)
     assert post.message.failed == "refused"
 
@@ -256,7 +258,7 @@ def notes(posts: list[Post]) -> dict[int, dict[str, Usage]]:
 def test_what_a_failure_took_goes_to_the_disk_though_the_dialogue_stays_owed(kind: Any) -> None:
     _, conductor = crowd(breaker=3)
     conductor.fill(0.0)
-    posts = [post for n in range(3) for post in conductor.on(Balked(n, TAKE, 1, kind, "no", PAID), 0.0)]
+    posts = [post for n in range(3) for post in conductor.on(CallFailed(n, TAKE, 1, kind, "no", PAID), 0.0)]
     assert notes(posts) == {0: PAID, 1: PAID, 2: PAID}
     progress = conductor.progress()
     assert progress.stopped
@@ -267,10 +269,10 @@ def test_a_run_is_not_over_before_what_was_paid_is_on_disk() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
     for number in range(3):
-        conductor.on(Balked(number, TAKE, 1, "unauthorised", "no", PAID), 0.0)
+        conductor.on(CallFailed(number, TAKE, 1, "unauthorised", "no", PAID), 0.0)
     for number in range(3):
         assert not conductor.progress().idle
-        assert conductor.on(Noted(number), 0.0) == conductor.on(Noted(number), 0.0) == []
+        assert conductor.on(UsageStored(number), 0.0) == conductor.on(UsageStored(number), 0.0) == []
     assert conductor.progress().idle
 
 
@@ -288,7 +290,7 @@ def test_what_earlier_attempts_took_is_in_the_outcome_once(refine: bool) -> None
     whole = tuple(
         Turn(n, (n - 1) % 2, f"turn {n}", usage=Usage(1)) for n in range(1, plan.utterances_of(4) + 1)
     )
-    begun = [Begun(4, whole, (lost,)), Begun(7, whole[:2], (replace(lost, number=7),))]
+    begun = [InProgress(4, whole, (lost,)), InProgress(7, whole[:2], (replace(lost, number=7),))]
     conductor = Conductor(plan, of, bytes(2), TAKE, replicas, begun)
     ended, asked = (post.message for post in conductor.fill(0.0))
     if refine:
@@ -301,7 +303,7 @@ def test_what_earlier_attempts_took_is_in_the_outcome_once(refine: bool) -> None
     more = {"speaker": Usage(calls=1, prompt_tokens=5)}
     (post,) = [
         post
-        for post in conductor.on(Balked(7, TAKE, 3, "refused", "no", more), 0.0)
+        for post in conductor.on(CallFailed(7, TAKE, 3, "refused", "no", more), 0.0)
         if isinstance(post.message, Outcome)
     ]
     assert isinstance(post.message, Outcome)
@@ -315,11 +317,11 @@ def test_a_refiner_has_put_on_disk_itself_what_its_failed_calls_took() -> None:
     number, turn, posts = first.message.number, 1, [first]
     while isinstance(posts[0].message, Ask):
         conductor.on(Spoke(number, TAKE, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
-        posts = conductor.on(Kept(number, TAKE, turn), 0.0)
+        posts = conductor.on(TurnStored(number, TAKE, turn), 0.0)
         turn += 1
-    assert not notes(conductor.on(Balked(number, TAKE, 0, "server", "down", {"verifier": Usage(2)}), 0.0))
+    assert not notes(conductor.on(CallFailed(number, TAKE, 0, "server", "down", {"verifier": Usage(2)}), 0.0))
     (settled,) = [
-        post.message for post in conductor.on(Recorded(1), 0.0) if isinstance(post.message, Outcome)
+        post.message for post in conductor.on(OutcomeStored(1), 0.0) if isinstance(post.message, Outcome)
     ]
     assert settled.usage["verifier"] == Usage(2)
 
@@ -327,15 +329,15 @@ def test_a_refiner_has_put_on_disk_itself_what_its_failed_calls_took() -> None:
 def test_a_403_is_the_dialogues_own_once_another_finishes_and_owed_if_none_does() -> None:
     _, conductor = crowd(breaker=3)
     conductor.fill(0.0)
-    assert not notes(conductor.on(Balked(0, TAKE, 1, "forbidden", "moderation"), 0.0))
+    assert not notes(conductor.on(CallFailed(0, TAKE, 1, "forbidden", "moderation"), 0.0))
     (settled,) = [
-        post.message for post in conductor.on(Recorded(1), 0.0) if isinstance(post.message, Outcome)
+        post.message for post in conductor.on(OutcomeStored(1), 0.0) if isinstance(post.message, Outcome)
     ]
     assert (settled.number, settled.failed, settled.reason) == (0, "forbidden", "moderation")
     _, revoked = crowd(breaker=3)
     revoked.fill(0.0)
     for number in range(3):
-        revoked.on(Balked(number, TAKE, 1, "forbidden", "no such key"), 0.0)
+        revoked.on(CallFailed(number, TAKE, 1, "forbidden", "no such key"), 0.0)
     progress = revoked.progress()
     assert (progress.stopped_by, progress.ended) == ("breaker", 0)
     assert "no such key" in progress.stopped
@@ -351,7 +353,7 @@ def test_what_only_some_dialogues_meet_is_not_owed_for_ever(kind: Any) -> None:
     conductor.fill(0.0)
     posts: list[Post] = []
     for number in (8, 9):
-        posts += conductor.on(Balked(number, TAKE, 1, kind, "no"), 0.0)
+        posts += conductor.on(CallFailed(number, TAKE, 1, kind, "no"), 0.0)
     failed = [post.message.failed for post in posts if isinstance(post.message, Outcome)]
     assert failed == ([] if kind == "server" else [kind, kind])
     assert conductor.progress().stopped_by == ("breaker" if kind == "server" else "")
@@ -361,7 +363,7 @@ def test_when_nothing_at_all_finishes_nothing_is_failed_for_good() -> None:
     plan, conductor = crowd(breaker=1000)
     waiting = conductor.fill(0.0)
     while waiting:
-        waiting += conductor.on(Balked(waiting.pop(0).message.number, TAKE, 1, "connection", "gone"), 0.0)
+        waiting += conductor.on(CallFailed(waiting.pop(0).message.number, TAKE, 1, "connection", "gone"), 0.0)
     progress = conductor.progress()
     assert progress.idle
     assert (progress.stopped_by, progress.ended) == ("breaker", 0)
@@ -373,7 +375,7 @@ def test_an_answer_to_an_earlier_conductor_is_no_answer_to_this_one() -> None:
     conductor.fill(0.0)
     old = TAKE - 1
     assert conductor.on(Spoke(0, old, Turn(1, 0, "said to another")), 0.0) == []
-    assert conductor.on(Balked(0, old, 1, "unauthorised", "no"), 0.0) == []
+    assert conductor.on(CallFailed(0, old, 1, "unauthorised", "no"), 0.0) == []
     assert conductor.progress().turns == 0
     assert not conductor.progress().stopped
 
@@ -391,7 +393,7 @@ def test_draining_starts_nothing_and_abandoned_dialogues_stay_owed() -> None:
     conductor.fill(0.0)
     conductor.stop("drain", "asked to")
     conductor.stop("breaker", "a later reason")
-    conductor.on(Recorded(0), 0.0)
+    conductor.on(OutcomeStored(0), 0.0)
     progress = conductor.progress()
     assert (progress.in_flight, progress.stopped_by, progress.idle) == (2, "drain", False)
     assert conductor.abandon() == [1, 2]
@@ -407,12 +409,12 @@ def test_a_dialogue_that_had_begun_goes_on_from_its_last_turn_before_new_ones() 
     plan = builders.plan(of)
     turns = (Turn(1, 0, "first"), Turn(2, 1, "second"))
     replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
-    conductor = Conductor(plan, of, bytes(2), TAKE, replicas, [Begun(7, turns)])
+    conductor = Conductor(plan, of, bytes(2), TAKE, replicas, [InProgress(7, turns)])
     asked, other = (post.message for post in conductor.fill(0.0))
     assert isinstance(asked, Ask)
     assert (asked.number, asked.turn, asked.heard) == (7, 3, "second")
     assert (other.number, isinstance(other, Ask) and other.turn) == (0, 1)
-    (post,) = conductor.on(Unknown(7, TAKE, 3), 0.0)
+    (post,) = conductor.on(NeedsTranscript(7, TAKE, 3), 0.0)
     assert isinstance(post.message, Ask)
     assert post.message.transcript == turns
 
@@ -423,11 +425,11 @@ def test_no_turn_is_asked_for_before_the_last_one_is_on_disk() -> None:
     (post,) = conductor.on(Spoke(0, TAKE, Turn(1, 0, "said")), 0.0)
     assert (post.address, isinstance(post.message, Spoke)) == (COLLECTOR, True)
     assert conductor.on(Spoke(0, TAKE, Turn(1, 0, "said again")), 0.0) == []
-    assert conductor.on(Balked(0, TAKE, 1, "server", "late"), 0.0) == []
-    (post,) = conductor.on(Kept(0, TAKE, 1), 0.0)
+    assert conductor.on(CallFailed(0, TAKE, 1, "server", "late"), 0.0) == []
+    (post,) = conductor.on(TurnStored(0, TAKE, 1), 0.0)
     assert isinstance(post.message, Ask)
     assert (post.message.turn, post.message.heard) == (2, "said")
-    assert conductor.on(Kept(0, TAKE, 1), 0.0) == []
+    assert conductor.on(TurnStored(0, TAKE, 1), 0.0) == []
 
 
 def test_a_halt_records_what_comes_in_and_asks_for_nothing() -> None:
@@ -436,7 +438,7 @@ def test_a_halt_records_what_comes_in_and_asks_for_nothing() -> None:
     conductor.halt("budget", "it is spent")
     (post,) = conductor.on(Spoke(0, TAKE, Turn(1, 0, "said")), 0.0)
     assert post.address == COLLECTOR
-    assert conductor.on(Kept(0, TAKE, 1), 0.0) == []
+    assert conductor.on(TurnStored(0, TAKE, 1), 0.0) == []
     assert conductor.progress().stopped_by == "budget"
 
 
@@ -447,11 +449,11 @@ def test_a_lost_refiner_is_told_which_calls_were_paid_for() -> None:
     number, turn, posts = first.message.number, 1, [first]
     while isinstance(posts[0].message, Ask):
         conductor.on(Spoke(number, TAKE, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
-        posts = conductor.on(Kept(number, TAKE, turn), 0.0)
+        posts = conductor.on(TurnStored(number, TAKE, turn), 0.0)
         turn += 1
     assert isinstance(posts[0].message, Refine)
     steps = (Step(number=number, key=b"k", role="verifier", text="entails"),)
-    (again,) = conductor.lost(posts[0].address, [Begun(number, (), steps)])
+    (again,) = conductor.lost(posts[0].address, [InProgress(number, (), steps)])
     assert isinstance(again.message, Refine)
     assert again.message.steps == steps
     assert again.message.turns == posts[0].message.turns

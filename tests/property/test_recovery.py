@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec import Struct
 
 from culturepark.errors import RunDirError
-from culturepark.messages import Begun, Outcome, Spoke, Step, Turn, encode
+from culturepark.messages import InProgress, Outcome, Spoke, Step, Turn, encode
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store import ledger
@@ -96,8 +96,10 @@ class Known(Struct):
         self.turns[number], self.steps[number] = turns, steps
         return True
 
-    def begun(self) -> list[Begun]:
-        return [Begun(n, tuple(self.turns[n]), tuple(self.steps[n].values())) for n in sorted(self.turns)]
+    def begun(self) -> list[InProgress]:
+        return [
+            InProgress(n, tuple(self.turns[n]), tuple(self.steps[n].values())) for n in sorted(self.turns)
+        ]
 
     def spent(self) -> dict[str, Usage]:
         """What all calls took. An ended dialogue's outcome says it for all of its calls."""

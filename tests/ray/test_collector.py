@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors.collector import Collector
-from actors.run_context import Inputs
+from actors.run_context import RunContext
 from tests.builders import run_in, settings
 from tests.endpoint import ScriptedEndpoint
 from tests.ray.calm import IN_FLIGHT, Calm
@@ -55,7 +55,7 @@ def test_turns_since_the_collectors_restart_are_not_paid_for_again(
 def test_the_answer_to_its_last_call_is_lost_and_it_is_called_again(tmp_path: Path) -> None:
     """Ray then tells of a failure, and the actor lives: the run is whole, and does not fail."""
     run = run_in(tmp_path / "run", settings())
-    collector = Collector(Inputs.of(run, run.settings).handed_out(), ("here", "token"))
+    collector = Collector(RunContext.of(run, run.settings).handed_out(), ("here", "token"))
     for _ in range(2):
         asyncio.run(collector.finish())
     assert (run.root / "summary.json").is_file()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.directory import Station
+from actors.directory import MessagingActor
 from actors.run_context import open_logger
 from actors.worker import Work, Worker
 from culturepark.messages import Ask, Refine, Shares, encode, pack
@@ -38,7 +38,7 @@ class _Careless(Worker):
     """A worker whose work raises, which it never may."""
 
     def __init__(self) -> None:
-        Station.__init__(self, ("namespace", "token"))
+        MessagingActor.__init__(self, ("namespace", "token"))
         self._door.count(1)  # the moderator is connected
         self._busy = {}
         self._life = "one"

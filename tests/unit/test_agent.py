@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from culturepark.dialogue.speaker import CulturalSpeaker
-from culturepark.messages import Ask, Balked, Spoke, Turn, Unknown
+from culturepark.messages import Ask, CallFailed, NeedsTranscript, Spoke, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt
@@ -82,7 +82,7 @@ async def test_an_agent_told_the_transcript_asks_the_model_the_very_same(profile
         for n in range(3, 9):
             fresh = speaker(plan, other, profile)
             ask = Ask(number, TAKE, n, turns[n - 2].text)
-            assert await fresh.speak(ask) == Unknown(number, TAKE, n)
+            assert await fresh.speak(ask) == NeedsTranscript(number, TAKE, n)
             told = Ask(number, TAKE, n, turns[n - 2].text, tuple(turns[: n - 1]))
             assert isinstance(await fresh.speak(told), Spoke)
             assert other.prompts[-1].encoded() == model.prompts[n - 1].encoded()
@@ -95,7 +95,7 @@ async def test_a_new_take_does_not_go_on_from_the_old_one() -> None:
     plan = plan_of_all()
     agent = speaker(plan, talker())
     turns = await converse(plan, 0, agent)
-    assert await agent.speak(Ask(0, TAKE + 1, 3, turns[1].text)) == Unknown(0, TAKE + 1, 3)
+    assert await agent.speak(Ask(0, TAKE + 1, 3, turns[1].text)) == NeedsTranscript(0, TAKE + 1, 3)
 
 
 async def test_asked_twice_it_goes_on_from_the_answer_that_went_out_first() -> None:
@@ -148,7 +148,7 @@ async def test_an_empty_reply_is_asked_for_once_more_and_both_are_paid() -> None
 async def test_only_empty_replies_are_a_failure_with_its_cost() -> None:
     model = builders.FakeChat(lambda p, s: "<|im_end|>")
     answer = await speaker(plan_of_all(), model).speak(Ask(0, TAKE, 1, ""))
-    assert isinstance(answer, Balked)
+    assert isinstance(answer, CallFailed)
     assert (answer.kind, answer.usage["speaker"].calls, len(model.prompts)) == ("empty_reply", 2, 2)
 
 
@@ -157,7 +157,7 @@ async def test_a_model_error_becomes_an_answer_with_all_it_cost() -> None:
     answer = await speaker(plan_of_all(), builders.FakeChat(lambda p, s: next(replies))).speak(
         Ask(0, TAKE, 1, "")
     )
-    assert answer == Balked(
+    assert answer == CallFailed(
         0, TAKE, 1, "server", "down", {"speaker": Usage(calls=2, prompt_tokens=17, completion_tokens=5)}
     )
 
@@ -168,7 +168,7 @@ async def test_a_failed_turn_can_be_asked_again() -> None:
     model = builders.FakeChat(lambda p, s: next(replies))
     agent = speaker(plan, model)
     await agent.speak(Ask(0, TAKE, 1, ""))
-    assert isinstance(await agent.speak(Ask(0, TAKE, 3, "Two.")), Balked)
+    assert isinstance(await agent.speak(Ask(0, TAKE, 3, "Two.")), CallFailed)
     answer = await agent.speak(Ask(0, TAKE, 3, "Two."))
     assert isinstance(answer, Spoke)
     assert model.prompts[-1].encoded() == model.prompts[-2].encoded()

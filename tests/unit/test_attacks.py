@@ -25,7 +25,7 @@ from culturepark.cli.views.live import Display
 from culturepark.cultures import CULTURE_ID, load_cultures
 from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.errors import ConfigError, RunDirError, SeedError
-from culturepark.messages import Ask, Balked, Outcome, Spoke, Turn, speaker_usage
+from culturepark.messages import Ask, CallFailed, Outcome, Spoke, Turn, speaker_usage
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.plan import Brief, Plan
 from culturepark.ports import Completion, Prompt, Sampling
@@ -356,8 +356,8 @@ async def test_a_bare_reply_is_a_turn_or_no_turn(attack: str, profile: Any) -> N
     heard = ""
     for n in (1, 2, 3, 4):
         answer = await agent.speak(Ask(0, 7, n, heard))
-        assert isinstance(answer, Spoke | Balked)
-        if isinstance(answer, Balked):
+        assert isinstance(answer, Spoke | CallFailed)
+        if isinstance(answer, CallFailed):
             assert answer.kind == "empty_reply"
             return
         assert (answer.turn.number, answer.turn.speaker) == (n, (n - 1) % 2)

@@ -32,7 +32,7 @@ from culturepark.evaluation import (
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.asking import Answer, Asker, Question, prompt_of
 from culturepark.evaluation.measure import Measurement, compare
-from culturepark.evaluation.run_data import Made, Opinion, Talk, is_silent, read, sampled, sampled_turns
+from culturepark.evaluation.run_data import Opinion, RunData, Talk, is_silent, read, sampled, sampled_turns
 from culturepark.limits.budget import Budget
 from culturepark.messages import Outcome
 from culturepark.models.scripted import ScriptedEmbedder
@@ -49,7 +49,7 @@ URL = "http://127.0.0.1:9/v1"
 
 
 @pytest.fixture(scope="module")
-def run_made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def run_made(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     return read(runs.made(tmp_path_factory.mktemp("quality") / "run"))
 
 
@@ -67,8 +67,8 @@ def opinion(
     )  # fmt: skip
 
 
-def made_of(like: Made, talks: list[Talk], opinions: list[Opinion]) -> Made:
-    return Made(like.run, tuple(talks), tuple(opinions), 0)
+def made_of(like: RunData, talks: list[Talk], opinions: list[Opinion]) -> RunData:
+    return RunData(like.run, tuple(talks), tuple(opinions), 0)
 
 
 def figures(of: list[Measurement], subset: str = "all") -> dict[str, Measurement]:
@@ -107,7 +107,7 @@ def test_an_interval_of_spread_is_as_wide_as_one_over_pairs() -> None:
     assert (told.high - told.low) / (2 * 1.96) == pytest.approx(true, rel=0.35)
 
 
-def test_vectors_by_hand(run_made: Made) -> None:
+def test_vectors_by_hand(run_made: RunData) -> None:
     first = [opinion(1, 1, (1, 0)), opinion(2, 1, (0, 1)), opinion(3, 2, (0, 1), "near_duplicate")]
     made = made_of(run_made, [talk(1), talk(2), talk(3)], [*first, opinion(4, 2, (-1, 0))])
     found = figures(quality.measurements(made, np.array([[1, 0], [0, 1]], dtype=np.float32)))
@@ -131,7 +131,7 @@ def test_nearest_goes_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quality.nearest(vectors[:1]) == pytest.approx([-1])
 
 
-def test_a_runs_figures_are_those_of_its_shards(run_made: Made) -> None:
+def test_a_runs_figures_are_those_of_its_shards(run_made: RunData) -> None:
     found = figures(quality.measurements(run_made, None))
     kept, talks = run_made.kept, run_made.talks
     assert (len(talks), run_made.owed) == (24, 0)
@@ -148,7 +148,7 @@ def test_a_runs_figures_are_those_of_its_shards(run_made: Made) -> None:
     assert sum(one["spread"].n for one in by_culture) == found["spread"].n
 
 
-def test_what_is_unknown_is_never_zero(run_made: Made, tmp_path: Path) -> None:
+def test_what_is_unknown_is_never_zero(run_made: RunData, tmp_path: Path) -> None:
     silent = {"speaker": Usage(calls=2, unreported=1), "extractor": Usage(calls=1, prompt_tokens=6)}
     made = made_of(run_made, [talk(1, **silent), talk(2, **silent)], [opinion(1, 1, (1, 0))])
     found = figures(quality.measurements(made, None))
@@ -174,7 +174,7 @@ def test_what_is_unknown_is_never_zero(run_made: Made, tmp_path: Path) -> None:
     assert money.interval().value == pytest.approx(spent / len(paid.kept))
 
 
-def test_a_run_without_samples_has_no_figures_and_no_fault(run_made: Made) -> None:
+def test_a_run_without_samples_has_no_figures_and_no_fault(run_made: RunData) -> None:
     found = figures(quality.measurements(made_of(run_made, [talk(1), talk(2)], []), None))
     assert all(
         found[metric].interval().value is None for metric in ("distinct_1", "spread", "calls_per_sample")
@@ -184,7 +184,7 @@ def test_a_run_without_samples_has_no_figures_and_no_fault(run_made: Made) -> No
 # --- stances
 
 
-def test_stances_beside_people(run_made: Made) -> None:
+def test_stances_beside_people(run_made: RunData) -> None:
     people = stances.people_of(run_made, "korean", "wvs7-q27")
     thousand = tuple(code for code, share in people.items() for _ in range(round(1000 * share)))
     exact = figures(quality.measurements(made_of(run_made, [talk(1, stances=thousand)], []), None))[
@@ -215,7 +215,7 @@ def test_drawn_stances_are_no_further_from_people_than_chance_takes_them(tmp_pat
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 300))
 @settings(deadline=None)
 def test_a_budget_takes_the_first_dialogues_that_fit(tokens: list[int], budget: int) -> None:
-    made = Made(None, tuple(talk(n, t) for n, t in enumerate(tokens)), (), 0)  # type: ignore[arg-type]
+    made = RunData(None, tuple(talk(n, t) for n, t in enumerate(tokens)), (), 0)  # type: ignore[arg-type]
     cut = made.up_to(budget, frozenset({"speaker"}))
     n = len(cut.talks)
     assert cut.talks == made.talks[:n]
@@ -224,7 +224,7 @@ def test_a_budget_takes_the_first_dialogues_that_fit(tokens: list[int], budget: 
     assert made.up_to(sum(tokens), frozenset({"speaker"})).talks == made.talks
 
 
-def test_two_runs_on_the_smaller_ones_budget(run_made: Made) -> None:
+def test_two_runs_on_the_smaller_ones_budget(run_made: RunData) -> None:
     one = made_of(run_made, [talk(n, 10) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)])
     other = made_of(run_made, [talk(n, 25) for n in range(2)], [opinion(n, n, (0, 1)) for n in range(2)])
     first, second, budget = quality.shared_budget(one, other)
@@ -241,10 +241,10 @@ def test_two_runs_on_the_smaller_ones_budget(run_made: Made) -> None:
         quality.shared_budget(one, silent)
 
 
-def test_one_lost_call_does_not_move_the_budget(run_made: Made) -> None:
+def test_one_lost_call_does_not_move_the_budget(run_made: RunData) -> None:
     """It counts as the average one of its role; a role most of whose calls told nothing is left out."""
 
-    def dialogues(tokens: int, lost: int = 0) -> Made:
+    def dialogues(tokens: int, lost: int = 0) -> RunData:
         usage = {"extractor": Usage(2, 20, 0, 5)}
         talks = [
             talk(n, speaker=Usage(10 + (n < lost), tokens, 0, tokens, int(n < lost)), **usage)
@@ -310,13 +310,13 @@ def test_a_role_is_silent_as_a_budget_says(calls: int, unreported: int, tokens: 
     assert is_silent(usage) == ("cannot be kept" in reason)
 
 
-def test_more_of_the_same_is_not_said_to_be_worse(run_made: Made) -> None:
+def test_more_of_the_same_is_not_said_to_be_worse(run_made: RunData) -> None:
     """The same generator at 400 and at 50 dialogues: what falls or rises with size is compared with none,
     and on one budget at the same size."""
     rng = random.Random(1)
     vocabulary, weights = [f"w{n}" for n in range(400)], [1 / (n + 1) for n in range(400)]
 
-    def dialogues(n: int, prefix: str) -> Made:
+    def dialogues(n: int, prefix: str) -> RunData:
         talks = [replace(talk(at, stances=(at % 4 + 1,)), id=f"{prefix}{at}") for at in range(n)]
         opinions: list[Opinion] = []
         for at in range(3 * n):
@@ -362,7 +362,7 @@ def test_unpaired_comparison() -> None:
     assert stats.unpaired_bootstrap(low[:1], high, stats.mean) is None
 
 
-def test_runs_are_compared_though_their_dialogues_differ(run_made: Made) -> None:
+def test_runs_are_compared_though_their_dialogues_differ(run_made: RunData) -> None:
     cheap = made_of(run_made, [talk(n, 10) for n in range(20)], [opinion(n, n, (1, 0)) for n in range(20)])
     talks = [replace(talk(n, 40 + n % 3), id=f"e{n}") for n in range(20)]
     dear = made_of(run_made, talks, [replace(opinion(n, n, (1, 0)), talk=f"e{n}") for n in range(20)])
@@ -391,12 +391,12 @@ def says(*options: str) -> Shares:
     return always(lambda option: option in options)
 
 
-def judged(made: Made, shares: Shares, **how: Any) -> dict[str, Measurement]:
+def judged(made: RunData, shares: Shares, **how: Any) -> dict[str, Measurement]:
     asker = Asker(OptionsModel(shares, **how))
     return figures(asyncio.run(judging.evaluate(asker, made, judging.sample_of(made, 500, 0))))
 
 
-def test_what_a_judge_says(run_made: Made) -> None:
+def test_what_a_judge_says(run_made: RunData) -> None:
     plain = (words.KINDS["norm"], words.SUBTYPES["norm"]["duty"], words.VERDICTS["entails"])
     found = judged(run_made, says(*plain, words.EXTENDS["yes"], words.UNDERSTANDS["no"]))
     value = {metric: one.interval().value for metric, one in found.items()}
@@ -408,7 +408,7 @@ def test_what_a_judge_says(run_made: Made) -> None:
     assert found["share_norm"].draws == 3 * len(run_made.kept)
 
 
-def test_a_judge_of_places_decides_nothing(run_made: Made) -> None:
+def test_a_judge_of_places_decides_nothing(run_made: RunData) -> None:
     found = judged(run_made, at_place(0))
     assert found["share_custom"].interval().value == pytest.approx(1 / 3)
     assert found["extends_topic"].interval().value == pytest.approx(0.5)
@@ -416,7 +416,7 @@ def test_a_judge_of_places_decides_nothing(run_made: Made) -> None:
     assert found["verifier_kappa"].interval().value is None
 
 
-def test_a_second_judge_of_one_mind_with_the_verifier(run_made: Made) -> None:
+def test_a_second_judge_of_one_mind_with_the_verifier(run_made: RunData) -> None:
     by_text: dict[str, str] = {}
 
     def same(text: str, options: list[str]) -> list[float]:
@@ -459,7 +459,7 @@ def test_an_interval_of_agreement_is_as_wide_as_dialogues_make_it() -> None:
     assert (told.high - told.low) / (2 * 1.96) == pytest.approx(true, rel=0.35)
 
 
-def test_unreadable_verdicts_of_a_judge_are_missing(run_made: Made) -> None:
+def test_unreadable_verdicts_of_a_judge_are_missing(run_made: RunData) -> None:
     found = judged(run_made, evenly, logprobs=False, words="I cannot say")
     assert found["share_norm"].interval().value is None
     assert (found["share_norm"].n, found["share_norm"].invalid_rate) == (0, 1)
@@ -494,7 +494,7 @@ def test_no_text_ends_its_quotation_or_adds_an_option(attack: str) -> None:
         assert [line[:2] for line in shown[1 + texts :]] == ["1.", "2.", "An"]
 
 
-def test_turns_are_worded_as_the_labelled_ones_are(run_made: Made) -> None:
+def test_turns_are_worded_as_the_labelled_ones_are(run_made: RunData) -> None:
     [turn, *_] = [one for one in sampled_turns(run_made, 10_000, 0) if len(one.before) == 2]
     case = next(one.text for one in judge.cases()["extends"] if len(one.text.splitlines()) == 5)
     asked = words.extends_question(turn.statement, turn.before, turn.text)
@@ -509,7 +509,7 @@ def test_turns_are_worded_as_the_labelled_ones_are(run_made: Made) -> None:
     assert set(turn.before) <= said
 
 
-def test_turns_that_are_judged(run_made: Made) -> None:
+def test_turns_that_are_judged(run_made: RunData) -> None:
     turns = sampled_turns(run_made, 10_000, 0)
     assert all(turn.before and turn.other != "" for turn in turns)
     assert {turn.meets for turn in turns} == {True, False}  # in-culture dialogues have nobody to meet

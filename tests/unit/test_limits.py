@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.limits.adaptive import FIRST_LIMIT, PULSE_S, Knee
+from culturepark.limits.adaptive import FIRST_LIMIT, REPORT_EVERY_S, AdaptiveLimit
 from culturepark.limits.coordinator import FORGET_S, Coordinator, divide
 from culturepark.messages import Seen
 from culturepark.settings import LimitSettings
@@ -97,7 +97,7 @@ class World:
         self.starts: list[float] = []
         self.levels: list[tuple[float, int]] = []
         for i, client in enumerate(self.clients):
-            self.at(PULSE_S * i / processes, lambda c=client, i=i: self.pulse(c, str(i)))
+            self.at(REPORT_EVERY_S * i / processes, lambda c=client, i=i: self.pulse(c, str(i)))
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self.events, (when, next(self.order), what))
@@ -117,7 +117,7 @@ class World:
             self.fill(client)
 
         self.at(self.now + 0.005, obey)
-        self.at(self.now + PULSE_S, lambda: self.pulse(client, name))
+        self.at(self.now + REPORT_EVERY_S, lambda: self.pulse(client, name))
 
     def fill(self, client: Client) -> None:
         while client.in_flight < min(client.limit, client.demand) and self.now >= client.paused_s:
@@ -254,7 +254,7 @@ def report(**over: float) -> Seen:
 
 
 def test_a_burst_of_refusals_is_one_cut_and_holds_for_as_long_as_was_asked() -> None:
-    knee = Knee(4096, limit=100)
+    knee = AdaptiveLimit(4096, limit=100)
     knee.step(0.0, report(), 100, 100)
     for i in range(20):
         knee.step(1 + i / 100, report(refused=5, retry_after_s=30.0), 100, 100)
@@ -268,7 +268,7 @@ def test_a_burst_of_refusals_is_one_cut_and_holds_for_as_long_as_was_asked() -> 
 
 
 def test_faults_of_the_server_cut_nothing_but_stop_growth() -> None:
-    knee = Knee(4096, limit=16)
+    knee = AdaptiveLimit(4096, limit=16)
     for i in range(40):
         knee.step(i / 4, report(completed=16, latency_s=4.0, latency_sq=1.0, broken=1), 16, 16)
     assert knee.limit == 16
@@ -329,7 +329,7 @@ def shared_by_nine(coordinator: Coordinator) -> list[int]:
             demand = 3 if i < 4 or round > 5 else 0
             in_flight = min(demand, given.get(i, 0))
             seen = report(in_flight=in_flight, waiting=demand - in_flight, most=in_flight)
-            given[i] = coordinator.take(str(i), [seen], round * PULSE_S + i / 100)[0].limit
+            given[i] = coordinator.take(str(i), [seen], round * REPORT_EVERY_S + i / 100)[0].limit
         if round == 5:
             assert all(given[i] == 1 for i in range(4, 9))  # one that gets something need not wait
             few = [given[i] for i in range(4)]
@@ -352,7 +352,7 @@ def test_what_is_known_of_a_replica_need_not_be_found_out() -> None:
     for i in range(400):  # replies that take longer and longer, as of a CPU that has more and more at once
         latency_s = 1.0 + i / 10
         seen = report(completed=4, latency_s=4 * latency_s, in_flight=12, most=12, waiting=4)
-        [share] = coordinator.take("a", [seen], i * PULSE_S)
+        [share] = coordinator.take("a", [seen], i * REPORT_EVERY_S)
     assert share.limit == 12
     [other] = Coordinator(LimitSettings(), {"v": 12}).take("a", [report(waiting=50)], 0.0)
     assert other.limit == FIRST_LIMIT
@@ -371,7 +371,7 @@ def test_a_server_of_our_own_is_not_left_out_for_being_slower_than_another() -> 
         if i % 80 == 79:
             slow = Seen("x", "m", completed=12, latency_s=240.0, latency_sq=4800.0, in_flight=12, most=12)
         quick = Seen("y", "m", completed=i % 4 == 0, latency_s=1.0, latency_sq=1.0, in_flight=1, most=1)
-        shares = coordinator.take("a", [slow, quick], i * PULSE_S)
+        shares = coordinator.take("a", [slow, quick], i * REPORT_EVERY_S)
     assert {share.url: share.weight for share in shares} == {"x": 1.0, "y": 1.0}
 
 
@@ -417,10 +417,10 @@ def test_a_replica_that_is_not_well_loses_its_share_in_seconds_and_gets_it_back(
     usual = {"completed": 20, "latency_s": 20.0, "latency_sq": 20.0, "in_flight": 20}
     assert set(three(coordinator, 0.0, **usual).values()) == {1.0}
     for i in range(1, 20):
-        weights = three(coordinator, i * PULSE_S, **odd)
+        weights = three(coordinator, i * REPORT_EVERY_S, **odd)
     assert weights == {"x": 1.0, "y": 1.0, "z": 0.0}
     trial = {"completed": 1, "latency_s": 1.0, "latency_sq": 1.0}
-    climb = [three(coordinator, i * PULSE_S, **trial)["z"] for i in range(20, 60)]
+    climb = [three(coordinator, i * REPORT_EVERY_S, **trial)["z"] for i in range(20, 60)]
     assert climb == sorted(climb)
     assert climb[-1] == 1.0
     assert {0.25, 0.5} < set(climb)
@@ -439,15 +439,15 @@ def test_a_replica_that_is_late_for_having_more_at_once_is_not_left_out() -> Non
     """As long as the other one has all that it can do."""
     busy, idle = Coordinator(LimitSettings()), Coordinator(LimitSettings())
     for i in range(40):
-        assert two(busy, i * PULSE_S, waiting=500) == {"x": 1.0, "y": 1.0}
-        weights = two(idle, i * PULSE_S, waiting=0)
+        assert two(busy, i * REPORT_EVERY_S, waiting=500) == {"x": 1.0, "y": 1.0}
+        weights = two(idle, i * REPORT_EVERY_S, waiting=0)
     assert weights == {"x": 0.0, "y": 1.0}
 
 
 def test_when_all_replicas_are_broken_none_is_left_out() -> None:
     coordinator = Coordinator(LimitSettings())
     for i in range(8):
-        shares = coordinator.take("p", [Seen(url, "m", broken=5) for url in "xyz"], i * PULSE_S)
+        shares = coordinator.take("p", [Seen(url, "m", broken=5) for url in "xyz"], i * REPORT_EVERY_S)
     assert [share.weight for share in shares] == [1.0, 1.0, 1.0]
 
 

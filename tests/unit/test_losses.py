@@ -9,10 +9,10 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors import directory
-from actors.directory import Station, losses
+from actors.directory import MessagingActor, losses
 
 
-class Idle(Station):
+class Idle(MessagingActor):
     """An actor that takes nothing."""
 
     def take(self, payload: bytes) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 import pytest
 
 import actors.mailbox
-from actors.mailbox import MAX_BYTES, Door, Mailbox, Place
-from culturepark.messages import Recorded, encode, pack, unpack
+from actors.mailbox import MAX_BYTES, Inbox, Outbox, Place
+from culturepark.messages import OutcomeStored, encode, pack, unpack
 
 TOKEN = b"t" * 32
 HERE = "127.0.0.1"
 
 
 def message(number: int, size: int = 0) -> bytes:
-    return encode(Recorded(number, "x" * size))
+    return encode(OutcomeStored(number, "x" * size))
 
 
 class Receiver:
@@ -29,14 +29,14 @@ class Receiver:
         self.later: list[asyncio.Future[None]] | None = None
         self.errors: list[BaseException] = []
         self.refuse = False
-        self.door = Door(self.take, token, self.errors.append)
+        self.door = Inbox(self.take, token, self.errors.append)
 
     def take(self, payload: bytes) -> asyncio.Future[None] | None:
         if self.refuse:
             raise RuntimeError("on purpose")
         self.frames += 1
         for one in unpack(payload):
-            assert isinstance(one, Recorded)
+            assert isinstance(one, OutcomeStored)
             self.numbers.append(one.number)
         if self.later is None:
             return None
@@ -52,14 +52,14 @@ async def until(true: Callable[[], bool]) -> None:
     raise AssertionError("it never came to that")
 
 
-def mailbox_to(find: Callable[[], Place], **options: object) -> Mailbox:
+def mailbox_to(find: Callable[[], Place], **options: object) -> Outbox:
     async def found() -> Place:
         return find()
 
     def failed(error: BaseException) -> None:
         raise AssertionError(error)
 
-    return Mailbox(found, TOKEN, on_failure=failed, **options)  # type: ignore[arg-type]
+    return Outbox(found, TOKEN, on_failure=failed, **options)  # type: ignore[arg-type]
 
 
 async def test_all_arrive_in_order_in_few_frames() -> None:

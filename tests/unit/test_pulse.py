@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from actors import load_reports as pulsing
-from culturepark.messages import Pulse, Seen, pack, unpack
+from culturepark.messages import LoadReport, Seen, pack, unpack
 from culturepark.models.endpoint import HttpEndpoint
 
 BLANK = Seen("http://127.0.0.1:1/v1", "model", in_flight=2)
@@ -32,17 +32,17 @@ class Endpoint:
 
 
 async def posted(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, pulses: int) -> list[Seen]:
-    """What is posted within so many times PULSE_S, at a clock that only waiting moves."""
+    """What is posted within so many times REPORT_EVERY_S, at a clock that only waiting moves."""
     now_s, posts = [0.0], list[Seen]()
 
     def post(payload: bytes) -> None:
         [message] = unpack(pack([payload]))
-        assert isinstance(message, Pulse)
+        assert isinstance(message, LoadReport)
         posts.extend(message.seen)
 
     async def sleep(seconds: float) -> None:
         now_s[0] += seconds
-        if now_s[0] >= pulses * pulsing.PULSE_S:
+        if now_s[0] >= pulses * pulsing.REPORT_EVERY_S:
             raise asyncio.CancelledError
 
     monkeypatch.setattr(pulsing.time, "monotonic", lambda: now_s[0])

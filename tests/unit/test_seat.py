@@ -13,13 +13,13 @@ import pytest
 
 from actors import directory
 from actors import threaded as seats
-from actors.directory import Station
-from actors.threaded import Seat, seated
+from actors.directory import MessagingActor
+from actors.threaded import ThreadedActor, threaded
 
 TOKEN = "token"
 
 
-class Listening(Station):
+class Listening(MessagingActor):
     """A station that keeps what it is sent."""
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Listening(Station):
 
 
 @pytest.fixture
-def seat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seat]:
+def seat(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedActor]:
     monkeypatch.setattr(directory, "_settle", lambda: None)
     monkeypatch.setattr(directory.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     ended: list[int] = []
     monkeypatch.setattr(seats.os, "_exit", ended.append)
-    seat = seated(Listening)()
+    seat = threaded(Listening)()
     yield seat
     seat._loop.call_soon_threadsafe(seat._station._door.close)
     seat._loop.call_soon_threadsafe(seat._loop.stop)
@@ -55,19 +55,21 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def enter(seat: Seat) -> socket.socket:
+def enter(seat: ThreadedActor) -> socket.socket:
     connection = socket.create_connection(seat.where(), timeout=5)
     connection.sendall(TOKEN.encode())
     return connection
 
 
 def test_it_has_the_name_of_its_station_and_no_coroutine_that_would_make_ray_use_its_own_loop() -> None:
-    kind = seated(Listening)
+    kind = threaded(Listening)
     assert kind.__name__ == "Listening"
     assert not [name for name in dir(kind) if asyncio.iscoroutinefunction(getattr(kind, name))]
 
 
-def test_watch_waits_while_somebody_is_connected_and_lets_other_calls_in_when_nobody_is(seat: Seat) -> None:
+def test_watch_waits_while_somebody_is_connected_and_lets_other_calls_in_when_nobody_is(
+    seat: ThreadedActor,
+) -> None:
     with ThreadPoolExecutor(1) as ray:  # its thread: one call at a time, in order
         life = ray.submit(seat.watch).result(5)
         assert ray.submit(seat.watch, life).result(5) == life  # nobody has come yet
@@ -83,14 +85,16 @@ def test_watch_waits_while_somebody_is_connected_and_lets_other_calls_in_when_no
         assert behind.result(5) == place
 
 
-def test_a_stranger_at_the_door_does_not_count(seat: Seat) -> None:
+def test_a_stranger_at_the_door_does_not_count(seat: ThreadedActor) -> None:
     with socket.create_connection(seat.where(), timeout=5) as stranger:
         stranger.sendall(b"guess" * 10)
         assert stranger.recv(1) == b""
     assert seat.watch(life := seat.watch()) == life
 
 
-def test_what_keeps_a_station_from_its_work_is_raised_to_who_waits_and_to_who_asks_later(seat: Seat) -> None:
+def test_what_keeps_a_station_from_its_work_is_raised_to_who_waits_and_to_who_asks_later(
+    seat: ThreadedActor,
+) -> None:
     life = seat.watch()
     with enter(seat):
         until(lambda: not seat._station._door.deserted.is_set())

@@ -659,7 +659,8 @@ def test_status_tells_of_what_leaked(run: Run, tmp_path: Path, capsys: Any) -> N
 def test_training_modules_load_without_heavy_libraries() -> None:
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'openai', 'ray'}"
     modules = "adapters, backends, base, datasets, gguf_lora, jobs, leakage, lora, openai_jobs"
-    code = f"import sys; from culturepark.training import {modules}, subprocess_backend; print({heavy} & set(sys.modules))"
+    imports = f"import sys; from culturepark.training import {modules}, subprocess_backend"
+    code = f"{imports}; print({heavy} & set(sys.modules))"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from culturepark.models.connection import Address, Answer, NotHttpError, NotSentError, TooLargeError, Wire
+from culturepark.models.connection import (
+    Address,
+    Answer,
+    ConnectionPool,
+    NotHttpError,
+    NotSentError,
+    TooLargeError,
+)
 from tests.hostile import full_backlog
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n%b\r\nhi"
@@ -60,7 +67,7 @@ async def serving(
 
 async def test_a_connection_is_used_again_and_the_request_is_whole() -> None:
     async with serving(lambda n: OK % b"") as (url, seen):
-        wire = Wire(1000, 5.0)
+        wire = ConnectionPool(1000, 5.0)
         to = Address.of(f"{url}/v1/chat?a=b", {"Authorization": "Bearer key", "X-Team": "ünit"})
         for body in (b"{}", b'{"a": 1}'):
             answer = await wire.post(to, body, b"X-Session-ID: d1\r\n")
@@ -80,7 +87,7 @@ async def test_a_connection_is_used_again_and_the_request_is_whole() -> None:
 async def test_a_connection_that_the_server_ends_is_not_used_again(closing: bytes) -> None:
     whole = OK % closing if closing else b"HTTP/1.1 200 OK\r\n\r\nhi"
     async with serving(lambda n: whole) as (url, seen):
-        wire, to = Wire(1000, 5.0), Address.of(url, {})
+        wire, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         for _ in range(3):
             assert (await wire.post(to, b"{}")).body == b"hi"
         await wire.close()
@@ -89,7 +96,7 @@ async def test_a_connection_that_the_server_ends_is_not_used_again(closing: byte
 
 async def test_many_at_once_have_a_connection_each_and_keep_them() -> None:
     async with serving(lambda n: OK % b"") as (url, seen):
-        wire, to = Wire(1000, 5.0), Address.of(url, {})
+        wire, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         for _ in range(3):
             await asyncio.gather(*(wire.post(to, b"{}") for _ in range(20)))
         await wire.close()
@@ -103,11 +110,11 @@ async def test_bodies_in_chunks_and_compressed() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: GZip\r\n\r\n"
     interim = b"HTTP/1.1 103 Early Hints\r\nContent-Encoding: br\r\n\r\n"
     async with serving(lambda n: interim + head + chunked) as (url, seen):
-        wire, to = Wire(900, 5.0), Address.of(url, {})
+        wire, to = ConnectionPool(900, 5.0), Address.of(url, {})
         for _ in range(2):
             assert (await wire.post(to, b"{}")).body == b"a" * 500 + b"b" * 400
         await wire.close()
-        narrow = Wire(899, 5.0)
+        narrow = ConnectionPool(899, 5.0)
         with pytest.raises(TooLargeError):
             await narrow.post(to, b"{}")
         await narrow.close()
@@ -116,7 +123,7 @@ async def test_bodies_in_chunks_and_compressed() -> None:
 
 async def test_an_encoding_that_nobody_asked_for() -> None:
     async with serving(lambda n: OK % b"Content-Encoding: br\r\n") as (url, _):
-        wire = Wire(1000, 5.0)
+        wire = ConnectionPool(1000, 5.0)
         with pytest.raises(NotHttpError, match="compressed"):
             await wire.post(Address.of(url, {}), b"{}")
         await wire.close()
@@ -125,7 +132,7 @@ async def test_an_encoding_that_nobody_asked_for() -> None:
 async def test_a_call_past_its_deadline_ends_and_the_others_go_on() -> None:
     slow = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi"
     async with serving(lambda n: slow) as (url, _), serving(lambda n: OK % b"") as (quick, _):
-        wire = Wire(1000, 0.2)
+        wire = ConnectionPool(1000, 0.2)
         late = asyncio.create_task(wire.post(Address.of(url, {}), b"{}"))
         while not late.done():
             assert (await wire.post(Address.of(quick, {}), b"{}")).body == b"hi"
@@ -137,7 +144,7 @@ async def test_a_call_past_its_deadline_ends_and_the_others_go_on() -> None:
 
 async def test_a_call_that_is_cancelled_takes_its_connection_along() -> None:
     async with serving(lambda n: b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi") as (url, seen):
-        wire, to = Wire(1000, 5.0), Address.of(url, {})
+        wire, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
@@ -151,7 +158,7 @@ async def test_a_connection_that_is_used_again_at_once_owes_the_next_answer_alon
     busy = b"HTTP/1.1 429 Busy\r\nContent-Length: 2\r\n\r\nno"
     answers = [busy, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi"]
     async with serving(lambda n: answers[n - 1]) as (url, seen):
-        wire, to = Wire(1000, 0.6), Address.of(url, {})
+        wire, to = ConnectionPool(1000, 0.6), Address.of(url, {})
         asked: list[asyncio.Task[Answer]] = []
         keep = wire.keep
 
@@ -173,7 +180,7 @@ async def test_a_connection_that_is_used_again_at_once_owes_the_next_answer_alon
 async def test_a_length_that_is_none_is_no_http(length: bytes) -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\nhi" % length
     async with serving(lambda n: raw) as (url, _):
-        wire = Wire(1000, 1.0)
+        wire = ConnectionPool(1000, 1.0)
         with pytest.raises((NotHttpError, TooLargeError)):
             await wire.post(Address.of(url, {}), b"{}")
         await wire.close()
@@ -186,11 +193,11 @@ async def test_a_body_in_crumbs_is_whole(crumb: int) -> None:
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with serving(lambda n: head + chunked) as (url, _):
-        wire, to = Wire(len(body), 5.0), Address.of(url, {})
+        wire, to = ConnectionPool(len(body), 5.0), Address.of(url, {})
         for _ in range(2):
             assert (await wire.post(to, b"{}")).body == body
         await wire.close()
-        narrow = Wire(len(body) - 1, 5.0)
+        narrow = ConnectionPool(len(body) - 1, 5.0)
         with pytest.raises(TooLargeError):
             await narrow.post(to, b"{}")
         await narrow.close()
@@ -199,7 +206,7 @@ async def test_a_body_in_crumbs_is_whole(crumb: int) -> None:
 async def test_a_handshake_that_hangs_is_late_and_nothing_went_out() -> None:
     """A server that takes the connection and never speaks TLS."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        wire = Wire(1000, 0.2)
+        wire = ConnectionPool(1000, 0.2)
         began = time.monotonic()
         with pytest.raises(NotSentError) as caught:
             await wire.post(Address.of(f"https://127.0.0.1:{deaf.getsockname()[1]}/v1", {}), b"{}")
@@ -210,7 +217,7 @@ async def test_a_handshake_that_hangs_is_late_and_nothing_went_out() -> None:
 
 async def test_a_connect_that_hangs_is_late_and_nothing_went_out() -> None:
     with full_backlog() as port:
-        wire = Wire(1000, 0.2)
+        wire = ConnectionPool(1000, 0.2)
         began = time.monotonic()
         with pytest.raises(NotSentError) as caught:
             await wire.post(Address.of(f"http://127.0.0.1:{port}/v1", {}), b"{}")
@@ -222,7 +229,7 @@ async def test_a_connect_that_hangs_is_late_and_nothing_went_out() -> None:
 async def test_nobody_there_is_not_late() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    wire = Wire(1000, 5.0)
+    wire = ConnectionPool(1000, 5.0)
     for url in (f"http://127.0.0.1:{port}/v1", f"http://{'a' * 70}.invalid/v1"):
         with pytest.raises(NotSentError) as caught:
             await wire.post(Address.of(url, {}), b"{}")
@@ -280,12 +287,12 @@ async def test_tls_is_spoken_and_strangers_are_not_trusted(
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     async with serving(lambda n: OK % b"", context) as (url, seen):
-        stranger, to = Wire(1000, 5.0), Address.of(url, {})
+        stranger, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
             await stranger.post(to, b"{}")
         await stranger.close()
         assert seen.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-        wire = Wire(1000, 5.0)
+        wire = ConnectionPool(1000, 5.0)
         assert (await wire.post(to, b"{}")).body == b"hi"
         await wire.close()
