@@ -47,15 +47,15 @@ class Collector(MessagingActor):
         self._ledger: Ledger
         self._log: structlog.stdlib.BoundLogger
 
-    async def begin(self, take: int) -> tuple[bytes, bytes, bytes]:
+    async def begin(self, term: int) -> tuple[bytes, bytes, bytes]:
         """One bit a dialogue of the plan, set for those that have ended; what is on disk of others; and
         what was spent.
 
-        Turns of this take count from now on. Raises RunDirError.
+        Turns of this term (the moderator's incarnation number) count from now on. Raises RunDirError.
         """
         async with self._writing:
             await asyncio.to_thread(self._open)
-            begun = await asyncio.to_thread(self._ledger.begin, take)
+            begun = await asyncio.to_thread(self._ledger.begin, term)
             return self._ledger.done(), encode_begun(begun), encode(Spent(self._ledger.spent()))
 
     async def begun(self, numbers: list[int]) -> bytes:

@@ -24,7 +24,7 @@ class CulturalAgent(Worker):
                 # Our own fault must not leave a dialogue waiting for ever.
                 log.exception("agent_error", dialogue=plan.brief(ask.number).id, turn=ask.turn)
                 what = f"{type(error).__name__}: {error}"
-                answer = CallFailed(ask.number, ask.take, ask.turn, "internal", what)
+                answer = CallFailed(ask.number, ask.term, ask.turn, "internal", what)
             if isinstance(answer, CallFailed):
                 log.warning(
                     "turn_failed",

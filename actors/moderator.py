@@ -58,10 +58,10 @@ class Moderator(MessagingActor):
         async with self._starting:
             if self._conductor is not None:
                 return
-            take = secrets.randbits(48)
-            ended, underway, spent = await self._of_collector("begin", take)
+            term = secrets.randbits(48)
+            ended, underway, spent = await self._of_collector("begin", term)
             begun = decode_begun(underway)
-            conductor = Conductor(self._given.plan, self._given.settings, ended, take, self._replicas, begun)
+            conductor = Conductor(self._given.plan, self._given.settings, ended, term, self._replicas, begun)
             for address in self._addresses():
                 self._box(address)  # who is not connected cannot wait to be lost, see `Station.watch`
                 task = asyncio.create_task(self._watch(address))
@@ -70,7 +70,7 @@ class Moderator(MessagingActor):
             self._conductor = conductor
             progress = conductor.progress()
             self._log.info(
-                "started", planned=progress.planned, ended=progress.ended, begun=len(begun), take=take
+                "started", planned=progress.planned, ended=progress.ended, begun=len(begun), term=term
             )
             self._spent(decode(spent))
             self._send(conductor.fill(time.time()))

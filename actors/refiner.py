@@ -73,12 +73,12 @@ async def _outcome(
         cause = error.cause
         log.warning("refinement_failed", dialogue=brief.id, kind=cause.kind, reason=cause.reason)
         reason = f"in refinement: {cause.reason}"
-        return CallFailed(message.number, message.take, 0, cause.kind, reason, error.usage)
+        return CallFailed(message.number, message.term, 0, cause.kind, reason, error.usage)
     except Exception as error:
         # Our own fault must not leave a dialogue waiting for ever.
         log.exception("refiner_error", dialogue=brief.id)
         reason = f"in refinement: {type(error).__name__}: {error}"
-        return CallFailed(message.number, message.take, 0, "internal", reason, journal.taken)
+        return CallFailed(message.number, message.term, 0, "internal", reason, journal.taken)
     log.info(
         "dialogue_refined",
         dialogue=brief.id,

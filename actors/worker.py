@@ -66,7 +66,7 @@ class Worker(MessagingActor):
     def take(self, payload: bytes) -> None:
         """Take messages; one that is under way already is not begun again.
 
-        One of another take is: a new moderator asks, who was told what is on disk, and nobody waits for
+        One of another term is: a new moderator asks, who was told what is on disk, and nobody waits for
         the old one's answer any more.
         """
         busy = self._busy
@@ -83,11 +83,11 @@ class Worker(MessagingActor):
             key = (message.number, message.turn if isinstance(message, Ask) else 0)
             under_way = busy.get(key)
             if under_way is not None:
-                if under_way[0] == message.take:
+                if under_way[0] == message.term:
                     continue
                 under_way[1].cancel()
             task = asyncio.create_task(self._work(message))
-            busy[key] = (message.take, task)
+            busy[key] = (message.term, task)
             task.add_done_callback(lambda done, key=key: self._ended(key, done))
 
     def _ended(self, key: tuple[int, int], task: asyncio.Task[None]) -> None:

@@ -91,13 +91,13 @@ class Opinion(Struct, frozen=True):
 class Ask(Struct, frozen=True, tag="ask"):
     """Say turn `turn` of dialogue `number`, having heard the other's last words.
 
-    An ask is answered for its (`number`, `turn`), so asking twice is harmless. `take` tells the
-    attempts at one dialogue apart: what was said in an earlier take is no part of this one.
+    An ask is answered for its (`number`, `turn`), so asking twice is harmless. `term` tells the
+    moderator's lives apart (incarnation number): what was said in an earlier term is no part of this one.
     `transcript` is only sent to an agent that said it does not know the dialogue.
     """
 
     number: int
-    take: int
+    term: int
     turn: int
     heard: str
     transcript: tuple[Turn, ...] | None = None
@@ -107,7 +107,7 @@ class Spoke(Struct, frozen=True, tag="spoke"):
     """The answer to an ask, and a record of the log."""
 
     number: int
-    take: int
+    term: int = msgspec.field(name="take")
     turn: Turn
     schema: int = SCHEMA
 
@@ -116,7 +116,7 @@ class NeedsTranscript(Struct, frozen=True, tag="unknown"):
     """The agent has no transcript of this dialogue and needs it whole."""
 
     number: int
-    take: int
+    term: int
     turn: int
 
 
@@ -124,7 +124,7 @@ class CallFailed(Struct, frozen=True, tag="balked"):
     """A model call failed for good. `usage` is what it took, by role; `turn` is 0 in refinement."""
 
     number: int
-    take: int
+    term: int
     turn: int
     kind: FailureKind
     reason: str
@@ -163,7 +163,7 @@ class Refine(Struct, frozen=True, tag="refine"):
     """
 
     number: int
-    take: int
+    term: int
     turns: tuple[Turn, ...]
     started_s: float
     steps: tuple[Step, ...] = ()
@@ -180,7 +180,7 @@ class TurnStored(Struct, frozen=True):
     """This turn is on disk: the next one may be asked for. Never sent; made of an acknowledgement."""
 
     number: int
-    take: int
+    term: int
     turn: int
 
 
@@ -315,7 +315,7 @@ class SpokeHead(Struct, frozen=True, tag="spoke"):
     """Of a Spoke, what the log's writer looks at."""
 
     number: int
-    take: int
+    term: int = msgspec.field(name="take")
     turn: SpokenHead
 
 
@@ -460,7 +460,7 @@ def on_disk(record: bytes) -> OutcomeStored | TurnStored | UsageStored:
     """What it means that this encoded outcome, turn or step is on disk."""
     head = _taken.decode(record)
     if isinstance(head, SpokeHead):
-        return TurnStored(head.number, head.take, head.turn.number)
+        return TurnStored(head.number, head.term, head.turn.number)
     if isinstance(head, StepHead):
         return UsageStored(head.number)
     return OutcomeStored(head.number, head.failed)

@@ -95,7 +95,7 @@ class Conductor:
     """Holds the dialogues of a run, from their start until their outcome is on disk.
 
     `done` has a bit for each dialogue that needs no more work; `begun` says how far others have come:
-    they go on from there, before any new one starts. `take` is a number that no earlier
+    they go on from there, before any new one starts. `term` is a number that no earlier
     conductor of this run used, so that answers to an earlier one are not taken for answers to this.
     `replicas` counts the replicas of each culture's agent and, under REFINERS, the refiners.
     """
@@ -105,13 +105,13 @@ class Conductor:
         plan: Plan,
         settings: Settings,
         done: bytes,
-        take: int,
+        term: int,
         replicas: Mapping[str, int],
         begun: Iterable[InProgress] = (),
     ) -> None:
         self._plan = plan
         self._settings = settings
-        self._take = take
+        self._term = term
         self._replicas = dict(replicas)
         self._ended = int(np.bitwise_count(np.frombuffer(done, dtype=np.uint8)).sum())
         self._begun = {one.number: one for one in begun}
@@ -180,13 +180,13 @@ class Conductor:
                 return []
             case OutcomeStored(number=number, failed=failed):
                 return self._recorded(number, failed, now_s)
-            case Spoke(number=number, take=take) if self._awaits(number, take):
+            case Spoke(number=number, term=term) if self._awaits(number, term):
                 return self._spoke(message)
-            case TurnStored(number=number, take=take, turn=turn) if self._awaits(number, take):
+            case TurnStored(number=number, term=term, turn=turn) if self._awaits(number, term):
                 return self._kept(number, turn, now_s)
-            case NeedsTranscript(number=number, take=take, turn=turn) if self._awaits(number, take):
+            case NeedsTranscript(number=number, term=term, turn=turn) if self._awaits(number, term):
                 return self._retell(number, turn)
-            case CallFailed(number=number, take=take) if self._awaits(number, take):
+            case CallFailed(number=number, term=term) if self._awaits(number, term):
                 return self._balked(message, now_s)
             case _:
                 return []
@@ -232,8 +232,8 @@ class Conductor:
 
     # --- within
 
-    def _awaits(self, number: int, take: int) -> bool:
-        return take == self._take and number in self._slots
+    def _awaits(self, number: int, term: int) -> bool:
+        return term == self._term and number in self._slots
 
     def _spoke(self, message: Spoke) -> list[Post]:
         """Put the turn that is asked for on disk; any other changes nothing."""
@@ -272,11 +272,11 @@ class Conductor:
             case AskFor(turn=turn, speaker=speaker, heard=heard):
                 culture = slot.cultures[speaker]
                 address = f"agent/{culture}/{number % self._replicas[culture]}"
-                return Post(address, Ask(number, self._take, turn, heard))
+                return Post(address, Ask(number, self._term, turn, heard))
             case Finish() if self._settings.refine.enabled:
                 address = f"refiner/{number % self._replicas[REFINERS]}"
                 turns = slot.dialogue.turns
-                return Post(address, Refine(number, self._take, turns, slot.started_s, slot.steps))
+                return Post(address, Refine(number, self._term, turns, slot.started_s, slot.steps))
             case Finish():
                 return Post(COLLECTOR, self._outcome(number, slot, now_s))
             case _:
@@ -307,7 +307,7 @@ class Conductor:
         post = self._slots[number].post
         if post is None or not isinstance(post.message, Ask) or post.message.turn != turn:
             return []
-        ask = Ask(number, self._take, turn, post.message.heard, self._slots[number].dialogue.turns)
+        ask = Ask(number, self._term, turn, post.message.heard, self._slots[number].dialogue.turns)
         return [Post(post.address, ask)]
 
     def _balked(self, message: CallFailed, now_s: float) -> list[Post]:
@@ -342,7 +342,7 @@ class Conductor:
         """Put on disk what a failed call took whose dialogue may stay owed. A refiner has done so itself."""
         if not message.turn:
             return []
-        key = b"lost" + message.take.to_bytes(8, "big") + message.turn.to_bytes(4, "big")
+        key = b"lost" + message.term.to_bytes(8, "big") + message.turn.to_bytes(4, "big")
         posts = [Post(COLLECTOR, one) for one in only_usage(message.number, message.usage, key)]
         if posts:
             self._noting.add(message.number)

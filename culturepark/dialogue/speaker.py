@@ -58,7 +58,7 @@ class CulturalSpeaker:
         brief = known.brief if known else self._plan.brief(ask.number)
         prompt = self._prompt_for(ask, brief, known)
         if prompt is None:
-            return NeedsTranscript(ask.number, ask.take, ask.turn)
+            return NeedsTranscript(ask.number, ask.term, ask.turn)
         cue = self._profile.cue(brief, ask.turn, ask.heard, self._plan.cultures)
         prompt.add("user", cue.text)
         said = self._said(ask, known)
@@ -66,12 +66,12 @@ class CulturalSpeaker:
             turn = await self._say(brief, ask, prompt, cue, said)
         except ModelError as error:
             return CallFailed(
-                ask.number, ask.take, ask.turn, error.kind, error.reason, {"speaker": error.usage}
+                ask.number, ask.term, ask.turn, error.kind, error.reason, {"speaker": error.usage}
             )
         if not self._policy.off:
             said.add(turn.text, ask.turn)
         self._remember(ask, brief, prompt.add("assistant", turn.text), said)
-        return Spoke(ask.number, ask.take, turn)
+        return Spoke(ask.number, ask.term, turn)
 
     async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, said: Earlier) -> Turn:
         whole = prompt.copy().add("assistant", cue.prefill) if cue.prefill else prompt
@@ -162,4 +162,4 @@ class CulturalSpeaker:
 
 def _key(ask: Ask) -> tuple[int, int, int]:
     """The dialogue, its take, and which of the two speakers is asked."""
-    return ask.number, ask.take, (ask.turn - 1) % 2
+    return ask.number, ask.term, (ask.turn - 1) % 2

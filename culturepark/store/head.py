@@ -27,12 +27,12 @@ _HEAD_NAME = re.compile(r"head-([0-9]{6}|[1-9][0-9]{6,8})\.json")
 class Head(Struct, frozen=True, forbid_unknown_fields=True):
     """What a writer relies on: its log segments by name, in order, and the newest commit.
 
-    `take` is the number of the moderator whose turns count, None before the first. `entries` is how many
+    `term` is the number of the moderator whose turns count, None before the first. `entries` is how many
     entries the manifest had, `sha256` that of the last, empty if there was none.
     """
 
     epoch: int
-    take: int | None
+    term: int | None = msgspec.field(name="take")
     segments: tuple[str, ...]
     entries: int
     sha256: str

@@ -106,7 +106,7 @@ class Ledger:
         self._begun: dict[int, _Open] = {}
         self.underway: Funnel = Counter()
         """Usage, as funnels count it, of dialogues that have begun and not ended."""
-        self._take = head.take if head else None
+        self._term = head.term if head else None
         self._ready: dict[tuple[str, int], int] = {}
         self._rows = _buffers()
         self._rows_bytes = 0
@@ -157,10 +157,10 @@ class Ledger:
 
     # --- taking outcomes
 
-    def begin(self, take: int) -> list[InProgress]:
-        """What is on disk of dialogues that have not ended. From now on turns of this take count alone,
+    def begin(self, term: int) -> list[InProgress]:
+        """What is on disk of dialogues that have not ended. From now on turns of this term count alone,
         so that no conductor's turns follow on another's. That is on disk, too: the next writer knows it."""
-        self._take = take
+        self._term = term
         self._note(self._log.names())
         self._lock.check()
         return self.begun(set(self._begun))
@@ -194,8 +194,8 @@ class Ledger:
             self._unsynced.append((self._log.segment, record))
             self._pending.add(record.number)
             return record
-        if isinstance(record, SpokeHead) and record.take != self._take:
-            if self._take is None:
+        if isinstance(record, SpokeHead) and record.term != self._term:
+            if self._term is None:
                 what = "a turn came, and no moderator has begun"
                 raise RunDirError(str(self._root), what, "Run the same command again to go on.")
             return None
@@ -312,7 +312,7 @@ class Ledger:
         """Put on disk what the next writer will find: these log segments, and the manifest as it is."""
         count = len(self._manifest.entries)
         newest = self._manifest.sha256_of(count)
-        head = Head(self._lock.epoch, self._take, segments, count, newest)
+        head = Head(self._lock.epoch, self._term, segments, count, newest)
         write_head(self._manifest.directory, head, self._files)
 
     def _quarantine(self) -> list[str]:

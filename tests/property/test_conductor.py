@@ -96,7 +96,7 @@ class World:
             speakers = len(self.plan.brief(message.number).speakers)
             if message.transcript is None and message.turn > speakers:
                 if (message.number, (message.turn - 1) % speakers) not in self.known:
-                    self.answers.append(NeedsTranscript(message.number, message.take, message.turn))
+                    self.answers.append(NeedsTranscript(message.number, message.term, message.turn))
                     return
             elif message.transcript is not None:
                 assert [t.number for t in message.transcript] == list(range(1, message.turn))
@@ -104,16 +104,16 @@ class World:
             self.known.add((message.number, (message.turn - 1) % speakers))
             if self.fails and (message.number * 31 + message.turn) % self.fails == 0:
                 balked = CallFailed(
-                    message.number, message.take, message.turn, "server", "down", {"speaker": Usage(calls=1)}
+                    message.number, message.term, message.turn, "server", "down", {"speaker": Usage(calls=1)}
                 )
                 self.answers.append(balked)
                 return
             turn = Turn(
                 message.turn, (message.turn - 1) % speakers, f"said {message.turn}", usage=Usage(calls=1)
             )
-            self.answers.append(Spoke(message.number, message.take, turn))
+            self.answers.append(Spoke(message.number, message.term, turn))
         elif isinstance(message, Spoke):
-            self.answers.append(TurnStored(message.number, message.take, message.turn.number))
+            self.answers.append(TurnStored(message.number, message.term, message.turn.number))
         elif isinstance(message, Step):
             self.noted.setdefault(message.number, {})[message.key] = message
             self.answers.append(UsageStored(message.number))
