@@ -97,7 +97,7 @@ class Collector(MessagingActor):
         """Become the writer and recover, once."""
         if self._lock is not None:
             return
-        lock = RunLock.take(Path(self._given.root), _PREDECESSOR_S)
+        lock = RunLock.acquire(Path(self._given.root), _PREDECESSOR_S)
         self._log = self._given.logger("collector")
         try:
             self._ledger = Ledger(self._run, lock)

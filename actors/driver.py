@@ -43,7 +43,7 @@ def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
     drained and sealed, EndpointError if the models cannot go on, RunDirError if the disk cannot. A
     second Ctrl-C ends the process at once.
     """
-    RunLock.take(run.root, _PREDECESSOR_S).release()  # refuse at once, not after Ray has started
+    RunLock.acquire(run.root, _PREDECESSOR_S).release()  # refuse at once, not after Ray has started
     write_status(run.root, starting(run, time.time()))
     stop = _Signals(run.root)
     try:

@@ -92,7 +92,7 @@ def collector_rate(rounds: int) -> float:
         run = _run(Path(folder, "run"), rounds, refine=True)
         dice = np.random.default_rng(1)
         encoded = [_outcome(run.plan, number, dice) for number in range(len(run.plan))]
-        with RunLock.take(run.root) as lock:
+        with RunLock.acquire(run.root) as lock:
             ledger = Ledger(run, lock)
             began = time.monotonic()
             for i, raw in enumerate(encoded):
@@ -120,7 +120,7 @@ def slow_disk(fsync_s: float = 0.1, for_s: float = 8.0) -> dict[str, Any]:
     between them as much buffer as anyone may fill."""
     with tempfile.TemporaryDirectory(prefix="culturepark-bench-") as folder:
         run = _run(Path(folder, "run"), 5, refine=False)
-        with RunLock.take(run.root) as lock:
+        with RunLock.acquire(run.root) as lock:
             return asyncio.run(_feed(run, Ledger(run, lock, _SlowFiles(fsync_s)), for_s))
 
 

@@ -56,7 +56,7 @@ shard_dialogues = 8
 
 def write(run: Run, outcomes: Sequence[Outcome]) -> Ledger:
     """Take outcomes into a run, then seal and publish what can be."""
-    with RunLock.take(run.root) as lock:
+    with RunLock.acquire(run.root) as lock:
         ledger = Ledger(run, lock)
         for outcome in outcomes:
             ledger.append(encode(outcome))

@@ -39,14 +39,14 @@ class RunLock:
     """
 
     def __init__(self, root: Path, fd: int, epoch: int) -> None:
-        """For `take` only."""
+        """For `acquire` only."""
         self.root = root
         """The run directory, with symbolic links followed once and for all."""
         self.epoch = epoch
         self._fd = fd
 
     @classmethod
-    def take(
+    def acquire(
         cls,
         run_dir: Path,
         wait_s: float = 0,

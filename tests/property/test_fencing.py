@@ -62,7 +62,7 @@ class Writer:
         self.take = take
         self.kept: set[int] = set()
         self.turns = 0
-        self.ledger = Ledger(run, lock or RunLock.take(run.root, files=files), files)
+        self.ledger = Ledger(run, lock or RunLock.acquire(run.root, files=files), files)
         begun = {one.number: len(one.turns) for one in self.ledger.begin(take)}
         self.spoken = begun.get(LAST, 0)
 
@@ -206,7 +206,7 @@ def test_a_successor_comes_at_any_moment_of_an_opening(
             new.speaks()
 
         files.guest = successor
-        lock = RunLock.take(run.root, files=QUICK)
+        lock = RunLock.acquire(run.root, files=QUICK)
         begin()
         try:
             late = Writer(run, 2, files, lock)

@@ -58,13 +58,13 @@ class Disk:
 
     def __init__(self, root: Path, of: Settings) -> None:
         self.run: Run = builders.run_in(root, of)
-        self.lock = RunLock.take(root)
+        self.lock = RunLock.acquire(root)
         self.ledger = Ledger(self.run, self.lock)
 
     def crash(self) -> None:
         """The writer is gone without a word; another one takes over."""
         self.lock.release()
-        self.lock = RunLock.take(self.run.root)
+        self.lock = RunLock.acquire(self.run.root)
         self.ledger = Ledger(self.run, self.lock)
 
     def finish(self) -> dict[str, list[dict[str, Any]]]:
@@ -203,7 +203,7 @@ def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
     other = builders.run_in(tmp_path / "other", small)
     for name in ("log", "manifest"):
         (tmp_path / "other" / name).symlink_to(tmp_path / "run" / name)
-    with RunLock.take(other.root) as lock, pytest.raises(RunDirError, match="dialogue 19"):
+    with RunLock.acquire(other.root) as lock, pytest.raises(RunDirError, match="dialogue 19"):
         Ledger(other, lock)
 
 
@@ -212,7 +212,7 @@ def test_a_writer_that_was_replaced_cannot_go_on(tmp_path: Path) -> None:
     outcome = builders.outcomes(disk.run.plan)[0]
     disk.ledger.append(encode(outcome))
     disk.lock.release()
-    with RunLock.take(disk.run.root), pytest.raises(RunDirError):
+    with RunLock.acquire(disk.run.root), pytest.raises(RunDirError):
         disk.ledger.sync()
 
 

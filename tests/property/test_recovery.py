@@ -273,7 +273,7 @@ class RecoveryMachine(RuleBasedStateMachine):
             self.files.kill()
 
     def open(self, begin: bool = True) -> None:
-        self.lock = RunLock.take(self.run_.root, files=self.files)
+        self.lock = RunLock.acquire(self.run_.root, files=self.files)
         try:
             self.ledger = Ledger(self.run_, self.lock, self.files)
         except BaseException:
@@ -328,7 +328,7 @@ def rows_of(root: Path) -> dict[str, list[dict[str, Any]]]:
 def undisturbed() -> dict[str, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         run = builders.run_in(Path(folder) / "run", settings_of(2000))
-        with RunLock.take(run.root) as lock:
+        with RunLock.acquire(run.root) as lock:
             calm = Ledger(run, lock)
             for outcome in builders.outcomes(run.plan):
                 calm.append(encode(outcome))

@@ -370,7 +370,7 @@ def remove_the_last_entry_and_leave_its_shards(run: Run) -> str:
 def repeat_a_cell(run: Run) -> str:
     table = pq.read_table(shard(run, "dialogues"))
     row = table.slice(0, 1)
-    with RunLock.take(run.root) as lock:
+    with RunLock.acquire(run.root) as lock:
         manifest = Manifest.open(run.root / "manifest", lock.epoch)
         again = commit_table(run.root, "dialogues/part-000099-0009.parquet", row, "dialogues")
         cell = run.plan.cell_of(row["number"][0].as_py())

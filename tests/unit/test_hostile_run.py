@@ -63,7 +63,7 @@ class World:
 
     async def live(self, tokens: int = 0) -> Progress:
         """Conduct until nothing more happens, or until that many tokens are spent."""
-        with RunLock.take(self.run.root) as lock:
+        with RunLock.acquire(self.run.root) as lock:
             ledger = Ledger(self.run, lock)
             take = next(self._takes)
             begun = ledger.begin(take)

@@ -36,7 +36,7 @@ def made(root: Path, of: Settings, share: float = 1.0) -> tuple[Run, dict[str, A
     """A run of which this share of the dialogues has ended, and its summary."""
     run = builders.run_in(root, of)
     outcomes = builders.outcomes(run.plan)
-    with RunLock.take(root) as lock:
+    with RunLock.acquire(root) as lock:
         ledger = Ledger(run, lock)
         for outcome in outcomes[: int(share * len(outcomes))]:
             ledger.append(encode(outcome))
@@ -145,7 +145,7 @@ def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     made_files = [p for p in run.root.rglob("*") if p.is_file() and p.suffix in (".jsonl", ".json", ".md")]
     made_files = [p for p in made_files if not p.name.startswith("head-")]  # each writer has its own
     before = {path: path.read_bytes() for path in made_files}
-    with RunLock.take(run.root) as lock:
+    with RunLock.acquire(run.root) as lock:
         ledger = Ledger(run, lock)
         publish(run, ledger.funnels)
     assert {path: path.read_bytes() for path in made_files} == before

@@ -81,7 +81,7 @@ def test_a_file_system_that_becomes_read_only_stops_the_writer(tmp_path: Path) -
     run = builders.run_in(tmp_path / "run", runs.settings())
     first, second, *_ = builders.outcomes(run.plan)
     files = FaultyFiles(tmp_path)
-    with RunLock.take(run.root) as lock:
+    with RunLock.acquire(run.root) as lock:
         ledger = Ledger(run, lock, files)
         ledger.append(encode(first))
         ledger.sync()
@@ -93,5 +93,5 @@ def test_a_file_system_that_becomes_read_only_stops_the_writer(tmp_path: Path) -
         with pytest.raises(RunDirError):
             ledger.sync()
     files.kill()
-    with RunLock.take(run.root) as lock:
+    with RunLock.acquire(run.root) as lock:
         assert Ledger(run, lock).has(first.number)

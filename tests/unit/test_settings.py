@@ -414,8 +414,8 @@ def test_a_file_system_that_takes_nothing() -> None:
 
 
 def test_a_directory_in_use_says_by_whom(tmp_path: Path) -> None:
-    with RunLock.take(tmp_path), pytest.raises(RunDirError) as caught:
-        RunLock.take(tmp_path)
+    with RunLock.acquire(tmp_path), pytest.raises(RunDirError) as caught:
+        RunLock.acquire(tmp_path)
     check(caught.value, [f"process {os.getpid()}"])
 
 

@@ -164,7 +164,7 @@ def going_on(root: Path, written_s: float) -> Run:
 
 def test_a_run_that_goes_on_is_shown_as_its_driver_saw_it(tmp_path: Path, capsys: Printed) -> None:
     run = going_on(tmp_path / "run", time.time() - 60)
-    with RunLock.take(run.root):
+    with RunLock.acquire(run.root):
         found = status_json(run.root, capsys)
         assert culturepark(["status", str(run.root)]) == 0
     assert found["state"] == "running"
@@ -202,7 +202,7 @@ def test_an_ended_run_needs_no_status_file(tmp_path: Path, capsys: Printed) -> N
 
 def test_a_run_without_a_status_file_goes_on_all_the_same(tmp_path: Path, capsys: Printed) -> None:
     run = runs.made(tmp_path / "run", ended=5)
-    with RunLock.take(run.root):
+    with RunLock.acquire(run.root):
         found = status_json(run.root, capsys)
     assert (found["state"], found["age_s"]) == ("running", None)
 
@@ -241,7 +241,7 @@ def test_the_display_shows_three_endpoints_and_how_many_more(tmp_path: Path) -> 
 
 def test_every_value_has_a_line_in_the_table_and_every_line_a_value(tmp_path: Path) -> None:
     run = going_on(tmp_path / "run", 0.0)
-    with RunLock.take(run.root):
+    with RunLock.acquire(run.root):
         status = replace(look(run.root, 0.0).status, left_s=5.0)
     kinds = {one.name: one for one in TABLE}
     found = list(values(status))

@@ -17,7 +17,7 @@ from tests.faults import Crash, FaultyFiles
 
 
 def hold(path: Path, ready: Connection) -> None:
-    RunLock.take(path)
+    RunLock.acquire(path)
     ready.send(os.getpid())
     ready.recv()
 
@@ -30,17 +30,17 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
     pid = here.recv()
     try:
         with pytest.raises(RunDirError, match=f"process {pid} on {socket.gethostname()}, since 20"):
-            RunLock.take(tmp_path)
+            RunLock.acquire(tmp_path)
     finally:
         process.kill()
         process.join()
-    with RunLock.take(tmp_path) as lock:
+    with RunLock.acquire(tmp_path) as lock:
         assert lock.epoch == 2
         lock.check()
 
 
 def test_waiting_for_a_writer_that_is_just_ending(tmp_path: Path) -> None:
-    first = RunLock.take(tmp_path)
+    first = RunLock.acquire(tmp_path)
     naps: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -48,19 +48,19 @@ def test_waiting_for_a_writer_that_is_just_ending(tmp_path: Path) -> None:
         if len(naps) == 3:
             first.release()
 
-    with RunLock.take(tmp_path, wait_s=1, sleep=sleep) as second:
+    with RunLock.acquire(tmp_path, wait_s=1, sleep=sleep) as second:
         assert second.epoch == 2
         assert len(naps) == 3
         naps.clear()
         with pytest.raises(RunDirError, match="another run is writing here"):
-            RunLock.take(tmp_path, wait_s=0.5, sleep=naps.append)
+            RunLock.acquire(tmp_path, wait_s=0.5, sleep=naps.append)
         assert sum(naps) == pytest.approx(0.5)
 
 
 def test_each_writer_has_a_higher_epoch_and_the_older_stops(tmp_path: Path) -> None:
-    old = RunLock.take(tmp_path)
+    old = RunLock.acquire(tmp_path)
     (tmp_path / "lock").unlink()  # as if the file system did not hold locks across machines
-    new = RunLock.take(tmp_path)
+    new = RunLock.acquire(tmp_path)
     new.check()
     with pytest.raises(RunDirError, match="no longer the writer"):
         old.check()
@@ -68,7 +68,7 @@ def test_each_writer_has_a_higher_epoch_and_the_older_stops(tmp_path: Path) -> N
     new.release()
     with pytest.raises(RunDirError):
         new.check()
-    with RunLock.take(tmp_path) as third:
+    with RunLock.acquire(tmp_path) as third:
         assert (old.epoch, new.epoch, third.epoch) == (1, 2, 3)
 
 
@@ -79,22 +79,22 @@ def test_a_race_for_an_epoch_gives_two_different_ones(tmp_path: Path) -> None:
                 target.write_text("{}")
             super().link(source, target)
 
-    assert RunLock.take(tmp_path, files=Slow(tmp_path)).epoch == 2
+    assert RunLock.acquire(tmp_path, files=Slow(tmp_path)).epoch == 2
 
 
 def test_a_link_to_the_run_directory_leads_to_the_same_lock(tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(tmp_path / "run")
-    with RunLock.take(tmp_path / "alias") as lock:
+    with RunLock.acquire(tmp_path / "alias") as lock:
         assert lock.root == tmp_path / "run"
         with pytest.raises(RunDirError, match="another run is writing here"):
-            RunLock.take(tmp_path / "run")
+            RunLock.acquire(tmp_path / "run")
         (tmp_path / "alias").unlink()
         (tmp_path / "alias").symlink_to(tmp_path)  # turned elsewhere: this writer stays where it is
         lock.check()
 
 
 def test_a_removed_run_directory_is_noticed(tmp_path: Path) -> None:
-    lock = RunLock.take(tmp_path / "run")
+    lock = RunLock.acquire(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "gone")
     with pytest.raises(RunDirError):
         lock.check()
@@ -108,7 +108,7 @@ def test_an_epoch_is_never_given_twice_whatever_the_power_does(tmp_path: Path) -
     for step in range(80):
         files.crash_at(step % 13)
         try:
-            lock = RunLock.take(tmp_path, files=files)
+            lock = RunLock.acquire(tmp_path, files=files)
             given.append(lock.epoch)
             lock.release()
         except Crash:
@@ -120,7 +120,7 @@ def test_an_epoch_is_never_given_twice_whatever_the_power_does(tmp_path: Path) -
 
 def test_a_lock_file_with_rubbish_inside_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "lock").write_bytes(b"\xff{not json")
-    with RunLock.take(tmp_path):
+    with RunLock.acquire(tmp_path):
         (tmp_path / "lock").write_bytes(b"")
         with pytest.raises(RunDirError, match="has only begun"):
-            RunLock.take(tmp_path)
+            RunLock.acquire(tmp_path)

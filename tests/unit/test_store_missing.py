@@ -39,7 +39,7 @@ def many_small_segments() -> Iterator[None]:
 def test_damage_beside_what_a_killed_commit_left_is_reported_and_done_again(tmp_path: Path) -> None:
     root = tmp_path / "run"
     run = builders.run_in(root, OF)
-    lock = RunLock.take(root)
+    lock = RunLock.acquire(root)
     ledger = Ledger(run, lock)
     ledger.begin(7)
     for outcome in builders.outcomes(run.plan):
@@ -55,7 +55,7 @@ def test_damage_beside_what_a_killed_commit_left_is_reported_and_done_again(tmp_
     content = bytearray(segment.read_bytes())
     content[200] ^= 1
     segment.write_bytes(content)
-    with RunLock.take(root) as lock:
+    with RunLock.acquire(root) as lock:
         ledger = Ledger(run, lock)
         assert any("damaged" in one for one in ledger.report.set_aside)
         for outcome in builders.outcomes(run.plan):
@@ -70,7 +70,7 @@ def halfway(root: Path, under_way: bool = True) -> Path:
     run = builders.run_in(root, OF)
     outcomes = builders.outcomes(run.plan)
     for first in (0, 8, 16):
-        lock = RunLock.take(root)
+        lock = RunLock.acquire(root)
         ledger = Ledger(run, lock)
         if not first:
             ledger.begin(7)
@@ -102,7 +102,7 @@ def as_an_earlier_version_wrote_it(root: Path) -> Path:
 def state(root: Path, begins: bool = True) -> Any:
     """All that the next writer knows, and what it was told was set aside."""
     run = open_run(root, OF, builders.plan(OF))
-    with RunLock.take(root) as lock:
+    with RunLock.acquire(root) as lock:
         ledger = Ledger(run, lock)
         begun = ledger.begin(8) if begins else ledger.begun(range(20))
         return ledger.done(), begun, ledger.spent(), ledger.funnels, ledger.report.set_aside
@@ -111,7 +111,7 @@ def state(root: Path, begins: bool = True) -> Any:
 def finished(root: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of the run once it has gone on to its end."""
     run = open_run(root, OF, builders.plan(OF))
-    with RunLock.take(root) as lock:
+    with RunLock.acquire(root) as lock:
         ledger = Ledger(run, lock)
         for outcome in builders.outcomes(run.plan):
             ledger.append(encode(outcome))
@@ -229,5 +229,5 @@ def test_the_head_of_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_the_epoch_never_begins_anew(tmp_path: Path) -> None:
     root = halfway(tmp_path / "run")
     delete(root / "epochs")
-    with RunLock.take(root) as lock:
+    with RunLock.acquire(root) as lock:
         assert lock.epoch == 4
