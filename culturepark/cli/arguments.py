@@ -1,0 +1,23 @@
+"""Arguments and options that several commands share. Nothing heavy is imported: `--help` loads this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG.toml", help="A configuration; none means the quickstart.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting, as plan.utterances=6. May be repeated."
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="The I-th of N parts of the plan: plan.shard."),
+]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")]

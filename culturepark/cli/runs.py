@@ -1,0 +1,123 @@
+"""The commands `show`, `status` and `check`: they read a run and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from culturepark.cli.arguments import RunDir
+from culturepark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_PROBLEMS = 1
+"""The exit code of `check` when it found something wrong."""
+
+
+def show(
+    directory: RunDir,
+    dialogue: Annotated[
+        str | None,
+        typer.Option(
+            "--dialogue", metavar="ID", help="Show one dialogue whole; the start of its id will do."
+        ),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            "--sample", metavar="ID", help="Show one sample, or an opinion not kept, and its provenance."
+        ),
+    ] = None,
+) -> None:
+    """Read a run: its summary, one dialogue, or one sample."""
+    from culturepark.cli.views.run import show_dialogue, show_opinions, show_sample, show_summary
+    from culturepark.cli.views.terminal import out
+    from culturepark.store.view import View
+
+    if dialogue is not None and sample is not None:
+        raise ConfigError("--sample", "it cannot go with --dialogue.", "Ask for one of them.")
+    console, view = out(), View(directory)
+    if sample is not None:
+        show_sample(console, view, view.opinion(sample))
+    elif dialogue is not None:
+        row = view.dialogue(dialogue)
+        show_dialogue(console, view, row)
+        if view.run.settings.refine.enabled:
+            show_opinions(console, view.opinions_of(row))
+    else:
+        show_summary(console, view)
+
+
+def status(
+    directory: RunDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every 2 s, until the run ends.")] = False,
+) -> None:
+    """Tell where a run stands, while it goes on or afterwards."""
+    import time
+
+    from culturepark.cli.views.status import shown
+    from culturepark.cli.views.terminal import out
+    from culturepark.monitor.status import EVERY_S, as_json_text, look
+    from culturepark.store.rundir import load_run
+
+    console = out()
+    refine = load_run(directory).settings.refine.enabled
+    while True:
+        report = look(directory, time.time())
+        if as_json:
+            typer.echo(as_json_text(report))
+        else:
+            if watch and console.is_terminal:
+                console.clear()
+            console.print(shown(directory, report, refine))
+            _say_trainings(console, directory)
+        if not watch or report.state != "running":
+            return
+        time.sleep(EVERY_S)
+
+
+def _say_trainings(console: Console, directory: Path) -> None:
+    """How each training on record stands, and whether its rows hold what models are examined on."""
+    from culturepark.cli.views.terminal import line_of
+    from culturepark.training.leakage import REPORT, read_report
+    from culturepark.training.records import Records
+    from culturepark.words import plural
+
+    latest = {record.job.name: record for record in Records(directory).all()}
+    for name, record in sorted(latest.items()):
+        words = {"intended": "about to start", "launched": "launched"}.get(record.event, record.event)
+        console.print(line_of(f"tuning of {name}: {words}"))
+        dataset = directory / record.job.dataset
+        if (leaks := read_report(dataset)) and leaks.matches:
+            finds = plural(len(leaks.matches), "find")
+            words = f"{finds} of evaluation texts in its rows: {dataset / REPORT}"
+            console.print(line_of(words, "yellow"), soft_wrap=True)
+
+
+def check(directory: RunDir) -> None:
+    """Verify a run: every file, every count."""
+    from culturepark.cli.views.terminal import facts, line_of, out, said
+    from culturepark.store.audit import check_run
+    from culturepark.store.lock import being_written
+    from culturepark.words import plural
+
+    console = out()
+    if being_written(directory):
+        console.print(
+            "A run is going on here: what is written at this moment may look unfinished.", style="yellow"
+        )
+    report = check_run(directory)
+    if report.checked:
+        console.print(facts(report.checked))
+        console.print()
+    if report.problems:
+        console.print(f"{plural(len(report.problems), 'problem')}:", style="bold red")
+        for problem in report.problems:
+            console.print(line_of(f"- {problem}"), soft_wrap=True)
+        raise typer.Exit(EXIT_PROBLEMS)
+    state = "complete" if report.complete else "not complete yet"
+    console.print(said(f"All is as it should be. The run is {state}.", "bold green"))
