@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ import ray
 
 from actors import METRICS_INTERVAL, METRICS_SELDOM
 from actors.ray_patches import lean_start
+from culturepark import flock
 from culturepark.errors import ConfigError, CultureParkError
 from culturepark.settings import shown_address
 
@@ -128,8 +128,8 @@ def _private_home() -> tuple[str, int]:
             if lock.stat().st_uid != os.getuid():
                 continue
             with lock.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                if flock.try_acquire(file.fileno()):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
     # A dying Ray process may write into its directory once more after it was removed.
     for place in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -138,6 +138,6 @@ def _private_home() -> tuple[str, int]:
             if about.st_uid == os.getuid() and old and not (place / _OWNER).exists():
                 shutil.rmtree(place, ignore_errors=True)
     home = tempfile.mkdtemp(prefix=_HOME_PREFIX)  # mode 0700; short, since sockets live below it
-    owner = os.open(Path(home, _OWNER), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(owner, fcntl.LOCK_EX)
+    owner = flock.open_file(Path(home, _OWNER), 0o600)
+    flock.acquire(owner)
     return home, owner

@@ -6,7 +6,6 @@ question. A line is an answer; one that was being written when the process died 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark import __version__
+from culturepark import __version__, flock
 from culturepark.errors import ConfigError
 from culturepark.evaluation.asking import ASKED_AS, Answer, Method, Question
 from culturepark.evaluation.report import REPORT
@@ -51,12 +50,10 @@ class AnswerCache:
         self._known: dict[str, Answer] = {}
         with disk_errors(self._path):
             self._file = self._path.open("a+b", buffering=0)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not flock.try_acquire(self._file.fileno()):
                 self._file.close()
                 what = f"another evaluation of {name} is writing to {out}."
-                raise ConfigError("--out", what, "Wait for it, or name another directory.") from None
+                raise ConfigError("--out", what, "Wait for it, or name another directory.")
             self._read()
 
     def _read(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import socket
@@ -15,6 +14,7 @@ from types import TracebackType
 import msgspec
 from msgspec import Struct
 
+from culturepark import flock
 from culturepark.errors import RunDirError
 from culturepark.store.files import REAL, Files, disk_error, disk_errors, make_dirs, write_new
 from culturepark.store.head import newest_head_epoch
@@ -105,26 +105,28 @@ def _lock(path: Path, root: Path, polls: int, sleep: Callable[[float], object]) 
     """An open file that holds the lock. Raises RunDirError."""
     while True:
         with disk_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            fd = flock.open_file(path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:
-                return fd
-            os.close(fd)  # the file was deleted in the meantime, and a lock on it excludes nobody
-        except BlockingIOError:
-            holder = os.pread(fd, 4096, 0)
-            os.close(fd)
-            if polls <= 0:
-                raise RunDirError(
-                    str(root),
-                    f"another run is writing here: {_describe(holder)}",
-                    "Wait for it or stop it, or use another run directory.",
-                ) from None
-            polls -= 1
-            sleep(_POLL_S)
+            if flock.try_acquire(fd):
+                if os.fstat(fd).st_nlink:
+                    return fd
+                holder = None  # the file was deleted in the meantime, and a lock on it excludes no one
+            else:
+                holder = os.pread(fd, 4096, 0)
         except OSError as error:
             os.close(fd)
             raise disk_error(path, error) from error
+        os.close(fd)
+        if holder is None:
+            continue
+        if polls <= 0:
+            raise RunDirError(
+                str(root),
+                f"another run is writing here: {_describe(holder)}",
+                "Wait for it or stop it, or use another run directory.",
+            )
+        polls -= 1
+        sleep(_POLL_S)
 
 
 def _describe(holder: bytes) -> str:
@@ -161,14 +163,6 @@ def _newest_epoch(directory: Path) -> int:
 def being_written(root: Path) -> bool:
     """Whether a process is writing to this run directory now."""
     try:
-        fd = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        return flock.is_held(root / "lock")
+    except OSError:  # what cannot be locked cannot be written to by a run
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(fd)

@@ -5,7 +5,6 @@ Finding out what a base model is needs no torch; making a GGUF file trainable do
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import os
@@ -14,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from culturepark import flock
 from culturepark.errors import ConfigError
 from culturepark.models.local.engine import sha256_of, weights_name, weights_of
 from culturepark.settings import Settings
@@ -95,9 +95,9 @@ def trainable_folder(base: Base) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "culturepark" / "base"
     target = cache / base.digest[:32]
     make_dirs(cache)
-    lock = os.open(cache / f"{target.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = flock.open_file(cache / f"{target.name}.lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may want it at once; one makes it
+        flock.acquire(lock)  # several processes may want it at once; one makes it
         if not target.is_dir():
             part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
             try:

@@ -7,7 +7,6 @@ same key before one is launched. So a launch is neither forgotten nor, where the
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -19,6 +18,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from culturepark import flock
 from culturepark.errors import RunDirError
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_new
 from culturepark.training.ports import Job, Outcome
@@ -119,14 +119,12 @@ def training_lock(root: Path) -> Generator[None]:
     folder = root.resolve() / "training"
     make_dirs(folder)
     with disk_errors(folder):
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = flock.open_file(folder / "lock")
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not flock.try_acquire(fd):
             what = "another process is launching or watching trainings of this run."
             fix = "Wait until it has ended, or stop it with Ctrl-C; nothing is lost."
-            raise RunDirError(str(folder), what, fix) from None
+            raise RunDirError(str(folder), what, fix)
         yield
     finally:
         os.close(fd)

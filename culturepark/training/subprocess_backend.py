@@ -8,7 +8,6 @@ after the launching process was killed, knows whether it still runs, and a secon
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from culturepark import flock
 from culturepark.errors import ConfigError, TrainingError
 from culturepark.store.files import disk_errors, make_dirs, write_atomically
 from culturepark.training.datasets import verify
@@ -75,13 +75,14 @@ class ChildBackend:
         """See ports.Backend. Where one runs already, that one's id."""
         folder = Path(job.output)
         make_dirs(folder)
-        lock = _open_lock(job)
+        with disk_errors(folder / LOCK_FILE):
+            lock = flock.open_file(folder / LOCK_FILE)
         try:
-            if not _take(lock):
+            if not flock.try_acquire(lock):
                 if _read(job) is None:
                     return _pid(job) or "0"
                 self.detach(job, "")  # it has said how it ended, and takes its time to leave
-                if not _take(lock):
+                if not flock.try_acquire(lock):
                     what = f"a process that an earlier training left holds {folder / LOCK_FILE}."
                     raise TrainingError(f"training of {job.name}", what, "End that process.")
             with suppress(FileNotFoundError):
@@ -187,8 +188,8 @@ def kill_all(root: Path) -> None:
     """Kill every training on this machine of the run at `root`; each goes on from its last checkpoint when it
     is launched again."""
     for path in root.glob(f"training/jobs/*/{LOCK_FILE}"):
-        with suppress(OSError), path.open("r+b") as lock:
-            if not _take(lock.fileno()):
+        with suppress(OSError):
+            if flock.is_held(path):
                 _signal(_number_in(path), signal.SIGKILL)
 
 
@@ -200,29 +201,11 @@ def _read(job: Job) -> Outcome | None:
         return None
 
 
-def _open_lock(job: Job) -> int:
-    path = Path(job.output) / LOCK_FILE
-    with disk_errors(path):
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-
-
-def _take(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _held(job: Job) -> bool:
     """Whether a process lives that holds the job's lock."""
-    if not (Path(job.output) / LOCK_FILE).exists():
-        return False
-    lock = _open_lock(job)
-    try:
-        return not _take(lock)
-    finally:
-        os.close(lock)
+    path = Path(job.output) / LOCK_FILE
+    with disk_errors(path):
+        return flock.is_held(path)
 
 
 def _pid(job: Job) -> str:
