@@ -49,9 +49,10 @@ from culturepark.models.local.engine import WEIGHTS_NAME, shares
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.prompts.registry import profile_named
+from culturepark.refine.wording import first_person, without_lead_in
 from culturepark.seeds import load_seeds
 from culturepark.settings import ModelSettings, Settings, load_settings
-from culturepark.text import first_person, unquoted, without_lead_in
+from culturepark.text import unquoted
 from culturepark.usage import Usage
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")

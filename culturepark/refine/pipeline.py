@@ -15,7 +15,6 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark import text as prose
 from culturepark.messages import Opinion, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief
@@ -25,7 +24,9 @@ from culturepark.refine.extract import MAX_OPINIONS, Found, read_opinions, sente
 from culturepark.refine.hybrid import HybridVerifier
 from culturepark.refine.journal import Journal, no_journal
 from culturepark.refine.verify import Judgement, read_verdict
+from culturepark.refine.wording import first_person, holds_no_opinion, without_lead_in
 from culturepark.settings import RefineSettings
+from culturepark.text import unquoted, words
 from culturepark.usage import Usage
 
 T = TypeVar("T")
@@ -154,14 +155,14 @@ class _Work:
             start=found.start,
             end=found.end,
             extracted=found.text,
-            text=prose.first_person(prose.without_lead_in(prose.unquoted(found.text)), name),
+            text=first_person(without_lead_in(unquoted(found.text)), name),
         )
 
     def _sifted(self, opinion: Opinion) -> Opinion:
         """Drop what is no opinion before anything is spent on it."""
-        if prose.holds_no_opinion(opinion.text):
+        if holds_no_opinion(opinion.text):
             return replace(opinion, rejected="no_opinion", detail="a question, a courtesy or no opinion")
-        count = prose.words(opinion.text)
+        count = words(opinion.text)
         if count < self._refiner.settings.min_words:
             return replace(opinion, rejected="too_short", detail=f"{count} words")
         return opinion
@@ -228,7 +229,7 @@ class _Work:
         name = self._brief.speakers[opinion.speaker].name
         cut = completion.finish_reason == "length"
         text = role.profile.clean(completion.text, cue, name, cut).replace("\n", " ")
-        return prose.first_person(text, name)
+        return first_person(text, name)
 
     def _ruled(self, opinion: Opinion) -> Opinion:
         """Reject what must not be kept, by its last verdict."""

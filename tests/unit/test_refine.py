@@ -21,8 +21,9 @@ from culturepark.refine.extract import MAX_OPINIONS, read_opinions, sentences_as
 from culturepark.refine.journal import Journal
 from culturepark.refine.pipeline import RefineError, Refinement, Refiner, RoleModel
 from culturepark.refine.verify import read_verdict
+from culturepark.refine.wording import first_person, holds_no_opinion
 from culturepark.settings import PaperFaults, RefineSettings
-from culturepark.text import first_person, holds_no_opinion, sentences, tidy, words
+from culturepark.text import sentences, tidy, words
 from culturepark.usage import Usage
 from tests import builders
 
