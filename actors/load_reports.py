@@ -20,11 +20,11 @@ same machine, looking costs it. Any longer, and a call would wait for a greater 
 async def pulse(address: str, endpoints: Sequence[HttpEndpoint], post: Callable[[bytes], None]) -> None:
     """Post what the endpoints saw, for ever. From now on they keep to what the moderator answers."""
     for endpoint in endpoints:
-        endpoint.obey(())
+        endpoint.replicas.obey(())
     told: list[tuple[int, int]] = []
     posted_s = float("-inf")
     while endpoints:
-        seen = tuple(one for endpoint in endpoints for one in endpoint.report())
+        seen = tuple(one for endpoint in endpoints for one in endpoint.replicas.report())
         asked, now_s = [(one.in_flight, one.waiting) for one in seen], time.monotonic()
         news = asked != told or any(map(_news, seen))
         if news or now_s - posted_s >= _AT_LEAST_EVERY_S:

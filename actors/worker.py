@@ -61,7 +61,7 @@ class Worker(MessagingActor):
 
     def _hold(self) -> None:
         for endpoint in self.given.endpoints:
-            endpoint.hold(bool(self._lost))
+            endpoint.replicas.hold(bool(self._lost))
 
     def take(self, payload: bytes) -> None:
         """Take messages; one that is under way already is not begun again.
@@ -73,7 +73,7 @@ class Worker(MessagingActor):
         for message in unpack(payload):
             if isinstance(message, Shares):
                 for endpoint in self.given.endpoints:
-                    endpoint.obey(message.shares)
+                    endpoint.replicas.obey(message.shares)
                     if message.halt:
                         endpoint.halt()
                 if _SHARES in self._lost and "moderator" not in self._lost:

@@ -20,7 +20,8 @@ from msgspec import Struct
 from culturepark.errors import ConfigError
 from culturepark.evaluation.forgetting import TASK
 from culturepark.evaluation.measure import Better, Measurement
-from culturepark.models.endpoint import api_key_of, base_urls_of
+from culturepark.models.replicas import base_urls_of
+from culturepark.models.secrets import api_key_of
 from culturepark.settings import ModelSettings
 from culturepark.store.files import disk_errors, make_dirs
 

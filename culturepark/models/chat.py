@@ -190,7 +190,7 @@ class HttpChatModel:
             what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
             raise ModelError("invalid_reply", what, usage=usage) from None
         usage = _usage(reply.usage)
-        self._http.spent(came.url, usage.prompt_tokens, usage.completion_tokens)
+        self._http.replicas.spent(came.url, usage.prompt_tokens, usage.completion_tokens)
         usage = spent + usage
         if not reply.choices:
             raise ModelError("invalid_reply", "the reply has no choices", usage=usage)

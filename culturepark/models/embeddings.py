@@ -124,7 +124,7 @@ class HttpEmbedder:
             reply = _decoder.decode(raw)
             tokens = _count(reply.usage.prompt_tokens) if reply.usage else None
             if tokens is not None:
-                self._http.spent(url, tokens, 0)
+                self._http.replicas.spent(url, tokens, 0)
                 usage = Usage(calls=1, prompt_tokens=tokens)
             rows = sorted(reply.data, key=lambda row: row.index)
             if [row.index for row in rows] != list(range(count)):

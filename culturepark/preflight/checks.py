@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Struct
 
 from culturepark.errors import ConfigError, EndpointError, RunDirError
-from culturepark.models.endpoint import api_key_of, base_urls_of, without_key
 from culturepark.models.local.engine import require_engine
+from culturepark.models.replicas import base_urls_of
+from culturepark.models.secrets import api_key_of, without_key
 from culturepark.settings import CHAT_ROLES, ModelSettings, Role, Settings
 from culturepark.text import tidy
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from culturepark.errors import ConfigError, CultureParkError, EndpointError, LaunchUnknownError, TrainingError
-from culturepark.models.endpoint import api_key_of, base_urls_of, safe_words, without_key
+from culturepark.models.replicas import base_urls_of
+from culturepark.models.secrets import api_key_of, safe_words, without_key
 from culturepark.settings import ModelSettings
 from culturepark.training.datasets import HELD_OUT, TRAIN, verify
 from culturepark.training.ports import Job, Outcome, State

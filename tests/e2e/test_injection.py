@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 _RATE = re.compile(r"(\d+)/(\d+) = (-|[\d.]+) \[([\d.]+), ([\d.]+)\]")
 _SERVER = """
 import os, sys
-from culturepark.models.embedded import ChatServer
+from culturepark.models.local.engine import ChatServer
 from culturepark.settings import ModelSettings
 server = ChatServer(ModelSettings(engine="embedded", parallel=1, threads=2), 0)
 print(server.url, flush=True)

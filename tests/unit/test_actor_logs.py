@@ -71,7 +71,7 @@ class _Idle(Worker):
 
     @property
     def held(self) -> bool:
-        return self.endpoint._replicas[0].gate.held
+        return self.endpoint.replicas.all[0].gate.held
 
 
 async def test_no_call_is_begun_while_nobody_would_keep_its_reply() -> None:
@@ -112,10 +112,10 @@ async def test_held_calls_keep_to_a_rate_afterwards() -> None:
     worker._moderated(False)
     calls = [asyncio.create_task(worker.endpoint.post("/x", b"{}")) for _ in range(40)]
     await asyncio.sleep(1.0)
-    (seen,) = worker.endpoint.report()
+    (seen,) = worker.endpoint.replicas.report()
     assert seen.waiting == 40
-    assert worker.endpoint._replicas[0].pacing == 40  # none has taken its turn
-    worker.endpoint.hold(False)
+    assert worker.endpoint.replicas.all[0].waiting_for_rate == 40  # none has taken its turn
+    worker.endpoint.replicas.hold(False)
     await asyncio.sleep(0.3)
     assert 0 < sum(call.done() for call in calls) <= 10 + 5  # a second's worth at once, then ten a second
     for call in calls:

@@ -435,7 +435,7 @@ async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, loading: int
 ) -> None:
     """What finds nobody listening, or a model that is being read, is no attempt."""
-    monkeypatch.setattr("culturepark.models.endpoint._BACK_S", 20.0)
+    monkeypatch.setattr("culturepark.models.endpoint._RESTART_S", 20.0)
     url = await servers.start(*[reply({"error": {"message": "Loading model"}}, 503)] * loading, body())
     home, port = servers.runners.pop(), int(url.split(":")[2].split("/")[0])
     await home.cleanup()
@@ -464,7 +464,7 @@ async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(
 async def test_an_engine_of_our_own_that_stays_away_is_not_waited_for_for_ever(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("culturepark.models.endpoint._BACK_S", 0.1)
+    monkeypatch.setattr("culturepark.models.endpoint._RESTART_S", 0.1)
     model = ModelSettings(engine="embedded", model="small", base_urls=("http://127.0.0.1:9/v1",))
     limits = LimitSettings(retries=1, deadline_s=5.0, backoff_s=0.01)
     servers.models.append(HttpChatModel(model, limits))

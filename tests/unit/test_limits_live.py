@@ -18,6 +18,7 @@ from culturepark.limits.gates import Gate, Pacer
 from culturepark.messages import Share
 from culturepark.models.endpoint import HttpEndpoint
 from culturepark.models.errors import ModelError
+from culturepark.models.replicas import Replicas
 from culturepark.settings import LimitSettings, ModelSettings
 
 # --- gates
@@ -268,12 +269,12 @@ async def test_who_waits_goes_to_a_replica_that_is_back() -> None:
     """Not only who comes later: an evaluation asks all its questions at once."""
     well, back = await Server(0.02).start(), await Server(0.02).start()
     endpoint = client(well, back)
-    endpoint.obey([Share(well.url, "m", 1), Share(back.url, "m", 1, weight=0.0)])
+    endpoint.replicas.obey([Share(well.url, "m", 1), Share(back.url, "m", 1, weight=0.0)])
     calls = [asyncio.create_task(endpoint.post("/x", b"{}", affinity=f"d{i}")) for i in range(100)]
     try:
         await asyncio.wait(calls, timeout=0.2)
         before = len(well.done)
-        endpoint.obey([Share(well.url, "m", 1), Share(back.url, "m", 1)])
+        endpoint.replicas.obey([Share(well.url, "m", 1), Share(back.url, "m", 1)])
         await asyncio.gather(*calls)
     finally:
         await endpoint.close()
@@ -319,63 +320,63 @@ async def test_retry_after_stops_one_replica_at_once() -> None:
 # --- sharing with others
 
 
-def far(*hosts: str, **limits: Any) -> HttpEndpoint:
+def far(*hosts: str, **limits: Any) -> Replicas:
     model = ModelSettings(
         engine="openai", model="m", base_urls=tuple(f"http://{h}.invalid/v1" for h in hosts)
     )
-    return HttpEndpoint(model, LimitSettings(**limits))
+    return HttpEndpoint(model, LimitSettings(**limits)).replicas
 
 
-def chosen(endpoint: HttpEndpoint, named: str, dialogues: int = 2000) -> list[str]:
-    return [endpoint._choose(named.format(i), 0, []).url for i in range(dialogues)]
+def chosen(replicas: Replicas, named: str, dialogues: int = 2000) -> list[str]:
+    return [replicas.choose(named.format(i), 0, []).url for i in range(dialogues)]
 
 
 def test_dialogues_go_round_the_replicas_by_their_numbers() -> None:
-    urls = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
-    assert all(set(urls[i : i + 3]) == set(endpoint.urls) for i in range(0, 1998, 3))
+    urls = chosen(replicas := far("a", "b", "c"), "{}.dialogue")
+    assert all(set(urls[i : i + 3]) == set(replicas.urls) for i in range(0, 1998, 3))
 
 
 @pytest.mark.parametrize("kinds", [2, 3, 4, 5, 7, 8, 12, 16])
 @pytest.mark.parametrize("hosts", ["ab", "abc", "abcd", "abcdefgh"])
 def test_what_alternates_in_a_plan_is_spread_over_the_replicas(kinds: int, hosts: str) -> None:
     """As kinds of dialogues do, of which some have more calls than others."""
-    urls = chosen(endpoint := far(*hosts), "{}.dialogue", 400 * kinds)
+    urls = chosen(replicas := far(*hosts), "{}.dialogue", 400 * kinds)
     for kind in range(kinds):
         for few, off in ((24, 0.17), (100, 0.07), (400, 0.03)):
             shares = Counter(urls[kind : few * kinds : kinds])
-            assert all(shares[url] / few == pytest.approx(1 / len(hosts), abs=off) for url in endpoint.urls)
+            assert all(shares[url] / few == pytest.approx(1 / len(hosts), abs=off) for url in replicas.urls)
 
 
 def test_dialogues_come_home_after_all_replicas_were_sick() -> None:
-    before = chosen(endpoint := far("a", "b", "c"), "{}.dialogue")
-    endpoint.obey([Share(url, "m", 10, weight=0.0) for url in endpoint.urls])  # any will do
-    assert set(chosen(endpoint, "{}.dialogue")) == set(endpoint.urls)
-    endpoint.obey([Share(url, "m", 10, weight=1.0) for url in endpoint.urls])
-    assert chosen(endpoint, "{}.dialogue") == before
+    before = chosen(replicas := far("a", "b", "c"), "{}.dialogue")
+    replicas.obey([Share(url, "m", 10, weight=0.0) for url in replicas.urls])  # any will do
+    assert set(chosen(replicas, "{}.dialogue")) == set(replicas.urls)
+    replicas.obey([Share(url, "m", 10, weight=1.0) for url in replicas.urls])
+    assert chosen(replicas, "{}.dialogue") == before
 
 
 @pytest.mark.parametrize("named", ["dialogue-{}", "{0}.dialogue-{0}"])
 @pytest.mark.parametrize("weight", [0.0, 0.25, 0.5])
 async def test_a_weight_moves_only_the_dialogues_that_it_must(weight: float, named: str) -> None:
-    endpoint = far("a", "b", "c", "d")
-    before = chosen(endpoint, named)
-    url = endpoint.urls[1]
-    endpoint.obey([Share(url, "m", 10, weight=weight)])
-    endpoint._by_url[url].trial_s = float("inf")
-    after = chosen(endpoint, named)
+    replicas = far("a", "b", "c", "d")
+    before = chosen(replicas, named)
+    url = replicas.urls[1]
+    replicas.obey([Share(url, "m", 10, weight=weight)])
+    replicas.by_url[url].next_trial_s = float("inf")
+    after = chosen(replicas, named)
     assert {a for a, b in zip(before, after, strict=True) if a != b} <= {url}
     assert Counter(after)[url] / 2000 == pytest.approx(weight / (3 + weight), abs=0.03)
 
 
 async def test_an_endpoint_does_as_it_was_told() -> None:
-    endpoint, coordinator = far("a"), Coordinator(LimitSettings())
-    endpoint.obey(())
-    gate = endpoint._by_url[endpoint.urls[0]].gate
+    replicas, coordinator = far("a"), Coordinator(LimitSettings())
+    replicas.obey(())
+    gate = replicas.by_url[replicas.urls[0]].gate
     assert gate.limit == 2
-    endpoint.obey(coordinator.take("p", endpoint.report(), 0.0))
+    replicas.obey(coordinator.take("p", replicas.report(), 0.0))
     assert gate.limit == 16
-    assert endpoint.report()[0].limit == 16
-    endpoint.obey([Share(endpoint.urls[0], "another model", 1), Share("http://elsewhere/v1", "m", 1)])
+    assert replicas.report()[0].limit == 16
+    replicas.obey([Share(replicas.urls[0], "another model", 1), Share("http://elsewhere/v1", "m", 1)])
     assert gate.limit == 16
 
 
@@ -386,8 +387,8 @@ async def test_no_more_connections_are_opened_than_files_may_be_open(monkeypatch
     try:
         assert await load(endpoint, 200, time.monotonic() + 0.3) == 0
         assert max(in_flight for _, in_flight in server.taken) == 32
-        endpoint.obey([Share(endpoint.urls[0], "m", 1000)])  # whatever a coordinator says
-        assert endpoint._by_url[endpoint.urls[0]].gate.limit == 32
+        endpoint.replicas.obey([Share(endpoint.replicas.urls[0], "m", 1000)])  # whatever a coordinator says
+        assert endpoint.replicas.by_url[endpoint.replicas.urls[0]].gate.limit == 32
     finally:
         await endpoint.close()
         await server.stop()

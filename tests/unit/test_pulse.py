@@ -22,6 +22,7 @@ class Endpoint:
     def __init__(self, looks: Sequence[Seen]) -> None:
         self._looks = list(looks)
         self.reported = 0
+        self.replicas = self
 
     def obey(self, shares: Sequence[Any]) -> None:
         assert not shares
