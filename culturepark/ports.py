@@ -106,9 +106,19 @@ class ChatModel(Protocol):
         ...
 
 
+class Embedding(Struct, frozen=True, eq=False):
+    """An embedder's reply: one row of `vectors` a text, in order, and the usage of all calls that it needed.
+
+    Tokens that the endpoint does not tell are unreported in `usage`, never zero.
+    """
+
+    vectors: Vectors
+    usage: Usage
+
+
 class Embedder(Protocol):
     """Something that turns texts into vectors."""
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        """One row a text, in order; what it took is added to `told` if it is known. Raises ModelError."""
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        """Embed `texts`. Raises ModelError, whose `usage` is that of all calls up to the failure."""
         ...

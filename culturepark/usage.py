@@ -28,3 +28,7 @@ class Usage(Struct, frozen=True):
             self.unreported + other.unreported,
             self.lost + other.lost,
         )
+
+
+UNREPORTED = Usage(calls=1, unreported=1)
+"""One call whose endpoint told no tokens."""

@@ -16,12 +16,12 @@ import numpy as np
 
 from culturepark.models.local.e5 import packaged_e5
 from culturepark.models.local.engine import embedded_name
-from culturepark.ports import Vectors
+from culturepark.ports import Embedding, Vectors
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Calibration, Floats, Labelled, Measure
 from culturepark.seeds.builtin import builtin_seeds
 from culturepark.settings import ModelSettings
-from culturepark.usage import Usage
+from culturepark.usage import UNREPORTED
 
 EmbedTexts = Callable[[Sequence[str]], Vectors]
 
@@ -34,8 +34,8 @@ class _Called:
     def __init__(self, embed_texts: EmbedTexts) -> None:
         self._embed_texts = embed_texts
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        return self._embed_texts(texts)
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        return Embedding(self._embed_texts(texts), UNREPORTED)
 
 
 async def similarities(labelled: Sequence[Labelled], embed_texts: EmbedTexts) -> Floats:
@@ -43,10 +43,10 @@ async def similarities(labelled: Sequence[Labelled], embed_texts: EmbedTexts) ->
     seeds = {seed.id: seed for seed in builtin_seeds()}
     embedder = _Called(embed_texts)
     anchors = {
-        name: await hybrid.embed_positions(embedder, hybrid.positions_of(seeds[name])[:2])
+        name: (await hybrid.embed_positions(embedder, hybrid.positions_of(seeds[name])[:2])).vectors
         for name in dict.fromkeys(one.seed for one in labelled)
     }
-    opinions = await embedder.embed([one.text for one in labelled])
+    opinions = (await embedder.embed([one.text for one in labelled])).vectors
     return np.array(
         [anchors[one.seed] @ vector for one, vector in zip(labelled, opinions, strict=True)], dtype=np.float64
     )

@@ -33,7 +33,7 @@ from culturepark.models.chat import HttpChatModel
 from culturepark.models.local.e5 import packaged_e5
 from culturepark.models.local.serving import served
 from culturepark.plan import Brief, Plan
-from culturepark.ports import ChatModel, Vectors
+from culturepark.ports import ChatModel, Embedding
 from culturepark.prompts.registry import profile_named
 from culturepark.refine.calibration import labelled_set
 from culturepark.refine.hybrid import HybridVerifier
@@ -42,7 +42,7 @@ from culturepark.seeds import Seed, builtin_seeds
 from culturepark.seeds.stance import stance_of
 from culturepark.settings import LimitSettings, ModelSettings, decode_settings
 from culturepark.text import tidy
-from culturepark.usage import Usage
+from culturepark.usage import UNREPORTED
 
 ATTACKS = Path(__file__).resolve().parent.parent / "tests" / "data" / "attacks.jsonl"
 HARMLESS = (
@@ -151,8 +151,8 @@ def kept(text: str) -> str:
 class _Passages:
     """The embedder of this machine as the Embedder port."""
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        return packaged_e5().passage(texts)
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        return Embedding(packaged_e5().passage(texts), UNREPORTED)
 
 
 def hybrid_judge() -> Judge:

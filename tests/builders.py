@@ -16,7 +16,7 @@ from culturepark.messages import Opinion, Outcome, Turn
 from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.plan import Brief, Plan
-from culturepark.ports import Completion, Prompt, Sampling, Vectors
+from culturepark.ports import Completion, Embedding, Prompt, Sampling, Vectors
 from culturepark.seeds import Seed, builtin_seeds
 from culturepark.settings import Settings, decode_settings
 from culturepark.store.rundir import Run, open_run
@@ -90,9 +90,9 @@ class CountingEmbedder(ScriptedEmbedder):
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedding:
         self.batches.append(list(texts))
-        return await super().embed(texts, told)
+        return await super().embed(texts)
 
 
 def vector(text: str, dimensions: int = 16) -> Vectors:

@@ -102,7 +102,7 @@ class ScriptedEndpoint:
 
     async def _reply(self, body: Any) -> dict[str, Any]:
         if "input" in body:
-            vectors = await ScriptedEmbedder().embed(body["input"])
+            vectors = (await ScriptedEmbedder().embed(body["input"])).vectors
             coded = body.get("encoding_format") == "base64"
             rows = [base64.b64encode(row.tobytes()).decode() if coded else row.tolist() for row in vectors]
             data = [{"index": i, "embedding": row} for i, row in enumerate(rows)]

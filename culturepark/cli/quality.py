@@ -142,7 +142,7 @@ async def _originals(name: str, made: RunData, notes: list[str]) -> Vectors | No
         if embedder is None:
             notes.append(f"{name}: no diversity_gain, its embedder is not on this machine.")
             return None
-        vectors = await embedder.embed([seed.statement for seed in run.plan.seeds])
+        vectors = (await embedder.embed([seed.statement for seed in run.plan.seeds])).vectors
     if run.file.models.get("embedder") != _name_of(model) or widths != {vectors.shape[1]}:
         notes.append(f"{name}: no diversity_gain, its embedder was another version than the one here.")
         return None

@@ -12,9 +12,9 @@ from msgspec import Struct
 from culturepark.models.batches import batches
 from culturepark.models.endpoint import HttpEndpoint, OnRetry
 from culturepark.models.errors import ModelError
-from culturepark.ports import Vectors
+from culturepark.ports import Embedding, Vectors
 from culturepark.settings import LimitSettings, ModelSettings
-from culturepark.usage import Usage
+from culturepark.usage import UNREPORTED, Usage
 
 _BATCH, _BATCH_CHARACTERS = 64, 1 << 16
 """Texts of one request, and characters of all of them if they are several: some endpoints refuse more."""
@@ -67,36 +67,44 @@ class HttpEmbedder:
         self._proven = False
         """Whether an answer in base64 was read."""
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedding:
         """One row of length 1 a text, in order; see ports.Embedder. Raises ModelError."""
-        told = [] if told is None else told
-        parts = [await self._batch(some, told) for some in batches(texts, _BATCH_CHARACTERS, _BATCH)]
-        return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+        parts: list[Vectors] = []
+        spent = Usage()
+        for some in batches(texts, _BATCH_CHARACTERS, _BATCH):
+            try:
+                part = await self._batch(some)
+            except ModelError as error:
+                error.usage += spent
+                raise
+            parts.append(part.vectors)
+            spent += part.usage
+        return Embedding(np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32), spent)
 
-    async def _batch(self, texts: Sequence[str], told: list[Usage]) -> Vectors:
+    async def _batch(self, texts: Sequence[str]) -> Embedding:
         """Ask in base64, since numbers in JSON take much longer to read, until it turns out that this
         endpoint knows none: some refuse it, some answer what is of no use."""
         encoding, named = self._encoding, False
         useless = tried = 0
+        spent = Usage()
         while True:
             body = self._body(texts, encoding)
             try:
                 reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
             except ModelError as error:
+                spent = error.usage = spent + error.usage
                 named = _names_the_form(error)
                 if encoding == "float" or error.kind != "bad_request" or (self._proven and not named):
                     raise
-                if error.usage.calls:
-                    told.append(error.usage)
                 encoding = "float"
                 tried = error.attempts - 1  # that the form was refused is no failed attempt
                 continue
             tried = reply.retries + 1
-            if reply.lost.calls:
-                told.append(reply.lost)
+            spent += reply.lost
             try:
-                rows = self._read(reply.body, reply.url, len(texts), told)
+                read = self._read(reply.body, reply.url, len(texts))
             except ModelError as error:
+                spent = error.usage = spent + error.usage
                 error.attempts = tried
                 if useless >= _USELESS or tried > self._limits.retries:
                     raise
@@ -106,7 +114,7 @@ class HttpEmbedder:
                 continue
             if encoding == "float" and (named or not self._proven):
                 self._encoding = encoding
-            return rows
+            return Embedding(read.vectors, spent + read.usage)
 
     def _body(self, texts: Sequence[str], encoding: Encoding) -> bytes:
         fields: dict[str, Any] = {
@@ -118,25 +126,30 @@ class HttpEmbedder:
             fields["dimensions"] = self._dimensions
         return msgspec.json.encode(fields)
 
-    def _read(self, raw: bytes, url: str, count: int, told: list[Usage]) -> Vectors:
-        usage = Usage(calls=1, unreported=1)
+    def _read(self, raw: bytes, url: str, count: int) -> Embedding:
+        """The `count` embeddings in a reply. Raises ModelError with the reply's usage."""
+        usage = UNREPORTED
         try:
             reply = _decoder.decode(raw)
             tokens = _count(reply.usage.prompt_tokens) if reply.usage else None
             if tokens is not None:
                 self._http.replicas.spent(url, tokens, 0)
                 usage = Usage(calls=1, prompt_tokens=tokens)
-            rows = sorted(reply.data, key=lambda row: row.index)
-            if [row.index for row in rows] != list(range(count)):
-                raise ValueError(f"{count} texts gave {len(rows)} rows")
-            vectors = np.array([_vector(row.embedding) for row in rows])
-            if not self._proven and _in_base64(rows[0].embedding) and _of_double_size(vectors):
-                raise ValueError("these are numbers of 64 bits in base64")
+            return Embedding(self._vectors(reply.data, count), usage)
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
             what = f"the reply is not a list of embeddings: {self._http.safe(str(error))}"
-            raise ModelError("invalid_reply", what) from None
-        finally:
-            told.append(usage)
+            raise ModelError("invalid_reply", what, usage=usage) from None
+        except ModelError as error:
+            error.usage = usage
+            raise
+
+    def _vectors(self, data: Sequence[_Row], count: int) -> Vectors:
+        rows = sorted(data, key=lambda row: row.index)
+        if [row.index for row in rows] != list(range(count)):
+            raise ValueError(f"{count} texts gave {len(rows)} rows")
+        vectors = np.array([_vector(row.embedding) for row in rows])
+        if not self._proven and _in_base64(rows[0].embedding) and _of_double_size(vectors):
+            raise ValueError("these are numbers of 64 bits in base64")
         if vectors.ndim != 2 or not vectors.shape[1]:
             what = f"{count} texts gave embeddings of shape {vectors.shape}"
             raise ModelError("invalid_reply", what)

@@ -23,8 +23,8 @@ from culturepark.errors import ConfigError
 from culturepark.messages import FailureKind
 from culturepark.models.embeddings import unit
 from culturepark.models.errors import ModelError
-from culturepark.ports import Completion, Prompt, Sampling, Vectors
-from culturepark.usage import Usage
+from culturepark.ports import Completion, Embedding, Prompt, Sampling
+from culturepark.usage import UNREPORTED, Usage
 
 _WHO = "My mother|My father|My village|Our neighbour|My teacher|My family|Our town|My grandfather".split("|")
 _DOES = "always said that|showed me that|believes that|taught us that|would never doubt that".split("|")
@@ -61,7 +61,7 @@ class ScriptedChat:
         raw = prompt.encoded()
         dice = int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
         if self._fail_every and dice % self._fail_every == 0:
-            raise ModelError(self._fail_kind, "scripted to fail", usage=Usage(calls=1, unreported=1))
+            raise ModelError(self._fail_kind, "scripted to fail", usage=UNREPORTED)
         text = self._answer(prompt, schema, dice)
         usage = Usage(calls=1, prompt_tokens=len(raw) // 4, completion_tokens=len(text) // 4)
         return Completion(text, usage, "stop", "scripted", "scripted", self._latency_s)
@@ -86,14 +86,14 @@ class ScriptedEmbedder:
 
     dimensions = 64
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedding:
         """One row a text; see ports.Embedder."""
         rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():
                 digest = hashlib.sha256(word.encode()).digest()
                 row[digest[0] % self.dimensions] += 1 if digest[1] % 2 else -1
-        return unit(rows)
+        return Embedding(unit(rows), UNREPORTED)
 
     async def close(self) -> None:
         """Nothing is open."""

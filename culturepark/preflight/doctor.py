@@ -203,7 +203,7 @@ def _obeys(text: str, schema: dict[str, Any], cut: bool) -> bool:
 async def _embed(model: ModelSettings, limits: LimitSettings) -> str:
     embedder = open_embedder(model, limits)
     try:
-        vectors = await embedder.embed(["a clear sky is blue"])
+        vectors = (await embedder.embed(["a clear sky is blue"])).vectors
     finally:
         await embedder.close()
     return f"{vectors.shape[1]} dimensions"

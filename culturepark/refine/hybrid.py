@@ -2,7 +2,7 @@
 
 A small chat model labels opinions no better than chance. Here an opinion is compared with what each
 side of the question would say (the statement and its negation, in several wordings); what is near to
-neither is novel, and otherwise the nearer side is taken to be the opinion's. What this reaches on
+neither is novel, and otherwise the nearer side counts as the opinion's. What this reaches on
 held-out questions is in `data/calibration.json`: it tells well whether an opinion is on the question,
 and only fairly which side it takes, because embeddings of opposite opinions are alike. A large chat
 model judges better.
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
 
 from culturepark.models.errors import ModelError
-from culturepark.ports import Embedder, Vectors
+from culturepark.ports import Embedder, Embedding, Vectors
 from culturepark.refine.calibration import Thresholds, shipped_calibration
 from culturepark.refine.verify import Judgement
 from culturepark.seeds.model import Seed
@@ -103,34 +103,32 @@ def judge(sims: Sequence[float], stated: int, thresholds: Thresholds) -> Judgeme
     )
 
 
-async def embed_positions(
-    embedder: Embedder, positions: Sequence[Position], told: list[Usage] | None = None
-) -> Vectors:
+async def embed_positions(embedder: Embedder, positions: Sequence[Position]) -> Embedding:
     """One row a position: the mean of its wordings' vectors, so its length is a little below 1.
 
-    A dot product with it is the mean cosine similarity with the wordings. What it took is added to `told`.
-    Raises ModelError.
+    A dot product with it is the mean cosine similarity with the wordings. Raises ModelError.
     """
     texts = [[form.format(text) for text in one.texts for form in WORDINGS] for one in positions]
-    vectors = await embedder.embed([text for group in texts for text in group], told)
+    embedding = await embedder.embed([text for group in texts for text in group])
     ends = np.cumsum([len(group) for group in texts])
-    return np.stack([group.mean(axis=0) for group in np.split(vectors, ends[:-1])]).astype(np.float32)
+    means = [group.mean(axis=0) for group in np.split(embedding.vectors, ends[:-1])]
+    return Embedding(np.stack(means).astype(np.float32), embedding.usage)
 
 
 class _Known(Struct):
-    """One seed's positions: their vectors, or the one call that is to bring them, and what of its cost
-    nobody has counted yet."""
+    """One seed's positions, and the one call that embeds them for all callers (single flight)."""
 
     positions: tuple[Position, ...]
-    vectors: asyncio.Task[Vectors]
-    told: list[Usage]
+    embedding: asyncio.Task[Embedding]
+    counted: bool = False
+    """Whether a caller was given the call's usage."""
 
 
 class HybridVerifier:
-    """Judges opinions with an embedder; the vectors of the last few thousand seeds' positions are kept.
+    """Judges opinions with an embedder; the vectors of the last few thousand seeds' positions are cached.
 
-    `thresholds` must have been fitted on this embedder (scripts/calibrate_verifier.py); without them
-    those of the embedder that ships with culturepark are taken.
+    `thresholds` must have been fitted on this embedder (scripts/calibrate_verifier.py); the default is
+    those of the embedder that ships with culturepark.
     """
 
     def __init__(self, embedder: Embedder, thresholds: Thresholds | None = None) -> None:
@@ -140,67 +138,60 @@ class HybridVerifier:
 
     async def verify(self, seed: Seed, stance_code: int, opinion: str) -> Judgement:
         """Judge one opinion against an answer. Raises ModelError; KeyError for an unknown answer."""
-        return (await self.verify_many(seed, stance_code, [opinion]))[0]
+        anchors = await self.positions(seed)
+        opinions = await self._embedder.embed([opinion])
+        return self.judge_all(seed, stance_code, anchors.vectors, opinions.vectors)[0]
 
-    async def verify_many(
-        self,
-        seed: Seed,
-        stance_code: int,
-        opinions: Sequence[str],
-        embed: Callable[[Sequence[str]], Awaitable[Vectors]] | None = None,
-        told: list[Usage] | None = None,
-    ) -> list[Judgement]:
-        """Judge opinions against one answer, in order, with one call of the embedder for all of them.
+    def judge_all(self, seed: Seed, stance_code: int, anchors: Vectors, opinions: Vectors) -> list[Judgement]:
+        """Judge embedded opinions against one answer, in order.
 
-        `embed` makes that call if it is given. What embedding the seed's positions took, which is done
-        once for all who ask, is added to one caller's `told`. Raises ModelError.
+        `anchors` has one row a position of the seed, as `positions` gives them, `opinions` one row an
+        opinion. Raises KeyError for an unknown answer.
         """
-        if not opinions:
-            return []
-        positions, anchors = await self._positions(seed, [] if told is None else told)
-        stated = stated_position(seed, positions, stance_code)
+        stated = stated_position(seed, positions_of(seed), stance_code)
         if seed.scale != "nominal" and stated < _SIDES:
             anchors = anchors[:_SIDES]  # the middle counts only for those who hold it
-        sims = (await (embed or self._embedder.embed)(opinions)) @ anchors.T
+        sims = opinions @ anchors.T
         return [judge([float(sim) for sim in row], stated, self._thresholds) for row in sims]
 
-    async def _positions(self, seed: Seed, told: list[Usage]) -> tuple[tuple[Position, ...], Vectors]:
+    async def positions(self, seed: Seed) -> Embedding:
+        """One row a position of the seed, embedded once for all callers.
+
+        The first caller gets the usage of that call, be it in the result or in the ModelError that is
+        raised; the others get none, so that it is counted once.
+        """
         positions = positions_of(seed)
         known = self._known.get(seed.id)
         # Two runs' seeds may share an id and differ in wording.
         if known is None or known.positions != positions:
-            known = self._begun(seed.id, positions)
+            known = self._begin(seed.id, positions)
         self._known.move_to_end(seed.id)
         try:
-            # Who is cancelled leaves the call to the others.
-            return positions, await asyncio.shield(known.vectors)
+            # A caller that is cancelled leaves the call to the others.
+            embedding = await asyncio.shield(known.embedding)
         except ModelError as error:
-            # One for each who waits, and none with a cost: that is counted once, below.
-            raise ModelError(error.kind, error.reason, status=error.status) from None
-        finally:
-            told += known.told
-            known.told.clear()
+            # Each caller raises one of its own: a traceback belongs to one.
+            usage = _counted_once(known, error.usage)
+            raise ModelError(error.kind, error.reason, usage=usage, status=error.status) from None
+        return Embedding(embedding.vectors, _counted_once(known, embedding.usage))
 
-    def _begun(self, seed_id: str, positions: tuple[Position, ...]) -> _Known:
-        told: list[Usage] = []
-        embedding = asyncio.create_task(self._embedded(positions, told))
-        known = self._known[seed_id] = _Known(positions, embedding, told)
+    def _begin(self, seed_id: str, positions: tuple[Position, ...]) -> _Known:
+        embedding = asyncio.create_task(embed_positions(self._embedder, positions))
+        known = self._known[seed_id] = _Known(positions, embedding)
         embedding.add_done_callback(lambda done: self._forget_failed(seed_id, done))
         if len(self._known) > _CACHED_SEEDS:
             self._known.popitem(last=False)
         return known
 
-    async def _embedded(self, positions: tuple[Position, ...], told: list[Usage]) -> Vectors:
-        try:
-            return await embed_positions(self._embedder, positions, told)
-        except ModelError as error:
-            told.append(error.usage)
-            raise
-
-    def _forget_failed(self, seed_id: str, done: asyncio.Task[Vectors]) -> None:
+    def _forget_failed(self, seed_id: str, done: asyncio.Task[Embedding]) -> None:
         failed = done.cancelled() or done.exception() is not None
-        if failed and (known := self._known.get(seed_id)) is not None and known.vectors is done:
+        if failed and (known := self._known.get(seed_id)) is not None and known.embedding is done:
             del self._known[seed_id]
+
+
+def _counted_once(known: _Known, usage: Usage) -> Usage:
+    counted, known.counted = known.counted, True
+    return Usage() if counted else usage
 
 
 def _answered(seed: Seed, label: str) -> str:

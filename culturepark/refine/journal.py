@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from hashlib import blake2b
 
 import numpy as np
 
 from culturepark.messages import RECORD_BYTES, Step, bare_usage, only_usage, step_usage
-from culturepark.ports import Completion, Vectors
+from culturepark.ports import Completion, Embedding
 from culturepark.usage import Usage
 
 _KEY_BYTES = 12
@@ -75,27 +75,19 @@ class Journal:
         )
         return reply
 
-    async def vectors(
-        self,
-        asked: bytes,
-        rows: int,
-        embed: Callable[[Sequence[str], list[Usage]], Awaitable[Vectors]],
-        texts: Sequence[str],
-        told: list[Usage],
-    ) -> Vectors:
-        """The same for an embedding of `rows` texts; what it took is added to `told`. Raises ModelError."""
+    async def embedding(self, asked: bytes, rows: int, call: Callable[[], Awaitable[Embedding]]) -> Embedding:
+        """The same for an embedding of `rows` texts. Raises ModelError."""
         key = self.key("embedder", asked)
         if known := self._known.get(key):
-            told.append(known.usage)
-            return np.frombuffer(known.vectors, dtype=np.float32).reshape(rows, -1)
-        found = await embed(texts, told)
-        raw = np.ascontiguousarray(found, dtype=np.float32).tobytes()
-        usage = sum(told, Usage()) if told else Usage(calls=1, unreported=1)
-        told[:] = [usage]
+            vectors = np.frombuffer(known.vectors, dtype=np.float32).reshape(rows, -1)
+            return Embedding(vectors, known.usage)
+        found = await call()
+        raw = np.ascontiguousarray(found.vectors, dtype=np.float32).tobytes()
         if len(raw) > RECORD_BYTES // 2:  # no record: should it be needed again, it is paid for again
-            await self.spent("embedder", usage)
+            await self.spent("embedder", found.usage)
         else:
-            await self._keep(Step(number=self._number, key=key, role="embedder", usage=usage, vectors=raw))
+            step = Step(number=self._number, key=key, role="embedder", usage=found.usage, vectors=raw)
+            await self._keep(step)
         return found
 
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from culturepark.messages import Opinion, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief
-from culturepark.ports import ChatModel, Embedder, Prompt, Sampling, Vectors
+from culturepark.ports import ChatModel, Embedder, Embedding, Prompt, Sampling, Vectors
 from culturepark.prompts.profile import Profile
 from culturepark.refine.extract import MAX_OPINIONS, Found, read_opinions, sentences_as_opinions
 from culturepark.refine.hybrid import HybridVerifier
@@ -30,9 +30,6 @@ from culturepark.text import unquoted, words
 from culturepark.usage import Usage
 
 T = TypeVar("T")
-
-
-_ONE_EMBEDDING = Usage(calls=1, unreported=1)
 
 
 class RoleModel(Struct):
@@ -98,9 +95,9 @@ class Refiner:
         """The model of a role."""
         return self._roles[name]
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        """Embed texts; what the endpoint says it took is added to `told`."""
-        return await self._embedder.embed(texts, told)
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        """Embed texts. Raises ModelError."""
+        return await self._embedder.embed(texts)
 
 
 class _Work:
@@ -262,19 +259,25 @@ class _Work:
         for speaker in self._brief.delegates:
             stance = self._brief.stances[speaker]
             assert stance is not None  # delegates hold one
-            rows = [i for i, (who, _) in enumerate(opinions) if who == speaker]
-            texts = [opinions[i][1] for i in rows]
-            told: list[Usage] = []
-            try:
-                results = await self._refiner.hybrid.verify_many(
-                    self._brief.seed, stance.code, texts, embed=self._embed, told=told
-                )
-            finally:
-                # The positions' own, by whoever came first to this question.
-                await self._lost("embedder", sum(told, Usage()))
+            rows = [i for i, (by, _) in enumerate(opinions) if by == speaker]
+            if not rows:
+                continue
+            anchors = await self._positions()
+            vectors = await self._embed([opinions[i][1] for i in rows])
+            results = self._refiner.hybrid.judge_all(self._brief.seed, stance.code, anchors, vectors)
             for i, result in zip(rows, results, strict=True):
                 judged[i] = result
         return judged
+
+    async def _positions(self) -> Vectors:
+        """One row a position of the seed. The dialogue that needs them first counts their cost."""
+        try:
+            positions = await self._refiner.hybrid.positions(self._brief.seed)
+        except ModelError as error:
+            await self._lost("embedder", error.usage)
+            raise
+        await self._lost("embedder", positions.usage)
+        return positions.vectors
 
     # --- embedding
 
@@ -296,19 +299,18 @@ class _Work:
         return np.stack([self._vectors[text] for text in texts])
 
     async def _embedded_now(self, texts: Sequence[str]) -> Vectors:
-        told: list[Usage] = []
         try:
             if self._refiner.paid_vectors:
-                asked = msgspec.json.encode(texts)
-                vectors = await self._journal.vectors(asked, len(texts), self._refiner.embed, texts, told)
+                embedding = await self._journal.embedding(
+                    msgspec.json.encode(texts), len(texts), lambda: self._refiner.embed(texts)
+                )
             else:
-                vectors = await self._refiner.embed(texts, told)
+                embedding = await self._refiner.embed(texts)
         except ModelError as error:
-            await self._lost("embedder", sum(told, error.usage))
+            await self._lost("embedder", error.usage)
             raise
-        # Who tells nothing took an unknown number of tokens, which is not zero.
-        self._spend("embedder", sum(told, Usage()) if told else _ONE_EMBEDDING)
-        return vectors
+        self._spend("embedder", embedding.usage)
+        return embedding.vectors
 
     # --- calls
 

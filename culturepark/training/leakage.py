@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from culturepark.errors import ConfigError
-from culturepark.ports import Embedder, Vectors
+from culturepark.ports import Embedder, Embedding
 from culturepark.store.files import write_atomically
 from culturepark.usage import Usage
 
@@ -158,12 +158,12 @@ async def check(
     matches = find_words(texts, sets)
     nearest: dict[str, Match] = {}
     if embedder is not None and texts:
-        vectors = await embedder.embed(texts)
+        vectors = (await embedder.embed(texts)).vectors
         for name, items in sets.items():
             distinct = list(dict.fromkeys(item for item in items if item.strip()))
             if not distinct:
                 continue
-            cosines = await embedder.embed(distinct) @ vectors.T
+            cosines = (await embedder.embed(distinct)).vectors @ vectors.T
             places: list[int] = np.argmax(cosines, axis=1).tolist()
             pairs = [
                 Match("embedding", name, item, round(float(cosines[i, places[i]]), 3), texts[places[i]])
@@ -207,11 +207,14 @@ class Remembered:
         self._embedder = embedder
         self._known = {} if known is None else known
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
-        """One row a text, in order. Raises ModelError."""
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        """One row a text, in order; see ports.Embedder. Raises ModelError."""
+        usage = Usage()
         if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
-            self._known |= zip(new, await self._embedder.embed(new, told), strict=True)
-        return np.stack([self._known[text] for text in texts])
+            found = await self._embedder.embed(new)
+            self._known |= zip(new, found.vectors, strict=True)
+            usage = found.usage
+        return Embedding(np.stack([self._known[text] for text in texts]), usage)
 
 
 def training_texts(dataset: Path) -> list[str]:

@@ -564,7 +564,7 @@ def with_scripted_vectors(outcomes: list[Outcome]) -> list[Outcome]:
         replace(
             one,
             opinions=tuple(
-                replace(o, vector=asyncio.run(embed([o.text]))[0].tobytes()) if o.vector else o
+                replace(o, vector=asyncio.run(embed([o.text])).vectors[0].tobytes()) if o.vector else o
                 for o in one.opinions
             ),
         )

@@ -596,7 +596,7 @@ def rows(*vectors: Any) -> dict[str, Any]:
 
 async def test_embeddings_come_in_order_and_of_length_one(servers: Servers) -> None:
     mixed = {"data": [{"embedding": [0.0, 2.0], "index": 1}, {"embedding": [3.0, 0.0], "index": 0}]}
-    vectors = await servers.embedder(await servers.start(mixed)).embed(["a", "b"])
+    vectors = (await servers.embedder(await servers.start(mixed)).embed(["a", "b"])).vectors
     assert vectors.dtype == np.float32
     assert vectors.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
@@ -607,7 +607,7 @@ def as_base64(*numbers: float) -> str:
 
 async def test_embeddings_are_asked_for_in_base64_and_read_in_either_form(servers: Servers) -> None:
     both = {"data": [{"embedding": as_base64(0.0, 2.0), "index": 1}, {"embedding": [3.0, 0.0], "index": 0}]}
-    vectors = await servers.embedder(await servers.start(both)).embed(["a", "b"])
+    vectors = (await servers.embedder(await servers.start(both)).embed(["a", "b"])).vectors
     assert vectors.tolist() == [[1.0, 0.0], [0.0, 1.0]]
     assert servers.requests[0][1]["encoding_format"] == "base64"
 
@@ -636,13 +636,12 @@ async def test_who_knows_no_base64_is_asked_for_numbers_from_then_on(
         return await (refusal if in_base64 else reply(rows([1.0, 0.0])))(request)
 
     embedder = servers.embedder(await servers.start(answer), retries=1)
-    told: list[Usage] = []
     # Several at once find it out, each for itself.
-    for vectors in await asyncio.gather(*(embedder.embed(["a"], told) for _ in range(3))):
-        assert vectors.tolist() == [[1.0, 0.0]]
+    for embedding in await asyncio.gather(*(embedder.embed(["a"]) for _ in range(3))):
+        assert embedding.vectors.tolist() == [[1.0, 0.0]]
+        assert embedding.usage.calls == calls
     assert sorted(forms(servers)) == ["base64"] * 3 + ["float"] * 3
-    assert sum(one.calls for one in told) == 3 * calls
-    assert (await embedder.embed(["a"])).tolist() == [[1.0, 0.0]]
+    assert (await embedder.embed(["a"])).vectors.tolist() == [[1.0, 0.0]]
     assert forms(servers)[6:] == ["float"]
 
 
@@ -668,7 +667,7 @@ async def test_who_has_answered_in_base64_is_asked_otherwise_only_if_it_says_so(
         with pytest.raises(ModelError, match=said):
             await embedder.embed(["a"])
     for _ in range(2):
-        assert (await embedder.embed(["a"])).tolist() == [[1.0, 0.0]]
+        assert (await embedder.embed(["a"])).vectors.tolist() == [[1.0, 0.0]]
     assert forms(servers) == ["base64"] * 4 + ["float"] * 2
 
 
@@ -676,7 +675,7 @@ async def test_who_sends_numbers_all_the_same_is_asked_as_before(servers: Server
     """What an endpoint is asked does not depend on what this process has asked it before."""
     embedder = servers.embedder(await servers.start(reply(rows([1.0, 0.0]))))
     for _ in range(2):
-        assert (await embedder.embed(["a"])).tolist() == [[1.0, 0.0]]
+        assert (await embedder.embed(["a"])).vectors.tolist() == [[1.0, 0.0]]
     assert forms(servers) == ["base64"] * 2
 
 
@@ -685,15 +684,24 @@ async def test_many_texts_go_in_batches(servers: Servers) -> None:
         texts = (await request.json())["input"]
         return await reply(rows(*([float(text), 1.0] for text in texts)))(request)
 
-    vectors = await servers.embedder(await servers.start(echo)).embed([str(i) for i in range(130)])
+    many = [str(i) for i in range(130)]
+    vectors = (await servers.embedder(await servers.start(echo)).embed(many)).vectors
     assert [len(sent["input"]) for _, sent, _ in servers.requests] == [64, 64, 2]
     assert np.argsort(vectors[:, 0]).tolist() == list(range(130))
     servers.requests.clear()
     long = [f"{i}{' ' * 30_000}" for i in range(5)] + ["5" + " " * 100_000, "6"]
-    vectors = await servers.embedder(await servers.start(echo)).embed(long)
+    vectors = (await servers.embedder(await servers.start(echo)).embed(long)).vectors
     assert [len(sent["input"]) for _, sent, _ in servers.requests] == [2, 2, 1, 1, 1]
     assert np.argsort(vectors[:, 0]).tolist() == list(range(7))
-    assert (await servers.embedder(await servers.start(echo)).embed([])).shape[0] == 0
+    assert (await servers.embedder(await servers.start(echo)).embed([])).vectors.shape[0] == 0
+
+
+async def test_a_failed_batch_has_cost_what_those_before_it_did(servers: Servers) -> None:
+    first = rows(*([float(i), 1.0] for i in range(64))) | {"usage": {"prompt_tokens": 70}}
+    embedder = servers.embedder(await servers.start(first, reply({"error": "no such text"}, 400)))
+    with pytest.raises(ModelError) as caught:
+        await embedder.embed([str(i) for i in range(65)])
+    assert caught.value.usage == Usage(calls=1, prompt_tokens=70)
 
 
 @pytest.mark.parametrize(
@@ -722,7 +730,7 @@ async def test_what_is_no_list_of_embeddings(servers: Servers, data: Any) -> Non
     assert KEY not in str(caught.value)
     assert len(servers.requests) == 2
     good = servers.embedder(await servers.start(reply(data), rows([1.0, 0.0], [0.0, 1.0])), retries=1)
-    assert (await good.embed(["a", "b"])).shape == (2, 2)
+    assert (await good.embed(["a", "b"])).vectors.shape == (2, 2)
 
 
 async def test_vectors_of_another_length_are_another_models(servers: Servers) -> None:

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culturepark.models.errors import ModelError
-from culturepark.ports import Vectors
+from culturepark.ports import Embedding
 from culturepark.refine import calibration, hybrid
 from culturepark.refine.calibration import Labelled, Thresholds
 from culturepark.refine.hybrid import HybridVerifier, judge, positions_of, stated_position
 from culturepark.seeds.builtin import builtin_seeds
 from culturepark.seeds.model import Option, Seed
-from culturepark.usage import Usage
+from culturepark.usage import UNREPORTED, Usage
 
 AT = Thresholds(relevance=0.8, margin=0.05)
 TEN = tuple(Option(code, str(code)) for code in range(1, 11))
@@ -70,9 +70,10 @@ async def test_the_middle_counts_only_for_a_stance_that_holds_it():
     class Given:
         """The middle is nearest to everything; then comes the statement."""
 
-        async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+        async def embed(self, texts: Sequence[str]) -> Embedding:
             near = [0.9 if "two minds" in t else 0.7 if "bark" in t else 0.5 for t in texts]
-            return np.array([[x, (1 - x * x) ** 0.5] if len(texts) > 1 else [1, 0] for x in near], np.float32)
+            rows = [[x, (1 - x * x) ** 0.5] if len(texts) > 1 else [1, 0] for x in near]
+            return Embedding(np.array(rows, np.float32), UNREPORTED)
 
     seed = Seed("x", "Dogs bark.", TEN, scale="agree10", toward="high", negation="Dogs keep silent.")
     verifier = HybridVerifier(Given(), Thresholds(relevance=0.6, margin=0.05))
@@ -100,10 +101,11 @@ class _Words:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedding:
         self.calls.append(list(texts))
         rows = np.array([[text.count(word) for word in self.words] + [1e-6] for text in texts], np.float32)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        usage = Usage(calls=1, prompt_tokens=len(texts))
+        return Embedding(rows / np.linalg.norm(rows, axis=1, keepdims=True), usage)
 
 
 NOMINAL = Seed("gq-1", "What matters?", (Option(1, "trade"), Option(2, "faith"), Option(3, "climate")))
@@ -112,11 +114,12 @@ NOMINAL = Seed("gq-1", "What matters?", (Option(1, "trade"), Option(2, "faith"),
 async def test_a_nominal_question_compares_its_options_and_embeds_them_once():
     embedder = _Words()
     verifier = HybridVerifier(embedder, AT)
-    judged = await verifier.verify_many(NOMINAL, 2, ["faith above all", "only trade", "my cat is grey"])
+    opinions = (await embedder.embed(["faith above all", "only trade", "my cat is grey"])).vectors
+    anchors = (await verifier.positions(NOMINAL)).vectors
+    judged = verifier.judge_all(NOMINAL, 2, anchors, opinions)
     assert [one.verdict for one in judged] == ["entails", "contradicts", "novel"]
     assert (await verifier.verify(NOMINAL, 3, "the climate")).verdict == "entails"
-    assert await verifier.verify_many(NOMINAL, 1, []) == []
-    assert [len(call) for call in embedder.calls] == [3 * len(hybrid.WORDINGS), 3, 1]
+    assert [len(call) for call in embedder.calls] == [3, 3 * len(hybrid.WORDINGS), 1]
 
 
 async def test_a_seed_with_the_same_id_and_other_words_is_embedded_anew():
@@ -127,64 +130,55 @@ async def test_a_seed_with_the_same_id_and_other_words_is_embedded_anew():
 
 
 class _Paid(_Words):
-    """Takes its time and tells what it took; fails as often as it is told to."""
+    """Is slow; fails as often as it is told to."""
 
     def __init__(self, fails: int = 0) -> None:
         super().__init__()
         self.fails = fails
 
-    async def embed(self, texts: Sequence[str], told: list[Usage] | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedding:
         await asyncio.sleep(0.01)
-        vectors = await super().embed(texts)
-        assert told is not None
+        embedding = await super().embed(texts)
         if self.fails:
             self.fails -= 1
-            raise ModelError("server", "down", usage=Usage(calls=1, unreported=1))
-        told.append(Usage(calls=1, prompt_tokens=len(texts)))
-        return vectors
+            raise ModelError("server", "down", usage=UNREPORTED)
+        return embedding
 
 
-async def _own(texts: Sequence[str]) -> Vectors:
-    return await _Words().embed(texts)
-
-
-async def _judged(verifier: HybridVerifier, seed: Seed = NOMINAL) -> Usage:
-    told: list[Usage] = []
-    await verifier.verify_many(seed, 2, ["faith above all"], embed=_own, told=told)
-    return sum(told, Usage())
+async def _cost(verifier: HybridVerifier) -> Usage:
+    return (await verifier.positions(NOMINAL)).usage
 
 
 async def test_many_who_ask_at_once_share_one_call_and_one_of_them_counts_it():
     embedder = _Paid()
     verifier = HybridVerifier(embedder, AT)
-    told = await asyncio.gather(*(_judged(verifier) for _ in range(20)))
+    costs = await asyncio.gather(*(_cost(verifier) for _ in range(20)))
     assert len(embedder.calls) == 1
-    assert sum(told, Usage()) == Usage(calls=1, prompt_tokens=3 * len(hybrid.WORDINGS))
-    assert await _judged(verifier) == Usage()
+    assert sum(costs, Usage()) == Usage(calls=1, prompt_tokens=3 * len(hybrid.WORDINGS))
+    assert await _cost(verifier) == Usage()
 
 
 async def test_a_call_that_failed_is_counted_once_and_made_again():
     embedder = _Paid(fails=1)
     verifier = HybridVerifier(embedder, AT)
-    told: list[Usage] = []
 
-    async def fail() -> None:
+    async def fail() -> Usage:
         with pytest.raises(ModelError) as caught:
-            await verifier.verify_many(NOMINAL, 2, ["faith"], embed=_own, told=told)
-        told.append(caught.value.usage)
+            await verifier.positions(NOMINAL)
+        return caught.value.usage
 
-    await asyncio.gather(*(fail() for _ in range(5)))
-    assert sum(told, Usage()) == Usage(calls=1, unreported=1)
-    assert (await _judged(verifier)).calls == 1
+    costs = await asyncio.gather(*(fail() for _ in range(5)))
+    assert sum(costs, Usage()) == UNREPORTED
+    assert (await _cost(verifier)).calls == 1
     assert len(embedder.calls) == 2
 
 
 async def test_who_is_cancelled_takes_the_call_from_nobody():
     embedder = _Paid()
     verifier = HybridVerifier(embedder, AT)
-    first = asyncio.create_task(_judged(verifier))
+    first = asyncio.create_task(_cost(verifier))
     await asyncio.sleep(0)
-    second = asyncio.create_task(_judged(verifier))
+    second = asyncio.create_task(_cost(verifier))
     await asyncio.sleep(0)
     first.cancel()
     assert (await second).calls == 1
@@ -197,7 +191,7 @@ async def test_all_questions_of_a_large_file_are_kept():
     seeds = [Seed(f"q{n}", f"What matters, {n}?", NOMINAL.options) for n in range(2600)]
     for _ in range(2):
         for seed in seeds:
-            await verifier.verify_many(seed, 1, ["trade"], embed=_own)
+            await verifier.positions(seed)
     assert len(embedder.calls) == len(seeds)
 
 

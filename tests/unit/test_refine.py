@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from culturepark.messages import Opinion, Step, Turn
 from culturepark.models.errors import ModelError
 from culturepark.plan import Brief
-from culturepark.ports import Prompt, Sampling
+from culturepark.ports import Embedding, Prompt, Sampling
 from culturepark.prompts.registry import profile_named
 from culturepark.refine import journal
 from culturepark.refine.extract import MAX_OPINIONS, read_opinions, sentences_as_opinions
@@ -525,7 +526,7 @@ async def test_a_failing_model_fails_the_dialogue_with_all_that_was_spent(role: 
     else:
         office.verdicts = {}
 
-        async def fail(texts: Any, told: Any = None) -> Any:
+        async def fail(texts: Any) -> Any:
             raise broken
 
         embedder.embed = fail  # type: ignore[method-assign]
@@ -558,22 +559,21 @@ class Book:
 class PaidEmbedder(builders.CountingEmbedder):
     """Tells what it took."""
 
-    async def embed(self, texts: Any, told: list[Usage] | None = None) -> Any:
-        assert told is not None
-        told.append(Usage(calls=1, prompt_tokens=len(texts)))
-        return await super().embed(texts, told)
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        embedding = await super().embed(texts)
+        return Embedding(embedding.vectors, Usage(calls=1, prompt_tokens=len(texts)))
 
 
 async def test_vectors_that_no_record_can_hold_are_counted_and_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(journal, "RECORD_BYTES", 100)
-    book, told = Book(), list[Usage]()
+    book = Book()
     kept = Journal(0, (), book.keep)
-    vectors = await kept.vectors(b"asked", 1, PaidEmbedder().embed, ["bread"], told)
-    assert vectors.shape[0] == 1
+    embedding = await kept.embedding(b"asked", 1, lambda: PaidEmbedder().embed(["bread"]))
+    assert embedding.vectors.shape[0] == 1
     assert [(step.only_usage, step.vectors) for step in book.steps] == [(True, b"")]
-    assert book.usage() == {"embedder": sum(told, Usage())} == {"embedder": Usage(1, 1)}
+    assert book.usage() == {"embedder": embedding.usage} == {"embedder": Usage(1, 1)}
 
 
 @pytest.mark.parametrize("profile", ["full", "small"])

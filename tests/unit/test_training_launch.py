@@ -632,7 +632,7 @@ def test_an_earlier_find_in_another_set_stays(run: Run, tmp_path: Path, capsys: 
 def test_an_embedder_that_fails_leaves_the_search_by_words(
     run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(self: Any, texts: Any, told: Any = None) -> Any:
+    async def fail(self: Any, texts: Any) -> Any:
         raise ModelError("connection", "nobody is there")
 
     monkeypatch.setattr(ScriptedEmbedder, "embed", fail)
