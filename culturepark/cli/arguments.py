@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,3 +22,25 @@ Shard = Annotated[
     typer.Option("--shard", metavar="I/N", help="The I-th of N parts of the plan: plan.shard."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")]
+
+JUDGED_ROWS = 200
+"""Opinions and turns that a judge is asked about unless told."""
+PEOPLE = 50
+"""People of each culture that answer the values survey unless told, and the fewest there may be."""
+
+
+class Task(StrEnum):
+    """What can be evaluated."""
+
+    opinions = "opinions"
+    vsm = "vsm"
+    moderation = "moderation"
+    forgetting = "forgetting"
+    quality = "quality"
+
+
+class By(StrEnum):
+    """How answers are taken."""
+
+    logprobs = "logprobs"
+    sampling = "sampling"

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
+from culturepark.cli.arguments import Task
+from culturepark.cli.evaluate_options import EvaluateOptions, check_options
 from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError
 from culturepark.evaluation import report, targets
@@ -23,6 +25,12 @@ from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, evenly
 
 URL = "http://127.0.0.1:9/v1"
+NOTHING_GIVEN = EvaluateOptions(
+    target=URL, model="even", against=None, against_model="", adapter=None, no_base=False,
+    api_key_env="OPENAI_API_KEY", task=None, culture=None, seeds=None, question=None, tuned_on=None,
+    draws=None, people=None, items_each=None, vsm_items=None, labelled=None, by=None, harness=None,
+    judge=None, judge_model="", rows=None, baseline=None, rng_seed=0, out=Path("evaluation"), force=False,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -258,13 +266,44 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ({}, None),
+        ({"against_model": "m"}, "--against-model"),
+        ({"against": URL, "against_model": "m"}, None),
+        ({"against": URL, "against_model": "m", "task": [Task.quality]}, "--against-model"),
+        ({"no_base": True}, "--no-base"),
+        ({"no_base": True, "adapter": ["own"]}, None),
+        ({"task": [Task.quality], "judge": "none", "rows": 9}, "--rows"),
+        ({"task": [Task.quality, Task.moderation], "judge": "none", "rows": 9}, None),
+        ({"task": [Task.quality], "judge_model": "wise"}, "--judge-model"),
+        ({"task": [Task.quality], "judge": "none", "judge_model": "wise"}, "--judge-model"),
+        ({"task": [Task.quality], "judge": "somebody"}, "--judge"),
+        ({"task": [Task.quality], "judge": URL, "judge_model": "wise"}, None),
+        ({"task": [Task.opinions], "people": 0}, "--people"),
+        ({"labelled": ["synthetic"], "rows": 9}, None),
+    ],
+)
+def test_options_that_do_not_go_together(given: dict[str, Any], where: str | None) -> None:
+    options = replace(NOTHING_GIVEN, **given)
+    if where is None:
+        check_options(options)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_options(options)
+    assert caught.value.where == where
+
+
 def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.made(tmp_path / "run")
     own = targets.target_of(str(tmp_path / "run"))
     here: dict[str, Any] = {one: SimpleNamespace(key=one) for one in ("arabic", "korean")}
-    monkeypatch.setattr(targets, "adapter_target", lambda *_: replace(own, name="own", adapters=here))
+    monkeypatch.setattr(
+        "culturepark.cli.evaluation.adapter_target", lambda *_: replace(own, name="own", adapters=here)
+    )
     opened: list[OptionsModel] = []
 
     @asynccontextmanager
@@ -272,7 +311,7 @@ def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
         opened.append(OptionsModel(evenly))
         yield opened[-1:]
 
-    monkeypatch.setattr(targets, "target_models", models)
+    monkeypatch.setattr("culturepark.cli.evaluation.target_models", models)
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     assert evaluate(run, "--adapter", "own", "--task", "forgetting", "--out", out) == 0
     base, adapters = opened

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from culturepark.cli.views.terminal import heading, line_of, said, table
+from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Better, Comparison
 from culturepark.evaluation.report import FLOORS, Figure, Report
-from culturepark.words import count
+from culturepark.words import count, plural
 
 _ARROWS: dict[Better, str] = {"lower": "↓", "higher": "↑", "near 1": "→1", "neither": ""}
+
+
+def show_labelled(console: Console, sets: Sequence[LabelledSet]) -> None:
+    """Each set's size, language, licence and notes, before its texts cost anything."""
+    for one in sets:
+        texts = f"{plural(len(one.rows), 'text')} in {one.task.language}"
+        console.print(line_of(f"{one.task.name}: {texts}. {one.task.licence}", "dim"))
+        for note in one.notes:
+            console.print(line_of(f"  {note}", "yellow"))
+
+
+@contextmanager
+def progress_bar(console: Console, name: str, total: int) -> Generator[Callable[[], None]]:
+    """A bar of `total` questions to the model `name`, gone after the block. Yields a call that adds one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(line_of(name).plain, total=total)
+        yield lambda: progress.advance(bar)
 
 
 def show_report(console: Console, report: Report) -> None:
