@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from culturepark.errors import RunDirError
 from culturepark.monitor.figures import (
     Cost,
     Dialogues,
@@ -31,6 +32,7 @@ from culturepark.monitor.figures import (
 from culturepark.preflight.estimate import turns_planned
 from culturepark.settings import shown_address
 from culturepark.store import funnel as funnels
+from culturepark.store.files import REAL, Files, write_view
 from culturepark.store.lock import being_written
 from culturepark.store.rundir import Run, load_run
 from culturepark.store.view import View
@@ -120,20 +122,21 @@ def _counted(run: Run, by_culture: Mapping[str, Mapping[str, int]]) -> dict[str,
 # --- the file
 
 
-def write_status(root: Path, status: Status) -> None:
-    """Put a status in place of the one before. What the disk refuses is left: this is only a view."""
-    part = root / f".{STATUS_FILE}.part"  # the lock leaves one writer
-    with contextlib.suppress(OSError):
-        part.write_bytes(msgspec.json.encode(status))
-        part.replace(root / STATUS_FILE)
+def write_status(root: Path, status: Status, files: Files = REAL) -> None:
+    """Put a status in place of the one before. What the disk refuses is left: this is only a view.
+
+    It is not durable: after a power loss there may be none, or one that `read_status` refuses.
+    """
+    with contextlib.suppress(RunDirError, FileExistsError):
+        write_view(root / STATUS_FILE, msgspec.json.encode(status), files)
 
 
-def end_starting(root: Path) -> None:
-    """Take back that a run is starting, if it never came further."""
+def end_starting(root: Path, files: Files = REAL) -> None:
+    """Remove the status of a run that is starting, if it never came further."""
     last = read_status(root)
     if last is not None and last.starting:
         with contextlib.suppress(OSError):
-            (root / STATUS_FILE).unlink()
+            files.remove(root / STATUS_FILE)
 
 
 def read_status(root: Path) -> Status | None:

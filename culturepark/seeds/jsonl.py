@@ -59,27 +59,34 @@ def read_seeds(path: str | os.PathLike[str]) -> tuple[Seed, ...]:
     return tuple(seeds)
 
 
+def encode_seeds(seeds: Iterable[Seed], where: str) -> bytes:
+    """The content of a JSONL file of these seeds; `where` names the file in errors.
+
+    Raises SeedError if a seed does not hold, an id is used twice, or there is no seed.
+    """
+    encoder = msgspec.json.Encoder()
+    lines: dict[str, bytes] = {}
+    for seed in seeds:
+        check_seed(seed, where)
+        if seed.id in lines:
+            raise SeedError(where, f"the id {seed.id} is used twice.", "Ids are unique within a file.")
+        lines[seed.id] = encoder.encode(seed) + b"\n"
+    if not lines:
+        raise SeedError(where, "there is no seed to write.")
+    return b"".join(lines.values())
+
+
 def write_seeds(path: str | os.PathLike[str], seeds: Iterable[Seed]) -> None:
     """Write seeds as JSONL, whole or not at all: a crash leaves the old file as it was.
 
-    Raises SeedError if a seed does not hold, an id is used twice, or there is none to write.
+    Raises SeedError as `encode_seeds`, or if the file cannot be written.
     """
     target = Path(path)
-    encoder = msgspec.json.Encoder()
-    written: set[str] = set()
+    content = encode_seeds(seeds, str(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            for seed in seeds:
-                check_seed(seed, str(path))
-                if seed.id in written:
-                    raise SeedError(
-                        str(path), f"the id {seed.id} is used twice.", "Ids are unique within a file."
-                    )
-                written.add(seed.id)
-                file.write(encoder.encode(seed) + b"\n")
-            if not written:
-                raise SeedError(str(path), "there is no seed to write.")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -175,6 +175,25 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes | memoryview], fil
     _write(path, data, files, files.replace, None)
 
 
+def write_view(path: Path, data: bytes, files: Files = REAL) -> None:
+    """Make `path` hold `data` for those who read beside us: the old content or the new, never a part.
+
+    Nothing is fsynced: after a power loss the file may be old, torn or missing, so only for what can be
+    done without. One writer at a time; what a killed one left unfinished gives way. Raises RunDirError.
+    """
+    # Not a `.part`: those are set aside when a ledger is opened, and this may be written meanwhile.
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        with suppress(FileNotFoundError):
+            files.remove(unfinished)
+        fd = files.create(unfinished)
+        try:
+            files.write(fd, data)
+        finally:
+            files.close(fd)
+        files.replace(unfinished, path)
+
+
 def write_new(
     path: Path,
     data: bytes | Iterable[bytes | memoryview],

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from culturepark.store import funnel as funnels
-from culturepark.store.files import write_atomically
+from culturepark.store.files import REAL, Files, make_dirs, write_atomically
 from culturepark.store.funnel import Funnel
 from culturepark.store.manifest import Manifest
 from culturepark.store.paths import inside, safe_name
@@ -23,17 +23,18 @@ from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.text import tidy
 
 
-def publish(run: Run, counts: Mapping[str, Funnel]) -> dict[str, Any]:
-    """Write datasets, card and summary; returns the summary."""
+def publish(run: Run, counts: Mapping[str, Funnel], files: Files = REAL) -> dict[str, Any]:
+    """Write datasets, card and summary durably, in this order; returns the summary. Raises RunDirError."""
     manifest = Manifest.read(run.root / "manifest")
     for culture in run.plan.planned():
         for name, lines in (("chat", _chat), ("prompt-completion", _prompt_completion)):
             path = inside(run.root, f"datasets/{safe_name(culture)}/{name}.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lines(run.root, manifest, culture))
+            make_dirs(path.parent, files)
+            write_atomically(path, lines(run.root, manifest, culture), files)
     summary = summarise(run, counts, manifest)
-    write_atomically(run.root / "summary.json", msgspec.json.format(msgspec.json.encode(summary)))
-    write_atomically(run.root / "README.md", card(run, summary).encode())
+    write_atomically(run.root / "README.md", card(run, summary).encode(), files)
+    # Last: a run that has a summary is published.
+    write_atomically(run.root / "summary.json", msgspec.json.format(msgspec.json.encode(summary)), files)
     return summary
 
 

@@ -29,14 +29,16 @@ from culturepark.errors import RunDirError
 from culturepark.plan import Plan
 from culturepark.prompts.profile import sampling_with
 from culturepark.prompts.registry import profile_named
-from culturepark.seeds import read_seeds, write_seeds
+from culturepark.seeds import encode_seeds, read_seeds
 from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings, decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
 from culturepark.versions import PROMPT_VERSION
 
 SHARD_DIRS = ("dialogues", "samples", "rejected")
 _OURS = {"seeds.jsonl", "cultures.json", "lock", "epochs", "logs", "orphans"}
-_UNFINISHED = re.compile(r"(?:run|cultures)\.json\.[0-9a-f]+\.part|\.seeds\.jsonl\.[0-9]+\.tmp")
+_UNFINISHED = re.compile(
+    r"(?:run\.json|cultures\.json|seeds\.jsonl)\.[0-9a-f]+\.part|\.seeds\.jsonl\.[0-9]+\.tmp"
+)
 """What a run that was killed in its first moments leaves behind."""
 
 
@@ -164,9 +166,11 @@ def open_run(root: Path, settings: Settings, plan: Plan, files: Files = REAL) ->
         models=model_names(settings),
         settings=msgspec.to_builtins(settings),
     )
+    seeds = encode_seeds(plan.seeds, str(root / "seeds.jsonl"))
     make_dirs(root, files)
-    write_seeds(root / "seeds.jsonl", plan.seeds)
+    write_atomically(root / "seeds.jsonl", seeds, files)
     write_atomically(root / "cultures.json", msgspec.json.encode(plan.cultures), files)
+    # Last and after the others are durable: a run.json means that the run directory is whole.
     write_atomically(root / "run.json", msgspec.json.format(msgspec.json.encode(file)), files)
     return Run(root, file, settings, plan)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from culturepark.messages import encode
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
+from culturepark.store.files import PART
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest
@@ -19,7 +21,9 @@ from culturepark.store.publish import publish
 from culturepark.store.readers import rows
 from culturepark.store.rows import DIALOGUES, OPINIONS
 from culturepark.store.rundir import Run
+from culturepark.store.view import View
 from tests import builders
+from tests.faults import Crash, FaultyFiles
 
 
 def settings_of(**rooms: Any) -> Settings:
@@ -43,6 +47,34 @@ def made(root: Path, of: Settings, share: float = 1.0) -> tuple[Run, dict[str, A
         ledger.close()
         ledger.close()  # the answer to the first call can be lost
         return run, publish(run, ledger.funnels)
+
+
+def test_a_summary_means_that_all_is_published_whatever_the_power_does(tmp_path: Path) -> None:
+    run, _ = made(tmp_path / "run", settings_of())
+    counts = View(run.root).funnels
+    datasets = [path.relative_to(run.root).as_posix() for path in run.root.glob("datasets/*/*")]
+    published = ["summary.json", "README.md", *datasets]
+    content = {name: (run.root / name).read_bytes() for name in published}
+    step, crashed = 0, True
+    while crashed:
+        for name in published:
+            (run.root / name).unlink(missing_ok=True)
+        for folder in (*run.root.glob("datasets/*"), *run.root.glob("datasets")):
+            folder.rmdir()
+        files = FaultyFiles(run.root)
+        files.crash_at(step)
+        try:
+            publish(run, counts, files)
+            crashed = False
+        except Crash:
+            pass
+        files.power_loss(Random(step), keep=step % 3 / 2)
+        if (run.root / "summary.json").exists() or not crashed:
+            assert {name: (run.root / name).read_bytes() for name in published} == content
+        for part in run.root.rglob(f"*{PART}"):
+            part.unlink()
+        step += 1
+    assert step > 30
 
 
 @pytest.fixture(scope="module")

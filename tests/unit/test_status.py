@@ -6,6 +6,7 @@ import io
 import json
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,10 +21,11 @@ from culturepark.cli.views.status import cost_words
 from culturepark.dialogue.conductor import Progress
 from culturepark.monitor.figures import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of
 from culturepark.monitor.metrics import PREFIX, TABLE, page_table, values
-from culturepark.monitor.status import as_json_text, look, starting, status_of, write_status
+from culturepark.monitor.status import as_json_text, look, read_status, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from tests import builders, runs
+from tests.faults import Crash, FaultyFiles
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRICED = {
@@ -218,6 +220,26 @@ def test_check_does_not_mind_the_status_file(tmp_path: Path, capsys: Printed) ->
     run = runs.made(tmp_path / "run")
     write_status(run.root, starting(run, time.time()))
     assert culturepark(["check", str(run.root)]) == 0
+
+
+def test_a_status_that_a_power_loss_tore_or_took_is_none_and_does_no_harm(tmp_path: Path) -> None:
+    run = runs.made(tmp_path / "run", ended=5)
+    calls, crashed = 0, True
+    while crashed:
+        files = FaultyFiles(run.root)
+        write_status(run.root, starting(run, 1000.0), files)
+        files.crash_at(calls)
+        try:
+            write_status(run.root, starting(run, 1010.0), files)
+            crashed = False
+        except Crash:
+            pass
+        files.power_loss(Random(calls), keep=calls % 3 / 2, holes=calls % 2 == 0)
+        found = read_status(run.root)
+        assert found is None or found in (starting(run, 1000.0), starting(run, 1010.0))
+        assert look(run.root, 2000.0).status.dialogues.finished > 0
+        calls += 1
+    assert calls > 4
 
 
 # --- the display and the metrics

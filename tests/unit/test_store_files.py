@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from culturepark.errors import RunDirError
-from culturepark.store.files import REAL, disk_errors, make_dirs, write_atomically, write_new
+from culturepark.store.files import REAL, disk_errors, make_dirs, write_atomically, write_new, write_view
 from culturepark.store.paths import inside, safe_name
 from tests.faults import Crash, FaultyFiles
 
@@ -50,6 +50,29 @@ def test_a_crash_leaves_no_new_file_or_a_whole_one(tmp_path: Path, keep: float) 
         files.power_loss(Random(call), keep, holes=True)
         assert path.exists() or not written
         assert not path.exists() or path.read_bytes() == b"first half, second half"
+    assert written
+
+
+def test_a_view_is_whole_for_its_readers_and_may_be_lost_with_the_power(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    for call in range(6):
+        files = FaultyFiles(tmp_path)
+        write_view(path, b"old content", files)
+        files.crash_at(call)
+        try:
+            write_view(path, b"new content, longer", files)
+            written = True
+        except Crash:
+            written = False
+        files.kill()
+        assert path.read_bytes() in {b"new content, longer", b"old content"}
+        assert written or path.read_bytes() == b"old content"
+        assert "fsync" not in files.calls
+        files.power_loss(Random(call), keep=0.5, holes=True)
+        write_view(path, b"another", files)  # whatever is there now
+        assert path.read_bytes() == b"another"
+        assert [found.name for found in tmp_path.iterdir()] == ["status.json"]
+        path.unlink()
     assert written
 
 
