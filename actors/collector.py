@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from actors.directory import MessagingActor
-from actors.run_context import Handed, RunContext
+from actors.base import MessagingActor
+from actors.run_context import PackedContext, RunContext
 from culturepark.errors import CultureParkError, RunDirError
 from culturepark.limits.budget import Budget
 from culturepark.messages import Outcome, Spent, encode, encode_begun, unpack_raw
@@ -20,24 +20,24 @@ from culturepark.store.publish import publish
 from culturepark.training.jobs import due
 
 _PREDECESSOR_S = 20.0
-"""How long a predecessor that is just ending may take to let go of the run directory."""
+"""Seconds to wait for a predecessor that is just ending to release the lock of the run directory."""
 
 
 class Collector(MessagingActor):
-    """Takes outcomes, turns and calls; a frame is acknowledged when they are on disk.
+    """Receives outcomes, turns and calls; a frame is acknowledged when they are on disk.
 
     Frames that come while one is being synced share the next sync, so the slower the disk, the more
-    of them share an fsync.
+    of them share an fsync (group commit).
     """
 
-    def __init__(self, inputs: Handed, post: tuple[str, str], trainer: Any = None) -> None:
-        super().__init__(post)
+    def __init__(self, packed: PackedContext, credentials: tuple[str, str], trainer: Any = None) -> None:
+        super().__init__(credentials)
         self._trainer = trainer
         self._trained: set[str] = set()
-        # Nothing here can fail: an error in a constructor would reach nobody in words.
-        self._given = RunContext.taken(inputs)
-        self._run = self._given.run
-        self._limited = Budget(self._given.settings).limited
+        # Nothing here can fail: an error in a constructor would reach no user in words.
+        self._context = RunContext.unpacked(packed)
+        self._run = self._context.run
+        self._limited = Budget(self._context.settings).limited
         self._waiting: list[tuple[list[msgspec.Raw], asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()
         self._unwritable: CultureParkError | None = None
@@ -64,13 +64,13 @@ class Collector(MessagingActor):
             await asyncio.to_thread(self._open)
             return encode_begun(await asyncio.to_thread(self._ledger.begun, numbers))
 
-    def take(self, payload: bytes) -> asyncio.Future[None]:
-        """Take records; the future is done when they are durable."""
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((unpack_raw(payload), taken))
+    def receive(self, payload: bytes) -> asyncio.Future[None]:
+        """Queue records; the future is done when they are durable."""
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((unpack_raw(payload), durable))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
-        return taken
+        return durable
 
     async def status(self) -> dict[str, Any]:
         """The funnel of each culture, what was set aside, and what went wrong, if anything did."""
@@ -86,7 +86,7 @@ class Collector(MessagingActor):
         }
 
     async def finish(self) -> None:
-        """Seal, publish the datasets, the card and the summary, and let go of the directory.
+        """Seal, publish the datasets, the card and the summary, and release the directory.
 
         Calling it again does nothing: the answer to the first call can be lost.
         """
@@ -97,8 +97,8 @@ class Collector(MessagingActor):
         """Become the writer and recover, once."""
         if self._lock is not None:
             return
-        lock = RunLock.acquire(Path(self._given.root), _PREDECESSOR_S)
-        self._log = self._given.logger("collector")
+        lock = RunLock.acquire(Path(self._context.root), _PREDECESSOR_S)
+        self._log = self._context.logger("collector")
         try:
             self._ledger = Ledger(self._run, lock)
         except BaseException:
@@ -138,16 +138,16 @@ class Collector(MessagingActor):
             if self._trainer is not None and outcomes:
                 await asyncio.to_thread(self._launch_due)
         except Exception as error:  # whatever it is, the driver has to learn of it
-            self._unwritable = failure = _in_words(error, self._given.root)
-            for _, taken in waiting:
-                taken.cancel()
+            self._unwritable = failure = _in_words(error, self._context.root)
+            for _, durable in waiting:
+                durable.cancel()
             if self._lock is not None:
                 self._log.error("failed", where=failure.where, what=failure.what)
             return
-        for _, taken in waiting:
-            taken.set_result(None)
+        for _, durable in waiting:
+            durable.set_result(None)
         if self._limited:
-            self.mailbox("moderator").post(encode(Spent(self._ledger.spent())))
+            self.outbox("moderator").post(encode(Spent(self._ledger.spent())))
         for outcome in outcomes:
             brief = self._run.plan.brief(outcome.number)
             if outcome.failed:

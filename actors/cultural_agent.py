@@ -8,13 +8,15 @@ from culturepark.messages import Ask, CallFailed, Refine, encode
 
 
 class CulturalAgent(Worker):
-    """Answers asks; each answer goes to the moderator when it is there."""
+    """Answers asks; each answer is posted to the moderator."""
 
     def open(self) -> Work:
         """The speaker, answering. Raises ConfigError."""
-        given, log, plan = self.given, self.log, self.given.plan
-        speaker = CulturalSpeaker(plan, given.settings, given.chat("speaker", log), given.profile("speaker"))
-        moderator = self.mailbox("moderator")
+        context, log, plan = self.context, self.log, self.context.plan
+        speaker = CulturalSpeaker(
+            plan, context.settings, context.chat("speaker", log), context.profile("speaker")
+        )
+        moderator = self.outbox("moderator")
 
         async def answer(ask: Ask | Refine) -> None:
             assert isinstance(ask, Ask)  # no whole dialogues are sent to an agent

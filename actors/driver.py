@@ -15,10 +15,10 @@ import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.directory import cause_of
 from actors.metrics import Metrics
 from actors.run_actors import RunActors
 from actors.session import ray_session
+from actors.supervision import cause_of
 from culturepark.dialogue.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.monitor.figures import Endpoint, Snapshot, Watch, total_of

@@ -21,12 +21,15 @@ from msgspec.structs import replace
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.directory import cause_of
 from actors.placement import Node, engine_host, engine_nodes
+from actors.ray_patches import without_addons
+from actors.supervision import cause_of
 from culturepark.errors import CultureParkError, EndpointError
 from culturepark.models.local.embedding_server import EmbeddingServer
 from culturepark.models.local.engine import embedded_name, listening, serve, shares
 from culturepark.settings import ModelSettings, Settings
+
+without_addons()  # here, as Ray reads an actor's arguments as soon as it has imported its class
 
 _START_S, _ALL_START_S = 60.0, 300.0
 _LOOK_S = 0.5

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.directory import MessagingActor, cause_of, leave, losses, never_comes_back
+from actors.base import MessagingActor
 from actors.mailbox import Outbox
-from actors.run_context import Handed, RunContext
+from actors.run_context import PackedContext, RunContext
+from actors.supervision import cause_of, leave, losses, never_comes_back
 from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
 from culturepark.limits.budget import Budget
 from culturepark.limits.coordinator import Coordinator, known_limits
@@ -30,26 +31,25 @@ from culturepark.messages import (
 )
 
 _SETTLED_S = 3.0
-"""How long no call has to be under way until all that came in is sure to be on disk: some pulses, of those
-that come without news, too."""
+"""Seconds without a call under way after which all that came in is sure to be on disk: a few times the
+interval at which load reports come without news, too."""
 
 
 class Moderator(MessagingActor):
     """Conducts all dialogues of a run. Restarted, it asks the collector what is done and goes on."""
 
-    def __init__(self, inputs: Handed, post: tuple[str, str], replicas: dict[str, int]) -> None:
-        super().__init__(post)
-        given = RunContext.taken(inputs)
-        self._given = given
-        self._log = given.logger("moderator")
+    def __init__(self, packed: PackedContext, credentials: tuple[str, str], replicas: dict[str, int]) -> None:
+        super().__init__(credentials)
+        context = RunContext.unpacked(packed)
+        self._context = context
+        self._log = context.logger("moderator")
         self._replicas = replicas
-        self._limits = Coordinator(given.settings.limits, known_limits(given.settings.models.values()))
+        self._limits = Coordinator(context.settings.limits, known_limits(context.settings.models.values()))
         self._conductor: Conductor | None = None
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
         self._draining_since: float | None = None
-        self._budget = Budget(given.settings)
+        self._budget = Budget(context.settings)
         self._halted_since: float | None = None
         self._quiet_since = 0.0
 
@@ -61,12 +61,16 @@ class Moderator(MessagingActor):
             term = secrets.randbits(48)
             ended, underway, spent = await self._of_collector("begin", term)
             begun = decode_begun(underway)
-            conductor = Conductor(self._given.plan, self._given.settings, ended, term, self._replicas, begun)
+            conductor = Conductor(
+                self._context.plan, self._context.settings, ended, term, self._replicas, begun
+            )
             for address in self._addresses():
-                self._box(address)  # who is not connected cannot wait to be lost, see `Station.watch`
+                self._outbox(
+                    address
+                )  # `MessagingActor.watch` waits for a loss only while a sender is connected
                 task = asyncio.create_task(self._watch(address))
                 self._tasks.add(task)
-                task.add_done_callback(self._noticed)
+                task.add_done_callback(self._task_ended)
             self._conductor = conductor
             progress = conductor.progress()
             self._log.info(
@@ -75,8 +79,8 @@ class Moderator(MessagingActor):
             self._spent(decode(spent))
             self._send(conductor.fill(time.time()))
 
-    def take(self, payload: bytes) -> None:
-        """Take answers. After a restart, answers to a predecessor change nothing."""
+    def receive(self, payload: bytes) -> None:
+        """Handle answers. After a restart, answers to a predecessor change nothing."""
         if self._conductor is None:
             return
         now = time.time()
@@ -90,11 +94,11 @@ class Moderator(MessagingActor):
                 self._send(self._conductor.on(message, now))
 
     def _tell(self, address: str, shares: Shares) -> None:
-        self._box(address).post(encode(shares))
+        self._outbox(address).post(encode(shares))
 
-    def _box(self, address: str) -> Outbox:
-        taken = self._taken if address == COLLECTOR else None
-        return self.mailbox(address, on_taken=taken, on_failure=self._failed)
+    def _outbox(self, address: str) -> Outbox:
+        on_acknowledged = self._acknowledged if address == COLLECTOR else None
+        return self.outbox(address, on_acknowledged=on_acknowledged, on_failure=self.fail)
 
     def _spent(self, message: Message) -> None:
         """Stop all calls once the budget is reached."""
@@ -116,20 +120,16 @@ class Moderator(MessagingActor):
         """Abandon what will not end: dialogues that a drain left too long, or that a budget holds back
         once all their calls have come in and are on disk."""
         assert self._conductor is not None  # start made it
-        now, limits = time.monotonic(), self._given.settings.limits
+        now, limits = time.monotonic(), self._context.settings.limits
         late = self._draining_since is not None and now - self._draining_since > limits.drain_s
         if self._halted_since is not None:
             if self._in_flight():
                 self._quiet_since = now
-            # A call that was begun at the last moment may take its whole deadline, and its count is owed.
+            # A call that was begun at the last moment may last its whole deadline, and its count is owed.
             most_s = limits.deadline_s + _SETTLED_S
             late |= now - self._quiet_since > _SETTLED_S or now - self._halted_since > most_s
         if late and (numbers := self._conductor.abandon()):
             self._log.warning("abandoned", dialogues=len(numbers))
-
-    def broke(self, error: BaseException) -> None:
-        """Our own fault: the driver reads it and ends the run."""
-        self._failed(error)
 
     async def status(self) -> dict[str, Any]:
         """Where the run stands; begins the run if this process has not yet."""
@@ -163,13 +163,13 @@ class Moderator(MessagingActor):
 
     def _send(self, posts: list[Post]) -> None:
         for post in posts:
-            self._box(post.address).post(encode(post.message))
+            self._outbox(post.address).post(encode(post.message))
 
-    def _taken(self, batch: list[bytes]) -> None:
+    def _acknowledged(self, first: int, records: list[bytes]) -> None:
         """The collector has these on disk."""
         assert self._conductor is not None  # nothing was posted before
         now = time.time()
-        for record in batch:
+        for record in records:
             self._send(self._conductor.on(on_disk(record), now))
 
     async def _watch(self, address: str) -> None:
@@ -198,13 +198,13 @@ class Moderator(MessagingActor):
                     raise
                 await asyncio.sleep(0.2)
 
-    def _noticed(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._failed(error)
+            self.fail(error)
 
-    def _failed(self, error: BaseException) -> None:
-        """Something that nobody can mend here: the driver reads it and ends the run."""
+    def fail(self, error: BaseException) -> None:
+        """Something that cannot be mended here: the driver reads it and ends the run."""
         self._failure = self._failure or error
         self._log.error("failed", error=f"{type(error).__name__}: {error}"[:500])
         if self._conductor is None:

@@ -1,4 +1,4 @@
-"""The actor that refines dialogues and hands their outcomes to the collector."""
+"""The actor that refines dialogues and posts their outcomes to the collector."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ _ROLES: tuple[Role, ...] = ("extractor", "verifier", "rewriter")
 
 
 class RefinerActor(Worker):
-    """Takes whole dialogues; tells the moderator of each one that is on disk."""
+    """Refines whole dialogues; tells the moderator of each one that is on disk."""
 
     def open(self) -> Work:
         """The refiner, refining. Raises ConfigError."""
-        given, log = self.given, self.log
+        context, log = self.context, self.log
         roles: dict[str, RoleModel] = {}
         for role in _ROLES:
-            profile = given.profile(role)
-            sampling = sampling_with(profile.sampling(role), given.settings, role)
-            roles[role] = RoleModel(given.chat(role, log), profile, sampling)
-        settings = given.settings
+            profile = context.profile(role)
+            sampling = sampling_with(profile.sampling(role), context.settings, role)
+            roles[role] = RoleModel(context.chat(role, log), profile, sampling)
+        settings = context.settings
         paid = settings.models[settings.roles.embedder].engine == "openai"
-        refiner = Refiner(settings.refine, roles, given.embedder(log), paid_vectors=paid)
-        moderator = self.mailbox("moderator")
+        refiner = Refiner(settings.refine, roles, context.embedder(log), paid_vectors=paid)
+        moderator = self.outbox("moderator")
         steps: dict[int, asyncio.Future[None]] = {}
+        """Steps that are not on disk yet, by their sequence numbers in the collector's outbox."""
 
-        def taken(records: list[bytes]) -> None:
+        def on_disk(first: int, records: list[bytes]) -> None:
             """The collector has these on disk: go on with what waits for a step, or tell the moderator."""
-            for record in records:
-                if step := steps.pop(id(record), None):
+            for number, record in enumerate(records, first):
+                if step := steps.pop(number, None):
                     if not step.done():
                         step.set_result(None)
                 else:
                     moderator.post(encode(recorded(record)))
 
-        self.linked("collector", False)
-        collector = self.mailbox("collector", on_taken=taken, on_link=partial(self.linked, "collector"))
+        self.connected("collector", False)
+        collector = self.outbox(
+            "collector", on_acknowledged=on_disk, on_connection=partial(self.connected, "collector")
+        )
 
         def keep(step: Step) -> asyncio.Future[None]:
-            record = encode(step)  # the mailbox holds it until it is taken, so its id is its own
-            steps[id(record)] = kept = asyncio.get_running_loop().create_future()
-            collector.post(record)
+            kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            steps[collector.post(encode(step))] = kept
             return kept
 
         async def refine(message: Ask | Refine) -> None:
             assert isinstance(message, Refine)  # nothing else is sent to a refiner
             journal = Journal(message.number, message.steps, keep)
-            outcome = await _outcome(refiner, given.plan, message, journal, log)
+            outcome = await _outcome(refiner, context.plan, message, journal, log)
             (moderator if isinstance(outcome, CallFailed) else collector).post(encode(outcome))
 
         return refine

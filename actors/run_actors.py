@@ -51,7 +51,7 @@ class RunActors:
         self._actors: list[Any] = []
         self.engines = Engines(self._nodes, run.settings.actors.engines)
         settings = self.engines.serve(run.settings)
-        self._inputs = inputs = RunContext.of(run, settings).handed_out()
+        self._inputs = inputs = RunContext.of(run, settings).packed()
         # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
         post = (self._namespace, secrets.token_hex(16))  # what opens the doors of this run's actors

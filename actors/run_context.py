@@ -26,11 +26,12 @@ from culturepark.seeds import Seed
 from culturepark.settings import ModelSettings, Role, Settings
 from culturepark.store.rundir import Run, RunFile
 
-Handed = bytes | list[Any]
-"""Inputs, or a reference to them within a list where they are large: Ray would put those into its store by
-itself, forget them once the actor is made, and have nothing to restart it with."""
+PackedContext = bytes | list[Any]
+"""A run context as bytes, or, where it is large, a list with a reference to them in Ray's object store: Ray
+would put a large argument there by itself, forget it once the actor is made, and have nothing to restart the
+actor with."""
 _LARGE_BYTES = 90_000
-"""Ray keeps an argument of up to 100 KB with the actor."""
+"""A context of more bytes goes to the object store: Ray keeps an argument of up to 100 KB with its actor."""
 
 
 class RunContext(Struct, frozen=True, dict=True):
@@ -44,19 +45,19 @@ class RunContext(Struct, frozen=True, dict=True):
 
     @classmethod
     def of(cls, run: Run, settings: Settings) -> RunContext:
-        """The inputs of a run."""
+        """The context of a run."""
         return cls(str(run.root), run.file, settings, run.plan.seeds, run.plan.cultures)
 
-    def handed_out(self) -> Handed:
-        """As actors are given it. Whoever calls this has to keep it for as long as actors may restart."""
-        packed = zlib.compress(msgspec.msgpack.encode(self))
-        return packed if len(packed) <= _LARGE_BYTES else [ray.put(packed)]
+    def packed(self) -> PackedContext:
+        """As actors are given it. The caller has to keep it for as long as actors may restart."""
+        data = zlib.compress(msgspec.msgpack.encode(self))
+        return data if len(data) <= _LARGE_BYTES else [ray.put(data)]
 
     @classmethod
-    def taken(cls, handed: Handed) -> RunContext:
-        """Back from `handed_out`, in an actor's constructor."""
-        packed: bytes = handed if isinstance(handed, bytes) else ray.get(handed[0])
-        return msgspec.msgpack.decode(zlib.decompress(packed), type=cls)
+    def unpacked(cls, packed: PackedContext) -> RunContext:
+        """The inverse of `packed`, in an actor's constructor."""
+        data: bytes = packed if isinstance(packed, bytes) else ray.get(packed[0])
+        return msgspec.msgpack.decode(zlib.decompress(data), type=cls)
 
     @cached_property
     def plan(self) -> Plan:

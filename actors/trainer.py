@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from actors.run_context import Handed, RunContext
+from actors.run_context import PackedContext, RunContext
 from culturepark.errors import CultureParkError
 from culturepark.evaluation.exam_texts import texts_in_use
 from culturepark.models.local.serving import local_embedder
@@ -31,12 +31,12 @@ class Trainer:
     """Follows the trainings it is told of, each to its end. Telling it twice is harmless: what was
     launched, and how it ended, is on record, and a training that failed is not tried again by itself."""
 
-    def __init__(self, inputs: Handed, driver: int) -> None:
+    def __init__(self, packed: PackedContext, driver: int) -> None:
         """`driver` is the process on this node that the run belongs to."""
-        given = RunContext.taken(inputs)
+        context = RunContext.unpacked(packed)
         self._driver = 0 if _gone(driver) else driver  # whose number may mean nothing here
-        self._root = Path(given.root)
-        self._log: structlog.stdlib.BoundLogger = given.logger("trainer")
+        self._root = Path(context.root)
+        self._log: structlog.stdlib.BoundLogger = context.logger("trainer")
         self._states: dict[str, str] = {}
         self._errors: dict[str, CultureParkError] = {}
         self._waiting: list[str] = []

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
-from actors.directory import MessagingActor
-from actors.load_reports import pulse
-from actors.run_context import Handed, RunContext
+from actors.base import MessagingActor
+from actors.load_reports import report_load
+from actors.run_context import PackedContext, RunContext
 from culturepark.messages import Ask, Refine, Shares, unpack
 
 _SHARES = "shares"
-"""What a moderator that is back says after what it still wants: until then, nobody knows what that is."""
+"""Stands for the first shares of a moderator that is back: they follow the asks that it sends again, so until
+they come, a worker does not know which of its calls are still wanted."""
 
 Work = Callable[[Ask | Refine], Coroutine[None, None, None]]
-"""Works on one message to its end, and posts what came of it. Never raises."""
+"""Works on one message to its end, and posts the result. Never raises."""
 
 
 class Worker(MessagingActor):
@@ -23,17 +24,17 @@ class Worker(MessagingActor):
     A subclass makes in `open` what does the work.
     """
 
-    def __init__(self, inputs: Handed, address: str, post: tuple[str, str]) -> None:
-        super().__init__(post)
-        # Nothing here can fail: an error in a constructor would reach nobody in words.
-        self.given = RunContext.taken(inputs)
-        self.log = self.given.logger(address.replace("/", "-"))
+    def __init__(self, packed: PackedContext, address: str, credentials: tuple[str, str]) -> None:
+        super().__init__(credentials)
+        # Nothing here can fail: an error in a constructor would reach no user in words.
+        self.context = RunContext.unpacked(packed)
+        self.log = self.context.logger(address.replace("/", "-"))
         self._address = address
         self._busy: dict[tuple[int, int], tuple[int, asyncio.Task[None]]] = {}
-        self._lost = {"moderator"}
-        """Who has to be there before a call is begun, and is not."""
+        self._unreachable = {"moderator"}
+        """What has to be connected before a call is begun, and is not."""
         self._work: Work
-        self._pulse: asyncio.Task[None]
+        self._reporting: asyncio.Task[None]
 
     def open(self) -> Work:
         """What does the work. Raises ConfigError."""
@@ -41,43 +42,43 @@ class Worker(MessagingActor):
 
     def prepare(self) -> None:
         """Open what the work needs. Raises ConfigError."""
-        moderator = self.mailbox("moderator", on_link=self._moderated)
+        moderator = self.outbox("moderator", on_connection=self._moderator_connected)
         self._work = self.open()
         self._hold()
-        beat = pulse(self._address, self.given.endpoints, moderator.post)
-        self._pulse = asyncio.create_task(beat)
-        self._pulse.add_done_callback(self._noticed)
+        reporting = report_load(self._address, self.context.endpoints, moderator.post)
+        self._reporting = asyncio.create_task(reporting)
+        self._reporting.add_done_callback(self._task_ended)
 
-    def linked(self, address: str, up: bool) -> None:
-        """Who takes what comes of the work is there, or is not: then no call is begun, for its reply would
+    def connected(self, address: str, up: bool) -> None:
+        """The receiver of results is connected, or is not: then no call is begun, for its reply would
         be lost, and paid for again."""
-        (self._lost.discard if up else self._lost.add)(address)
+        (self._unreachable.discard if up else self._unreachable.add)(address)
         self._hold()
 
-    def _moderated(self, up: bool) -> None:
+    def _moderator_connected(self, up: bool) -> None:
         if not up:
-            self._lost.add(_SHARES)
-        self.linked("moderator", up)
+            self._unreachable.add(_SHARES)
+        self.connected("moderator", up)
 
     def _hold(self) -> None:
-        for endpoint in self.given.endpoints:
-            endpoint.replicas.hold(bool(self._lost))
+        for endpoint in self.context.endpoints:
+            endpoint.replicas.hold(bool(self._unreachable))
 
-    def take(self, payload: bytes) -> None:
-        """Take messages; one that is under way already is not begun again.
+    def receive(self, payload: bytes) -> None:
+        """Begin work on each message; one that is under way already is not begun again (idempotent).
 
-        One of another term is: a new moderator asks, who was told what is on disk, and nobody waits for
-        the old one's answer any more.
+        One of another term is: a new moderator asks, which was told what is on disk, and the answer to the
+        old one is not waited for any more.
         """
         busy = self._busy
         for message in unpack(payload):
             if isinstance(message, Shares):
-                for endpoint in self.given.endpoints:
+                for endpoint in self.context.endpoints:
                     endpoint.replicas.obey(message.shares)
                     if message.halt:
                         endpoint.halt()
-                if _SHARES in self._lost and "moderator" not in self._lost:
-                    self.linked(_SHARES, True)
+                if _SHARES in self._unreachable and "moderator" not in self._unreachable:
+                    self.connected(_SHARES, True)
                 continue
             assert isinstance(message, Ask | Refine)  # nothing else is sent to a worker
             key = (message.number, message.turn if isinstance(message, Ask) else 0)
@@ -93,9 +94,9 @@ class Worker(MessagingActor):
     def _ended(self, key: tuple[int, int], task: asyncio.Task[None]) -> None:
         if (under_way := self._busy.get(key)) is not None and under_way[1] is task:
             del self._busy[key]
-        self._noticed(task)
+        self._task_ended(task)
 
-    def _noticed(self, task: asyncio.Task[None]) -> None:
-        """A fault of our own would leave a dialogue waiting for ever: whoever watches learns of it."""
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A fault of our own would leave a dialogue waiting for ever: those that watch learn of it."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.broke(error)
+            self.fail(error)

@@ -55,7 +55,7 @@ def test_turns_since_the_collectors_restart_are_not_paid_for_again(
 def test_the_answer_to_its_last_call_is_lost_and_it_is_called_again(tmp_path: Path) -> None:
     """Ray then tells of a failure, and the actor lives: the run is whole, and does not fail."""
     run = run_in(tmp_path / "run", settings())
-    collector = Collector(RunContext.of(run, run.settings).handed_out(), ("here", "token"))
+    collector = Collector(RunContext.of(run, run.settings).packed(), ("here", "token"))
     for _ in range(2):
         asyncio.run(collector.finish())
     assert (run.root / "summary.json").is_file()

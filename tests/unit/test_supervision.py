@@ -1,4 +1,4 @@
-"""Noticing that an actor was lost: by the lives that it has had, not by who happens to be looking."""
+"""Noticing that an actor was lost: by its incarnations, not by which call happens to fail."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors import directory
-from actors.directory import MessagingActor, losses
+from actors import supervision
+from actors.base import MessagingActor
+from actors.supervision import losses
 
 
 class Idle(MessagingActor):
-    """An actor that takes nothing."""
+    """An actor that receives nothing."""
 
-    def take(self, payload: bytes) -> None:
+    def receive(self, payload: bytes) -> None:
         """Not needed here."""
 
 
 class Actor:
-    """An actor as Ray's handle shows it: what is under way in a life fails when it ends."""
+    """An actor as Ray's handle shows it: what is under way in an incarnation fails when it ends."""
 
     def __init__(self) -> None:
         self.watch = self  # so that `handle.watch.remote(...)` leads here
@@ -29,11 +30,11 @@ class Actor:
         self.begin()
 
     def begin(self) -> None:
-        self._station = Idle(("namespace", "token"))
-        self._station._door.count(1)  # pyright: ignore[reportPrivateUsage] - the caller is connected
+        self._actor = Idle(("namespace", "token"))
+        self._actor._inbox.count_senders(1)  # pyright: ignore[reportPrivateUsage] - the caller is connected
 
     def die(self) -> None:
-        """End this life; another begins at once."""
+        """End this incarnation; another begins at once."""
         for task in self._watchers:
             task.cancel()
         self._watchers.clear()
@@ -41,7 +42,7 @@ class Actor:
 
     async def remote(self, known: str) -> str:
         self.calls += 1
-        task = asyncio.ensure_future(self._station.watch(known))
+        task = asyncio.ensure_future(self._actor.watch(known))
         self._watchers.append(task)
         await asyncio.wait([task])
         if task.cancelled():
@@ -51,7 +52,7 @@ class Actor:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(directory, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(supervision, "_RETRY_S", 0.01)
     return []
 
 
@@ -74,7 +75,7 @@ async def looking(actor: Actor, seen: list[str]) -> asyncio.Task[None]:
 async def test_each_loss_is_seen_once(seen: list[str]) -> None:
     actor = Actor()
     task = await looking(actor, seen)
-    await until(lambda: actor.calls == 2)  # it knows the first life, and waits for its end
+    await until(lambda: actor.calls == 2)  # it knows the first incarnation, and waits for its end
     assert not seen
     for count in (1, 2, 3):
         actor.die()
@@ -84,19 +85,19 @@ async def test_each_loss_is_seen_once(seen: list[str]) -> None:
     task.cancel()
 
 
-async def test_a_life_between_two_looks_is_not_missed(seen: list[str]) -> None:
+async def test_an_incarnation_between_two_looks_is_not_missed(seen: list[str]) -> None:
     actor = Actor()
     task = await looking(actor, seen)
     await until(lambda: actor.calls == 2)
     actor.die()
-    await asyncio.sleep(0.005)  # the loss is known, and nobody is looking for a moment:
-    actor.die()  # meanwhile another life has begun, has taken what was sent, and is over
+    await asyncio.sleep(0.005)  # the loss is known, and for a moment no call is under way:
+    actor.die()  # meanwhile another has begun, has received what was sent, and is over
     before = len(seen)
     await until(lambda: len(seen) > before)
     task.cancel()
 
 
-async def test_a_life_that_ends_before_the_first_look_is_answered(seen: list[str]) -> None:
+async def test_an_incarnation_that_ends_before_the_first_look_is_answered(seen: list[str]) -> None:
     actor = Actor()
     task = await looking(actor, seen)
     actor.die()
@@ -116,12 +117,12 @@ async def test_a_call_that_gets_lost_is_no_loss(seen: list[str]) -> None:
     task.cancel()
 
 
-async def test_who_is_not_connected_asks_again_and_sees_no_loss(seen: list[str]) -> None:
+async def test_a_caller_that_is_not_connected_asks_again_and_sees_no_loss(seen: list[str]) -> None:
     actor = Actor()
-    actor._station._door.count(-1)  # pyright: ignore[reportPrivateUsage]
+    actor._actor._inbox.count_senders(-1)  # pyright: ignore[reportPrivateUsage]
     task = await looking(actor, seen)
     await until(lambda: actor.calls == 4)
-    actor._station._door.count(1)  # pyright: ignore[reportPrivateUsage]
+    actor._actor._inbox.count_senders(1)  # pyright: ignore[reportPrivateUsage]
     await asyncio.sleep(0.03)
     before = actor.calls
     await asyncio.sleep(0.03)

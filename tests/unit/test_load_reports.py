@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from actors import load_reports as pulsing
+from actors import load_reports
 from culturepark.messages import LoadReport, Seen, pack, unpack
 from culturepark.models.endpoint import HttpEndpoint
 
@@ -32,7 +32,7 @@ class Endpoint:
         return [self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]]
 
 
-async def posted(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, pulses: int) -> list[Seen]:
+async def posted(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, intervals: int) -> list[Seen]:
     """What is posted within so many times REPORT_EVERY_S, at a clock that only waiting moves."""
     now_s, posts = [0.0], list[Seen]()
 
@@ -43,13 +43,13 @@ async def posted(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, pulses: in
 
     async def sleep(seconds: float) -> None:
         now_s[0] += seconds
-        if now_s[0] >= pulses * pulsing.REPORT_EVERY_S:
+        if now_s[0] >= intervals * load_reports.REPORT_EVERY_S:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr(pulsing.time, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(pulsing.asyncio, "sleep", sleep)
+    monkeypatch.setattr(load_reports.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(load_reports.asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
-        await pulsing.pulse("agent/korean/0", [cast(HttpEndpoint, endpoint)], post)
+        await load_reports.report_load("agent/korean/0", [cast(HttpEndpoint, endpoint)], post)
     return posts
 
 
