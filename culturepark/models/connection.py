@@ -1,11 +1,12 @@
-"""HTTP/1.1 for the hot path: POST a body, get the answer, over connections that are kept.
+"""A connection pool for HTTP/1.1: POST a body, get the response, over connections that are kept (keep-alive).
 
-A model call is one small request and one small reply, and a general client spends most of its time on
-what such a call does not have: cookies, redirects, streams, traces, forms. Here a reply is parsed as it
-arrives (`httptools`, the parser of Node.js) and handed over whole. All that a server sends is bounded
-before it is kept: a head, interim heads among it, by `_HEAD_BYTES`; a body by the caller's cap, counted
-after it was decompressed, since a small one can become huge; and what goes over the wire by twice that
-cap, so that crumbs of one byte cannot go on.
+A model call is one small request and one small response, and a general client spends most of its time on
+what such a call does not have: cookies, redirects, streams, traces, forms. Here a response is parsed as it
+arrives (`httptools`, the parser of Node.js) and handed over whole. A connection carries one request at a
+time (no pipelining). All that a server sends is bounded before it is kept: a head, interim responses
+(status 1xx) among it, by `_HEAD_BYTES`; a body by the caller's cap, counted after it was decompressed, since
+a small one can become huge; and the bytes received for one response by twice that cap, so that chunks of
+one byte cannot go on for ever.
 """
 
 from __future__ import annotations
@@ -23,21 +24,24 @@ from msgspec import Struct
 from yarl import URL
 
 _HEAD_BYTES = 65_536
-_KEPT_S = 30.0
-"""A connection that was idle for longer is closed: many servers and routers have forgotten it by then."""
-_WORDS_BYTES = 65_536
-"""No more of the body of a refusal than this is looked at."""
-_WORDS_S = 5.0
-"""The body of a refusal is not waited for longer than this: the status says what matters."""
-_PIECES = 64
-"""Of a body that comes in more pieces than this, one array is made after each read."""
-_LOOK_S = 1.0
+"""A response's head may have so many bytes."""
+_KEEP_ALIVE_S = 30.0
+"""A connection that was idle for so many seconds is closed: many servers have forgotten it by then."""
+_ERROR_BODY_BYTES = 65_536
+"""At most so many bytes of an error response's body are read."""
+_ERROR_BODY_S = 5.0
+"""The body of an error response is waited for at most so many seconds: the status says what matters."""
+_MOST_PIECES = 64
+"""A body that comes in more pieces is joined to one array after each read."""
+_CHECK_EVERY_S = 1.0
+"""Deadlines are checked at least so often, in seconds."""
 _GZIP_OR_ZLIB = 47
-_GIVEN = b"Content-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
+"""The window size that lets zlib recognise either format by its header."""
+_COMMON_HEADERS = b"Content-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
 
 
-class Answer(Struct):
-    """What came back. Of a status other than 200 the body may be cut short or missing."""
+class HttpResponse(Struct):
+    """A status and a body. With a status other than 200 the body may be cut short or missing."""
 
     status: int
     retry_after: str | None
@@ -45,16 +49,16 @@ class Answer(Struct):
 
 
 class NotHttpError(ValueError):
-    """What came is not HTTP as it was asked for."""
+    """The bytes received are no HTTP response to this request."""
 
 
 class TooLargeError(ValueError):
-    """The answer is larger than the cap."""
+    """The response is larger than the cap."""
 
 
 class NotSentError(OSError):
-    """No byte of the request went out, since no connection came about: nobody can have answered it.
-    `late`: not within the deadline."""
+    """No byte of the request was sent, since no connection could be opened: no server can have billed it.
+    `late`: not within the deadline (connect timeout)."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause) or type(cause).__name__)
@@ -62,7 +66,7 @@ class NotSentError(OSError):
 
 
 class Address(Struct, frozen=True):
-    """Where to send, with all of the request's head that is the same each time."""
+    """Where requests go, with the part of their head that is the same each time."""
 
     host: str
     port: int
@@ -84,69 +88,70 @@ class Address(Struct, frozen=True):
         if any("\r" in line or "\n" in line or "\0" in line for line in lines):
             raise ValueError("a header holds a line break")
         raw = "".join(f"{line}\r\n" for line in lines).encode("utf-8")
-        return cls(host, port, tls, raw + _GIVEN + b"Content-Length: ")
+        return cls(host, port, tls, raw + _COMMON_HEADERS + b"Content-Length: ")
 
 
 class ConnectionPool:
     """Connections to any number of addresses. To be used within one event loop.
 
     `most_bytes` caps a body once it is decompressed; `deadline_s` is for a whole call, from connecting to
-    the last byte. A timer for each call would cost as much as a third of it, so one look now and then, a
-    twentieth of the deadline apart, is for all of them.
+    the last byte. A timer for each call would cost as much as a third of it, so one timer checks all
+    deadlines now and then, a twentieth of the deadline apart.
     """
 
     def __init__(self, most_bytes: int, deadline_s: float) -> None:
         self.most_bytes = most_bytes
-        self.words_s = min(_WORDS_S, 0.5 * deadline_s)
+        self.error_body_s = min(_ERROR_BODY_S, 0.5 * deadline_s)
         self._deadline_s = deadline_s
-        self._look_s = min(_LOOK_S, deadline_s / 20)
-        self.owing: set[_Connection] = set()
-        """Connections that are to answer, each by its `due_s`."""
-        self._looking: asyncio.TimerHandle | None = None
+        self._check_every_s = min(_CHECK_EVERY_S, deadline_s / 20)
+        self.busy: set[_Connection] = set()
+        """Connections with a request under way, each with its `deadline_s`."""
+        self._check: asyncio.TimerHandle | None = None
         self._idle: dict[Address, deque[_Connection]] = {}
         self._all: set[_Connection] = set()
         self._tls: ssl.SSLContext | None = None
 
-    async def post(self, to: Address, body: bytes, extra: bytes = b"") -> Answer:
-        """The answer to a body. `extra` holds further lines of the head, each with its line break.
+    async def post(self, to: Address, body: bytes, extra: bytes = b"") -> HttpResponse:
+        """The response to a request with this body. `extra` holds further header lines, each with its line
+        break.
 
-        Raises NotSentError if there is no connection; once there is, OSError, also for an answer that
+        Raises NotSentError if there is no connection; once there is, OSError, also for a response that
         broke off, TimeoutError (an OSError, too) past the deadline, NotHttpError, TooLargeError. A call that
         is cancelled closes its connection.
         """
-        due_s = time.monotonic() + self._deadline_s
-        connection = self._kept(to)
+        deadline_s = time.monotonic() + self._deadline_s
+        connection = self._idle_connection(to)
         if connection is None:
             try:
                 async with asyncio.timeout(self._deadline_s):
                     connection = await self._connect(to)
             except (OSError, UnicodeError) as error:  # no address can be made of some names
                 raise NotSentError(error) from error
-        return await connection.ask(b"%b%d\r\n%b\r\n%b" % (to.head, len(body), extra, body), due_s)
+        return await connection.send(b"%b%d\r\n%b\r\n%b" % (to.head, len(body), extra, body), deadline_s)
 
-    def asked(self, connection: _Connection) -> None:
-        """It is to answer by its `due_s`."""
-        self.owing.add(connection)
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(self._look_s, self._look)
+    def watch(self, connection: _Connection) -> None:
+        """Keep to the connection's deadline from now on."""
+        self.busy.add(connection)
+        if self._check is None:
+            self._check = asyncio.get_running_loop().call_later(self._check_every_s, self._check_deadlines)
 
-    def _look(self) -> None:
-        """End what is past its deadline."""
+    def _check_deadlines(self) -> None:
+        """End the requests that are past their deadline."""
         now_s = time.monotonic()
-        for connection in [one for one in self.owing if one.due_s <= now_s]:
+        for connection in [one for one in self.busy if one.deadline_s <= now_s]:
             connection.expire()
-        self._looking = None
-        if self.owing:
-            self._looking = asyncio.get_running_loop().call_later(self._look_s, self._look)
+        self._check = None
+        if self.busy:
+            self._check = asyncio.get_running_loop().call_later(self._check_every_s, self._check_deadlines)
 
-    def _kept(self, to: Address) -> _Connection | None:
+    def _idle_connection(self, to: Address) -> _Connection | None:
         idle = self._idle.get(to)
-        least_s = time.monotonic() - _KEPT_S
+        oldest_s = time.monotonic() - _KEEP_ALIVE_S
         while idle:
             connection = idle.pop()
-            if connection.idle_s < least_s:
+            if connection.idle_since_s < oldest_s:
                 connection.close()
-            elif not connection.gone:
+            elif not connection.closed:
                 return connection
         return None
 
@@ -161,25 +166,25 @@ class ConnectionPool:
         return connection
 
     def opened(self, connection: _Connection) -> None:
-        """A connection stands."""
+        """A connection was made."""
         self._all.add(connection)
 
-    def keep(self, connection: _Connection) -> None:
-        """It may be used again; those that were idle for too long are let go."""
+    def release(self, connection: _Connection) -> None:
+        """Keep a connection for the next request; those that were idle for too long are closed."""
         idle = self._idle.setdefault(connection.to, deque())
         idle.append(connection)
-        while idle[0].idle_s < connection.idle_s - _KEPT_S:
+        while idle[0].idle_since_s < connection.idle_since_s - _KEEP_ALIVE_S:
             idle.popleft().close()
 
     def lost(self, connection: _Connection) -> None:
-        """It is no more."""
-        self._all.discard(connection)  # if it is kept, `_kept` passes over it
+        """A connection was closed."""
+        self._all.discard(connection)  # if it is idle, `_idle_connection` passes over it
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
         self._idle.clear()
         for connection in tuple(self._all):
             connection.close()
@@ -187,111 +192,111 @@ class ConnectionPool:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with at most one question on it at a time. The parser calls `on_...`."""
+    """One connection, with at most one request under way. The parser calls `on_...`."""
 
-    def __init__(self, wire: ConnectionPool, to: Address, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: ConnectionPool, to: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.to = to
-        self.idle_s = self.due_s = 0.0
-        self._wire = wire
+        self.idle_since_s = self.deadline_s = 0.0
+        self._pool = pool
         self._loop = loop
         self._transport: asyncio.Transport
-        self._answer: asyncio.Future[Answer] | None = None
-        self.gone = False
-        self._parser = httptools.HttpResponseParser(
-            self
-        )  # of one reply after another, as long as all is well
+        self._response: asyncio.Future[HttpResponse] | None = None
+        """Of the request under way."""
+        self.closed = False
+        # One for all responses of the connection, one after another.
+        self._parser = httptools.HttpResponseParser(self)
 
-    # --- asking
+    # --- a request
 
-    async def ask(self, request: bytes, due_s: float) -> Answer:
-        """The answer to a request, by then; as `Wire.post`."""
-        if self.gone:
+    async def send(self, request: bytes, deadline_s: float) -> HttpResponse:
+        """The response to a request, by the deadline; as `ConnectionPool.post`."""
+        if self.closed:
             raise NotSentError(ConnectionResetError("the server closed the connection"))
-        self._answer = answer = self._loop.create_future()
-        self._wired = self._status = self._size = 0
+        self._response = response = self._loop.create_future()
+        self._received = self._status = self._size = 0
         self._retry_after: str | None = None
         self._encoding, self._length = b"", -1
-        self._framed = self._over = self._stray = self._lasting = False
+        self._delimited = self._complete = self._surplus = self._keep_alive = False
         self._parts: list[bytes | bytearray] = []
         self._inflate = None
-        self._waiting: asyncio.TimerHandle | None = None
-        self.due_s = due_s
-        self._wire.asked(self)
+        self._error_timer: asyncio.TimerHandle | None = None
+        self.deadline_s = deadline_s
+        self._pool.watch(self)
         self._transport.write(request)
         try:
-            return await answer
+            return await response
         except BaseException:
-            if self._answer is answer:  # else it is over, and another may be asking here by now
-                self._over_with()
+            if self._response is response:  # else it is over, and the next request may be under way by now
+                self._end_request()
                 self._transport.abort()
             raise
 
-    def _over_with(self) -> asyncio.Future[Answer] | None:
-        """Owe no answer any more; returns who waits for one. At once, and not when that one goes on: another
-        may ask before that."""
-        answer, self._answer = self._answer, None
-        self._wire.owing.discard(self)
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-        return answer
+    def _end_request(self) -> asyncio.Future[HttpResponse] | None:
+        """No request is under way any more; returns the future of its response. At once, and not when the
+        waiting call runs again: the next request may begin before that."""
+        response, self._response = self._response, None
+        self._pool.busy.discard(self)
+        if self._error_timer is not None:
+            self._error_timer.cancel()
+            self._error_timer = None
+        return response
 
-    def _settle(self, keep: bool) -> None:
-        """Hand over what there is."""
-        answer = self._over_with()
-        if keep and not self.gone:
-            self.idle_s = time.monotonic()
-            self._wire.keep(self)
+    def _finish(self, keep: bool) -> None:
+        """Hand over the response as far as it is here."""
+        response = self._end_request()
+        if keep and not self.closed:
+            self.idle_since_s = time.monotonic()
+            self._pool.release(self)
         else:
             self._transport.abort()
-        if answer is not None and not answer.done():
-            answer.set_result(Answer(self._status, self._retry_after, b"".join(self._parts)))
+        if response is not None and not response.done():
+            response.set_result(HttpResponse(self._status, self._retry_after, b"".join(self._parts)))
 
     def _fail(self, error: Exception) -> None:
-        """Give up; but a refusal stays a refusal, whatever becomes of its body."""
+        """Give up; but an error response stays one, whatever becomes of its body."""
         if self._status and self._status != 200:
-            self._settle(keep=False)
+            self._finish(keep=False)
             return
-        answer = self._over_with()
+        response = self._end_request()
         self._transport.abort()
-        if answer is not None and not answer.done():
-            answer.set_exception(error)
+        if response is not None and not response.done():
+            response.set_exception(error)
 
     def expire(self) -> None:
-        """The answer has not come in time."""
-        answer = self._over_with()
+        """The deadline has passed."""
+        response = self._end_request()
         self._transport.abort()
-        if answer is not None and not answer.done():
-            answer.set_exception(TimeoutError())
+        if response is not None and not response.done():
+            response.set_exception(TimeoutError())
 
     def close(self) -> None:
         """End the connection."""
         self._transport.abort()
 
-    # --- the protocol
+    # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._wire.opened(self)
+        self._pool.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gone = True
-        self._wire.lost(self)
-        if self._answer is None:
+        self.closed = True
+        self._pool.lost(self)
+        if self._response is None:
             return
-        if self._status and not self._framed and exc is None:  # its end is the end of the answer
+        if self._status and not self._delimited and exc is None:  # its end is the end of the response
             self.on_message_complete()
-            self._end()
+            self._end_response()
         else:
-            what = "the reply broke off" if self._wired else "the server closed the connection"
+            what = "the reply broke off" if self._received else "the server closed the connection"
             self._fail(ConnectionResetError(str(exc) if exc else what))
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:
-            # It would be taken for the answer to the next question, which may be another dialogue's.
+        if self._response is None:
+            # It would pass for the response to the next request, which may be another dialogue's.
             self._transport.abort()
             return
-        self._wired += len(data)
+        self._received += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -300,68 +305,68 @@ class _Connection(asyncio.Protocol):
             cause = error.__context__ or error.__cause__
             self._fail(cause if isinstance(cause, OSError | ValueError) else NotHttpError(str(error)))
         except httptools.HttpParserError as error:
-            if not self._over:
+            if not self._complete:
                 self._fail(NotHttpError(str(error) or type(error).__name__))
             else:
-                self._stray = True
-        if self._over:
-            self._end()
+                self._surplus = True
+        if self._complete:
+            self._end_response()
         else:
             self._check_size()
 
     def _check_size(self) -> None:
         if not self._status:
-            if self._wired > _HEAD_BYTES:
+            if self._received > _HEAD_BYTES:
                 self._fail(NotHttpError("its head has no end"))
-        elif self._wired > 2 * self._wire.most_bytes + _HEAD_BYTES:
+        elif self._received > 2 * self._pool.most_bytes + _HEAD_BYTES:
             self._fail(TooLargeError())
-        elif len(self._parts) > _PIECES:
-            self._gather()
+        elif len(self._parts) > _MOST_PIECES:
+            self._join_pieces()
 
-    def _end(self) -> None:
-        """The whole answer is here."""
+    def _end_response(self) -> None:
+        """The whole response is here."""
         if self._inflate is not None and not self._inflate.eof:
             self._fail(ConnectionResetError("the compressed reply broke off"))
         else:
-            self._settle(keep=self._lasting and not self._stray)
+            self._finish(keep=self._keep_alive and not self._surplus)
 
-    # --- the parser
+    # --- callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """A reply begins, or one too many."""
-        if self._over:
-            self._stray = True
+        """A response begins, or one that no request asked for."""
+        if self._complete:
+            self._surplus = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A line of the head, or one behind the body."""
+        """A header, or a trailer behind the body."""
         name = name.lower()
-        if self._stray:
+        if self._surplus:
             return
         if name == b"content-length":
-            self._framed = True
+            self._delimited = True
             try:
                 self._length = int(value)
             except ValueError:  # it is no number, or one of thousands of digits
                 raise NotHttpError("its Content-Length is none") from None
         elif name == b"transfer-encoding":
-            self._framed = b"chunked" in value.lower()
+            self._delimited = b"chunked" in value.lower()
         elif name == b"content-encoding":
             self._encoding = value.strip().lower()
         elif name == b"retry-after":
             self._retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """The head is complete."""
         status = self._parser.get_status_code()
-        if self._stray:
+        if self._surplus:
             return
-        if 100 <= status < 200:  # another head follows
-            self._framed, self._length, self._encoding = False, -1, b""
+        if 100 <= status < 200:  # an interim response: another head follows
+            self._delimited, self._length, self._encoding = False, -1, b""
             return
         self._status = status
         if status != 200:
-            self._waiting = self._loop.call_later(self._wire.words_s, self._settle, False)
-        elif self._length > self._wire.most_bytes:
+            self._error_timer = self._loop.call_later(self._pool.error_body_s, self._finish, False)
+        elif self._length > self._pool.most_bytes:
             raise TooLargeError
         if self._encoding in (b"", b"identity"):
             return
@@ -371,9 +376,9 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        if self._stray or self._answer is None:
+        if self._surplus or self._response is None:
             return
-        most = self._wire.most_bytes if self._status == 200 else _WORDS_BYTES
+        most = self._pool.most_bytes if self._status == 200 else _ERROR_BODY_BYTES
         if self._inflate is not None:
             body = self._inflated(body, most + 1 - self._size)
         self._size += len(body)
@@ -383,10 +388,10 @@ class _Connection(asyncio.Protocol):
         if self._status == 200:
             raise TooLargeError
         self._parts = [b"".join(self._parts)[:most]]
-        self._settle(keep=False)
+        self._finish(keep=False)
 
-    def _gather(self) -> None:
-        """Make one array of the pieces: an object for each crumb would take thirty times its room."""
+    def _join_pieces(self) -> None:
+        """Join the pieces to one array: an object for each small chunk would need thirty times its room."""
         whole = self._parts[0]
         if isinstance(whole, bytes):
             whole = bytearray(whole)
@@ -394,10 +399,10 @@ class _Connection(asyncio.Protocol):
         self._parts = [whole]
 
     def _inflated(self, body: bytes, room: int) -> bytes:
-        """What a piece holds, and no more than there is room for."""
+        """A piece, decompressed: at most `room` bytes of it."""
         out: list[bytes] = []
         while body and room > 0 and self._inflate is not None:
-            if self._inflate.eof:  # one compressed text behind another
+            if self._inflate.eof:  # another compressed stream follows
                 self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
             try:
                 out.append(self._inflate.decompress(body, room))
@@ -408,7 +413,7 @@ class _Connection(asyncio.Protocol):
         return b"".join(out)
 
     def on_message_complete(self) -> None:
-        """The reply, or a head before it, is over."""
-        if self._status and not self._over:
-            self._over = True
-            self._lasting = not self.gone and bool(self._parser.should_keep_alive())
+        """The response, or an interim one before it, is complete."""
+        if self._status and not self._complete:
+            self._complete = True
+            self._keep_alive = not self.closed and bool(self._parser.should_keep_alive())

@@ -181,7 +181,7 @@ class HttpEndpoint:
         """The body of the reply to one attempt. Raises ModelError."""
         extra = f"{SESSION_HEADER}: {affinity}\r\n".encode("ascii") if affinity else b""
         try:
-            answer = await self._pool.post(to, body, extra)
+            response = await self._pool.post(to, body, extra)
         except NotSentError as error:
             if error.late:
                 raise ModelError("timeout", f"no connection within {self._limits.deadline_s:g} s") from None
@@ -195,9 +195,9 @@ class HttpEndpoint:
             raise _unanswered("invalid_reply", f"this is not HTTP: {self.safe(str(error))}") from None
         except OSError as error:
             raise _unanswered("connection", self.safe(str(error) or type(error).__name__)) from None
-        if answer.status == 200:
-            return answer.body
-        raise self._refusal(answer.status, answer.retry_after, answer.body)
+        if response.status == 200:
+            return response.body
+        raise self._refusal(response.status, response.retry_after, response.body)
 
     def _refusal(self, status: int, retry_after: str | None, raw: bytes) -> ModelError:
         kind: FailureKind

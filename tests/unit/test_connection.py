@@ -1,4 +1,4 @@
-"""The HTTP client of model calls: what it sends, what it keeps, and over TLS."""
+"""The connection pool of model calls: what it sends, what it keeps, and over TLS."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 from culturepark.models.connection import (
     Address,
-    Answer,
     ConnectionPool,
+    HttpResponse,
     NotHttpError,
     NotSentError,
     TooLargeError,
@@ -40,7 +40,7 @@ class Seen:
 async def serving(
     answer: Callable[[int], bytes], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[str, Seen]]:
-    """A server that answers the nth request so, and closes after an answer without a length."""
+    """A server that answers the nth request so, and closes after a response without a length."""
     seen = Seen()
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -67,12 +67,12 @@ async def serving(
 
 async def test_a_connection_is_used_again_and_the_request_is_whole() -> None:
     async with serving(lambda n: OK % b"") as (url, seen):
-        wire = ConnectionPool(1000, 5.0)
+        pool = ConnectionPool(1000, 5.0)
         to = Address.of(f"{url}/v1/chat?a=b", {"Authorization": "Bearer key", "X-Team": "ünit"})
         for body in (b"{}", b'{"a": 1}'):
-            answer = await wire.post(to, body, b"X-Session-ID: d1\r\n")
-            assert (answer.status, answer.body) == (200, b"hi")
-        await wire.close()
+            response = await pool.post(to, body, b"X-Session-ID: d1\r\n")
+            assert (response.status, response.body) == (200, b"hi")
+        await pool.close()
     assert seen.connections == 1
     head, _, body = seen.requests[1].partition(b"\r\n\r\n")
     assert body == b'{"a": 1}'
@@ -87,19 +87,19 @@ async def test_a_connection_is_used_again_and_the_request_is_whole() -> None:
 async def test_a_connection_that_the_server_ends_is_not_used_again(closing: bytes) -> None:
     whole = OK % closing if closing else b"HTTP/1.1 200 OK\r\n\r\nhi"
     async with serving(lambda n: whole) as (url, seen):
-        wire, to = ConnectionPool(1000, 5.0), Address.of(url, {})
+        pool, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         for _ in range(3):
-            assert (await wire.post(to, b"{}")).body == b"hi"
-        await wire.close()
+            assert (await pool.post(to, b"{}")).body == b"hi"
+        await pool.close()
     assert seen.connections == 3
 
 
 async def test_many_at_once_have_a_connection_each_and_keep_them() -> None:
     async with serving(lambda n: OK % b"") as (url, seen):
-        wire, to = ConnectionPool(1000, 5.0), Address.of(url, {})
+        pool, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         for _ in range(3):
-            await asyncio.gather(*(wire.post(to, b"{}") for _ in range(20)))
-        await wire.close()
+            await asyncio.gather(*(pool.post(to, b"{}") for _ in range(20)))
+        await pool.close()
     assert seen.connections == 20
     assert len(seen.requests) == 60
 
@@ -110,10 +110,10 @@ async def test_bodies_in_chunks_and_compressed() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: GZip\r\n\r\n"
     interim = b"HTTP/1.1 103 Early Hints\r\nContent-Encoding: br\r\n\r\n"
     async with serving(lambda n: interim + head + chunked) as (url, seen):
-        wire, to = ConnectionPool(900, 5.0), Address.of(url, {})
+        pool, to = ConnectionPool(900, 5.0), Address.of(url, {})
         for _ in range(2):
-            assert (await wire.post(to, b"{}")).body == b"a" * 500 + b"b" * 400
-        await wire.close()
+            assert (await pool.post(to, b"{}")).body == b"a" * 500 + b"b" * 400
+        await pool.close()
         narrow = ConnectionPool(899, 5.0)
         with pytest.raises(TooLargeError):
             await narrow.post(to, b"{}")
@@ -121,56 +121,56 @@ async def test_bodies_in_chunks_and_compressed() -> None:
     assert seen.connections == 2
 
 
-async def test_an_encoding_that_nobody_asked_for() -> None:
+async def test_an_encoding_that_no_request_asked_for() -> None:
     async with serving(lambda n: OK % b"Content-Encoding: br\r\n") as (url, _):
-        wire = ConnectionPool(1000, 5.0)
+        pool = ConnectionPool(1000, 5.0)
         with pytest.raises(NotHttpError, match="compressed"):
-            await wire.post(Address.of(url, {}), b"{}")
-        await wire.close()
+            await pool.post(Address.of(url, {}), b"{}")
+        await pool.close()
 
 
 async def test_a_call_past_its_deadline_ends_and_the_others_go_on() -> None:
     slow = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi"
     async with serving(lambda n: slow) as (url, _), serving(lambda n: OK % b"") as (quick, _):
-        wire = ConnectionPool(1000, 0.2)
-        late = asyncio.create_task(wire.post(Address.of(url, {}), b"{}"))
+        pool = ConnectionPool(1000, 0.2)
+        late = asyncio.create_task(pool.post(Address.of(url, {}), b"{}"))
         while not late.done():
-            assert (await wire.post(Address.of(quick, {}), b"{}")).body == b"hi"
+            assert (await pool.post(Address.of(quick, {}), b"{}")).body == b"hi"
             await asyncio.sleep(0.01)
         with pytest.raises(TimeoutError):
             await late
-        await wire.close()
+        await pool.close()
 
 
-async def test_a_call_that_is_cancelled_takes_its_connection_along() -> None:
+async def test_a_call_that_is_cancelled_closes_its_connection() -> None:
     async with serving(lambda n: b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi") as (url, seen):
-        wire, to = ConnectionPool(1000, 5.0), Address.of(url, {})
+        pool, to = ConnectionPool(1000, 5.0), Address.of(url, {})
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    await wire.post(to, b"{}")
-        await wire.close()
+                    await pool.post(to, b"{}")
+        await pool.close()
     assert seen.connections == 2
 
 
-async def test_a_connection_that_is_used_again_at_once_owes_the_next_answer_alone() -> None:
-    """Whoever had the first answer has not gone on yet when the second question is on its way."""
+async def test_a_connection_that_is_used_again_at_once_waits_for_the_next_response_alone() -> None:
+    """The first call has not gone on yet when the second request is sent."""
     busy = b"HTTP/1.1 429 Busy\r\nContent-Length: 2\r\n\r\nno"
     answers = [busy, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi"]
     async with serving(lambda n: answers[n - 1]) as (url, seen):
-        wire, to = ConnectionPool(1000, 0.6), Address.of(url, {})
-        asked: list[asyncio.Task[Answer]] = []
-        keep = wire.keep
+        pool, to = ConnectionPool(1000, 0.6), Address.of(url, {})
+        asked: list[asyncio.Task[HttpResponse]] = []
+        release = pool.release
 
-        def keep_and_ask(connection: Any) -> None:
-            keep(connection)
-            asked.append(asyncio.create_task(wire.post(to, b"{}")))
+        def release_and_ask(connection: Any) -> None:
+            release(connection)
+            asked.append(asyncio.create_task(pool.post(to, b"{}")))
 
-        wire.keep = keep_and_ask
-        assert (await wire.post(to, b"{}")).status == 429
+        pool.release = release_and_ask
+        assert (await pool.post(to, b"{}")).status == 429
         with pytest.raises(TimeoutError):  # and it has its own deadline
             await asyncio.wait_for(asked[0], 5)
-        await wire.close()
+        await pool.close()
     assert seen.connections == 1
 
 
@@ -180,10 +180,10 @@ async def test_a_connection_that_is_used_again_at_once_owes_the_next_answer_alon
 async def test_a_length_that_is_none_is_no_http(length: bytes) -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\nhi" % length
     async with serving(lambda n: raw) as (url, _):
-        wire = ConnectionPool(1000, 1.0)
+        pool = ConnectionPool(1000, 1.0)
         with pytest.raises((NotHttpError, TooLargeError)):
-            await wire.post(Address.of(url, {}), b"{}")
-        await wire.close()
+            await pool.post(Address.of(url, {}), b"{}")
+        await pool.close()
 
 
 @pytest.mark.parametrize("crumb", [1, 2, 7])
@@ -193,10 +193,10 @@ async def test_a_body_in_crumbs_is_whole(crumb: int) -> None:
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with serving(lambda n: head + chunked) as (url, _):
-        wire, to = ConnectionPool(len(body), 5.0), Address.of(url, {})
+        pool, to = ConnectionPool(len(body), 5.0), Address.of(url, {})
         for _ in range(2):
-            assert (await wire.post(to, b"{}")).body == body
-        await wire.close()
+            assert (await pool.post(to, b"{}")).body == body
+        await pool.close()
         narrow = ConnectionPool(len(body) - 1, 5.0)
         with pytest.raises(TooLargeError):
             await narrow.post(to, b"{}")
@@ -204,37 +204,37 @@ async def test_a_body_in_crumbs_is_whole(crumb: int) -> None:
 
 
 async def test_a_handshake_that_hangs_is_late_and_nothing_went_out() -> None:
-    """A server that takes the connection and never speaks TLS."""
+    """A server that accepts the connection and never speaks TLS."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        wire = ConnectionPool(1000, 0.2)
+        pool = ConnectionPool(1000, 0.2)
         began = time.monotonic()
         with pytest.raises(NotSentError) as caught:
-            await wire.post(Address.of(f"https://127.0.0.1:{deaf.getsockname()[1]}/v1", {}), b"{}")
+            await pool.post(Address.of(f"https://127.0.0.1:{deaf.getsockname()[1]}/v1", {}), b"{}")
         assert caught.value.late
         assert time.monotonic() - began < 1.5
-        await wire.close()
+        await pool.close()
 
 
 async def test_a_connect_that_hangs_is_late_and_nothing_went_out() -> None:
     with full_backlog() as port:
-        wire = ConnectionPool(1000, 0.2)
+        pool = ConnectionPool(1000, 0.2)
         began = time.monotonic()
         with pytest.raises(NotSentError) as caught:
-            await wire.post(Address.of(f"http://127.0.0.1:{port}/v1", {}), b"{}")
+            await pool.post(Address.of(f"http://127.0.0.1:{port}/v1", {}), b"{}")
         assert caught.value.late
         assert time.monotonic() - began < 1.5
-        await wire.close()
+        await pool.close()
 
 
-async def test_nobody_there_is_not_late() -> None:
+async def test_a_refused_connection_is_not_late() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    wire = ConnectionPool(1000, 5.0)
+    pool = ConnectionPool(1000, 5.0)
     for url in (f"http://127.0.0.1:{port}/v1", f"http://{'a' * 70}.invalid/v1"):
         with pytest.raises(NotSentError) as caught:
-            await wire.post(Address.of(url, {}), b"{}")
+            await pool.post(Address.of(url, {}), b"{}")
         assert not caught.value.late
-    await wire.close()
+    await pool.close()
 
 
 @pytest.mark.parametrize("header", ["a\r\nX-Evil: 1", "a\nb", "a\0b"])
@@ -293,6 +293,6 @@ async def test_tls_is_spoken_and_strangers_are_not_trusted(
         await stranger.close()
         assert seen.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-        wire = ConnectionPool(1000, 5.0)
-        assert (await wire.post(to, b"{}")).body == b"hi"
-        await wire.close()
+        pool = ConnectionPool(1000, 5.0)
+        assert (await pool.post(to, b"{}")).body == b"hi"
+        await pool.close()
