@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from culturepark.cli.arguments import RunDir
 from culturepark.errors import ConfigError, CultureParkError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class BackendName(StrEnum):
 
 
 def finetune(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    directory: RunDir,
     *,
     culture: Annotated[
         list[str] | None, typer.Option("--culture", metavar="NAME", help="Only this one. May be repeated.")
@@ -74,15 +75,11 @@ def finetune(
     Ctrl-C stops a training on this machine, which goes on from its last checkpoint next time; a job at a
     service goes on there, until it is stopped with --cancel.
     """
-    from culturepark.cli.views.terminal import line_of, out, print_error
+    from culturepark.cli.views.terminal import out
     from culturepark.settings import with_overrides
     from culturepark.store.rundir import load_run
-    from culturepark.training.backends import open_backend
-    from culturepark.training.base import base_of
-    from culturepark.training.datasets import seal
-    from culturepark.training.jobs import job_of, names_of
-    from culturepark.training.records import Records, training_lock
-    from culturepark.words import count
+    from culturepark.training.jobs import names_of
+    from culturepark.training.records import training_lock
 
     console = out()
     run = load_run(directory)
@@ -97,48 +94,68 @@ def finetune(
         return
     exams = _exams(against or (), labelled or ())
     with training_lock(run.root):
-        datasets: dict[str, Path] = {}
-        failed: list[CultureParkError] = []
-        for name in names:
-            try:
-                folder, facts = seal(run, name, settings.training)
-            except TrainingError as error:  # the others can be trained all the same
-                failed.append(error)
-                continue
-            datasets[name] = folder
-            console.print(
-                line_of(
-                    f"{name}: {count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out "
-                    f"questions -> {folder}"
-                ),
-                soft_wrap=True,
-            )
-        if not datasets:
-            raise failed[0]
-        for error in failed:
-            print_error(error)
+        datasets, failed = _sealed(console, run, settings, names)
         _check_leakage(console, run, datasets, exams)
-        if datasets_only:
-            if failed:
-                raise typer.Exit(failed[0].exit_code)
-            return
-        base = base_of(settings)
-        through = open_backend(settings)
-        records = Records(run.root)
-        for name in datasets:
-            job = job_of(run, name, settings, base)
-            try:
-                outcome = _follow(console, records, through, job, settings.training.poll_s)
-            except TrainingError as error:  # about this dataset alone
-                failed.append(error)
-                print_error(error)
-                continue
-            if outcome.state != "finished":
-                failed.append(outcome.error(job))
-                print_error(failed[-1])
-    _say_what_is_there(console, run)
+        if not datasets_only:
+            failed += _trained(console, run, settings, datasets)
+    if not datasets_only:
+        _say_what_is_there(console, run)
     if failed:
         raise typer.Exit(failed[0].exit_code)
+
+
+def _sealed(
+    console: Console, run: Run, settings: Settings, names: Sequence[str]
+) -> tuple[dict[str, Path], list[CultureParkError]]:
+    """The folders of the datasets, by name, and why some could not be made. Raises if there is none."""
+    from culturepark.cli.views.terminal import line_of, print_error
+    from culturepark.training.datasets import seal
+    from culturepark.words import count
+
+    datasets: dict[str, Path] = {}
+    failed: list[CultureParkError] = []
+    for name in names:
+        try:
+            folder, facts = seal(run, name, settings.training)
+        except TrainingError as error:  # the others can be trained all the same
+            failed.append(error)
+            continue
+        datasets[name] = folder
+        rows = f"{count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out questions"
+        console.print(line_of(f"{name}: {rows} -> {folder}"), soft_wrap=True)
+    if not datasets:
+        raise failed[0]
+    for error in failed:
+        print_error(error)
+    return datasets, failed
+
+
+def _trained(
+    console: Console, run: Run, settings: Settings, datasets: Mapping[str, Path]
+) -> list[CultureParkError]:
+    """Train on each dataset in turn; returns what went wrong, which is printed as it happens."""
+    from culturepark.cli.views.terminal import print_error
+    from culturepark.training.backends import open_backend
+    from culturepark.training.base import base_of
+    from culturepark.training.jobs import job_of
+    from culturepark.training.records import Records
+
+    base = base_of(settings)
+    through = open_backend(settings)
+    records = Records(run.root)
+    failed: list[CultureParkError] = []
+    for name in datasets:
+        job = job_of(run, name, settings, base)
+        try:
+            outcome = _follow(console, records, through, job, settings.training.poll_s)
+        except TrainingError as error:  # about this dataset alone
+            failed.append(error)
+            print_error(error)
+            continue
+        if outcome.state != "finished":
+            failed.append(outcome.error(job))
+            print_error(failed[-1])
+    return failed
 
 
 def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str], backend: str) -> None:

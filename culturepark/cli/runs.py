@@ -33,7 +33,8 @@ def show(
     ] = None,
 ) -> None:
     """Read a run: its summary, one dialogue, or one sample."""
-    from culturepark.cli.views.run import show_dialogue, show_opinions, show_sample, show_summary
+    from culturepark.cli.views.dialogue import show_dialogue, show_opinions, show_sample
+    from culturepark.cli.views.run import show_summary
     from culturepark.cli.views.terminal import out
     from culturepark.store.view import View
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from culturepark.cli.views.run import REASONS
+from culturepark.cli.views.dialogue import REASONS
 from culturepark.store.rows import DIALOGUES, OPINIONS
 from tests.ray.conftest import Generate, children_named, rows, summary, wait_for
 from tests.ray.test_generate import assert_whole
