@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.event_batching import rest_between_events
+from actors.event_batching import batch_events
 from actors.mailbox import Inbox, Outbox, Place
 from actors.ray_patches import without_addons
 from actors.supervision import cause_of, leave, never_comes_back
@@ -118,4 +118,4 @@ def _tune_process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
-    rest_between_events(asyncio.get_running_loop())
+    batch_events(asyncio.get_running_loop())

@@ -1,9 +1,9 @@
-"""An event loop that lets events gather, so that one wake-up serves many.
+"""An event loop that processes events in batches (interrupt coalescing), so that one wake-up serves many.
 
 A process that gets a few hundred replies a second would wake up for each of them and send a frame for
-each, and the waking costs as much as the work. A rest of a few milliseconds before waiting for events lets
+each, and the waking costs as much as the work. A delay of a few milliseconds before waiting for events lets
 them come together. A loop that is idle still wakes at once for the first event; one that has more to do
-than it can never rests, since its next events are there already.
+than it can never delays, since its next events are there already.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import asyncio
 import time
 from typing import Any, cast
 
-REST_S = 0.005
-"""Far below what a model takes to reply. A turn passes through five loops, so it adds about 20 ms to it."""
+BATCHING_S = 0.005
+"""Seconds that a loop lets events gather: far below what a model needs to reply. A turn passes through five
+loops, so this adds about 20 ms to it."""
 
 
-class _Resting:
-    """A selector that rests before it waits. For all else it is the one that it was given."""
+class _BatchingSelector:
+    """A selector that sleeps before it waits. For all else it is the one that it was given."""
 
     def __init__(self, selector: Any) -> None:
         self._selector = selector
@@ -29,13 +30,13 @@ class _Resting:
     def select(self, timeout: float | None = None) -> Any:
         """As a selector's own; `timeout` is at most 0 when the loop has work at hand."""
         if timeout is None or timeout > 0:
-            time.sleep(REST_S)
-            timeout = None if timeout is None else max(0.0, timeout - REST_S)
+            time.sleep(BATCHING_S)
+            timeout = None if timeout is None else max(0.0, timeout - BATCHING_S)
         return self._select(timeout)
 
 
-def rest_between_events(loop: asyncio.AbstractEventLoop) -> None:
-    """Make this loop rest. Loops without a selector, such as uvloop's, stay as they are."""
+def batch_events(loop: asyncio.AbstractEventLoop) -> None:
+    """Make this loop batch events. Loops without a selector, such as uvloop's, stay as they are."""
     selector = getattr(loop, "_selector", None)
-    if selector is not None and not isinstance(selector, _Resting):
-        cast(Any, loop)._selector = _Resting(selector)
+    if selector is not None and not isinstance(selector, _BatchingSelector):
+        cast(Any, loop)._selector = _BatchingSelector(selector)

@@ -14,8 +14,9 @@ _AT_LEAST_EVERY_S = 1.0
 """Seconds between reports without news: they show that the process is there, and the answers tell it how much
 it may do."""
 _QUIET_S = 2 * REPORT_EVERY_S
-"""Seconds between looks without news, which are most of them when a model needs seconds to reply: where it
-runs on the same machine, each look slows it down. With any more, a call would wait long for a greater share."""
+"""Seconds between looks without news, which are most of them when a model needs seconds to reply: a look
+costs CPU time, which the model lacks if it runs on the same machine. With more, calls would wait long for a
+share."""
 
 
 async def report_load(

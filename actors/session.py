@@ -17,21 +17,24 @@ from typing import Any
 import ray
 
 from actors import METRICS_INTERVAL, METRICS_SELDOM
-from actors.ray_patches import lean_start
+from actors.ray_patches import without_unused_processes
 from culturepark import flock
 from culturepark.errors import ConfigError, CultureParkError
 from culturepark.settings import shown_address
 
 _HOME_PREFIX, _OWNER = "culturepark-ray-", "owner.lock"
 _BEING_MADE_S = 60.0
-"""A directory without an owner that is younger than this may be another session's that just begins."""
+"""A directory without an owner that is younger than this, in seconds, may be one that another session just
+made."""
 
 _ATTEMPTS = 2
-"""Ray gives its processes thirty seconds; on a slow disk that can be too short, and
+"""Attempts to start Ray, which gives its processes thirty seconds: on a slow disk that can be too short, and
 the second time they are in memory."""
 _TOO_LATE = "timed out during startup"
+"""Part of what Ray says when its processes did not start in time."""
 
 _METRICS_OFTEN_MS = "5000"
+"""Milliseconds between Ray's reports of metrics when they are served."""
 
 
 @contextmanager
@@ -63,9 +66,9 @@ def ray_session(metrics_port: int = 0) -> Iterator[None]:
 def _start(home: Path, options: dict[str, Any]) -> None:
     """Start Ray below `home`. Raises CultureParkError if it does not come up."""
     for attempt in range(1, _ATTEMPTS + 1):
-        begun: list[Any] = []
+        started: list[Any] = []
         try:
-            with lean_start(begun):
+            with without_unused_processes(started):
                 ray.init(
                     address="local",
                     _temp_dir=str(home / f"ray{attempt}"),  # Ray opens it to all; `home` stays closed
@@ -79,7 +82,7 @@ def _start(home: Path, options: dict[str, Any]) -> None:
             return
         except Exception as error:  # Ray's own is no more than that
             ray.shutdown()
-            for node in begun:  # Ray forgets one that it did not finish
+            for node in started:  # Ray forgets one that it did not finish
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
             if _TOO_LATE not in str(error):
                 raise
@@ -130,7 +133,7 @@ def _private_home() -> tuple[str, int]:
             with lock.open("rb") as file:
                 if flock.try_acquire(file.fileno()):
                     shutil.rmtree(lock.parent, ignore_errors=True)
-    # A dying Ray process may write into its directory once more after it was removed.
+    # A dying Ray process may write to its directory once more after it was removed.
     for place in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*"):
         with contextlib.suppress(OSError):
             about = place.stat()

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors import ray_patches as lean
-from actors import session
+from actors import ray_patches, session
 from culturepark.errors import CultureParkError
 
 
@@ -48,7 +47,7 @@ def test_another_error_is_not_tried_again(starts: list[Exception | None]) -> Non
         pass
 
 
-def test_what_was_begun_is_ended_and_an_unknown_ray_starts_as_it_comes(
+def test_started_nodes_are_ended_and_an_unknown_ray_starts_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[str] = []
@@ -63,7 +62,7 @@ def test_what_was_begun_is_ended_and_an_unknown_ray_starts_as_it_comes(
             ended.append("node")
 
     def init(**_: object) -> None:
-        lean._private("node").Node.start_api_server(Node(), include_dashboard=False)
+        ray_patches._private("node").Node.start_api_server(Node(), include_dashboard=False)
         raise LATE
 
     monkeypatch.setattr(ray, "init", init)
@@ -73,9 +72,9 @@ def test_what_was_begun_is_ended_and_an_unknown_ray_starts_as_it_comes(
         pass
     assert ended == ["node", "node"]
 
-    nodes = lean._private("node")
+    nodes = ray_patches._private("node")
     served = nodes.Node.start_api_server
-    monkeypatch.setattr(lean, "_private", lambda name: object())
+    monkeypatch.setattr(ray_patches, "_private", lambda name: object())
     monkeypatch.setattr(ray, "init", lambda **_: None)
     with session.ray_session():
         assert nodes.Node.start_api_server is served
