@@ -14,7 +14,8 @@ from actors.base import MessagingActor
 from actors.mailbox import Outbox
 from actors.run_context import PackedContext, RunContext
 from actors.supervision import cause_of, leave, losses, never_comes_back
-from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
+from culturepark.dialogue.conductor import Conductor
+from culturepark.dialogue.slots import COLLECTOR, REFINERS, Post
 from culturepark.limits.budget import Budget
 from culturepark.limits.coordinator import Coordinator, known_limits
 from culturepark.messages import (

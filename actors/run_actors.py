@@ -22,7 +22,7 @@ from actors.refiner import RefinerActor
 from actors.run_context import RunContext
 from actors.threaded import ThreadedActor, threaded
 from actors.trainer import Trainer
-from culturepark.dialogue.conductor import REFINERS
+from culturepark.dialogue.slots import REFINERS
 from culturepark.errors import ConfigError
 from culturepark.settings import Settings
 from culturepark.store.rundir import Run

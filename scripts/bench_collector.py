@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from culturepark.cultures import load_cultures
-from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor
+from culturepark.dialogue.conductor import Conductor
+from culturepark.dialogue.slots import COLLECTOR, REFINERS
 from culturepark.messages import (
     Ask,
     Opinion,

@@ -2,11 +2,14 @@
 
     posts = conductor.on(message, now_s)
 
-The moderator feeds messages in and sends what comes out. A dialogue takes a slot when it starts and
-gives it free when its outcome is on disk, so a slow disk slows the start of new dialogues instead of
-filling memory. A turn is on disk before the next one is asked for, so whatever dies, no turn is paid for
-twice but those that were under way. What is lost with an actor is asked again; answers that come twice
-change nothing.
+The moderator hands it each message and sends the posts that follow. A dialogue has a slot from its start
+until its outcome is on disk, so a slow disk slows the start of new dialogues instead of filling memory
+(back-pressure). A turn is on disk before the next one is asked for (write-ahead log): whatever dies, no turn
+is paid for twice but those that were under way. What an actor that died was asked is asked again
+(at-least-once), and an answer that comes twice changes nothing (idempotent).
+
+To find a fault by, `conductor.events` holds what it saw last, and `conductor.validate()` says what does not
+hold of its state.
 """
 
 from __future__ import annotations
@@ -18,8 +21,26 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark.dialogue import health
-from culturepark.dialogue.state import AskFor, Begin, Broke, Dialogue, Effect, Event, Finish, Said, step
+from culturepark.dialogue import health, outcomes
+from culturepark.dialogue.event_log import EventLog
+from culturepark.dialogue.invariants import (
+    InvariantViolation,
+    broken_in_dialogue,
+    broken_in_doubt,
+    broken_in_slot,
+)
+from culturepark.dialogue.slots import COLLECTOR, Post, Slot, agent_address, refiner_address
+from culturepark.dialogue.state import (
+    Begin,
+    Dialogue,
+    Effect,
+    Event,
+    Finish,
+    RequestTurn,
+    TurnArrived,
+    TurnFailed,
+    step,
+)
 from culturepark.messages import (
     RUN_STOPPERS,
     Ask,
@@ -31,41 +52,16 @@ from culturepark.messages import (
     OutcomeStored,
     Refine,
     Spoke,
-    Step,
     Turn,
     TurnStored,
     UsageStored,
-    bare_usage,
-    only_usage,
-    with_speaker,
 )
 from culturepark.models.errors import DOUBTFUL
 from culturepark.plan import Plan
 from culturepark.settings import Settings
-from culturepark.usage import Usage
 
-COLLECTOR = "collector"
-REFINERS = "/refiners"
-"""Their key beside those of cultures, which hold no slash."""
-_OWN: frozenset[str] = frozenset({"forbidden", "too_large"})
-
-
-class Post(Struct, frozen=True):
-    """A message and the address it goes to: `agent/<culture>/<i>`, `refiner/<i>` or `collector`."""
-
-    address: str
-    message: Ask | Refine | Spoke | Step | Outcome
-
-
-class _Slot(Struct):
-    """A dialogue in flight. `post` is what it waits for an answer to; `steps` are the calls of its
-    refinement that an earlier attempt has paid for, and what calls took that brought nothing."""
-
-    dialogue: Dialogue
-    started_s: float
-    cultures: tuple[str, ...]
-    post: Post | None = None
-    steps: tuple[Step, ...] = ()
+_OWN_KINDS: frozenset[str] = frozenset({"forbidden", "too_large"})
+"""Kinds of failure that are in doubt, and that no outage brings about."""
 
 
 class Progress(Struct, frozen=True):
@@ -80,23 +76,24 @@ class Progress(Struct, frozen=True):
     stopped: str
     """Why no new dialogues start: empty, or the reason in words."""
     stopped_by: str
-    """`drain`, `breaker`, `budget`, or the kind of failure that stopped the run."""
-    noting: int = 0
-    """Dialogues that wait for nothing but that what a failed call took is on disk."""
+    """`drain`, `breaker` (circuit breaker), `budget`, `internal`, or the kind of failure that stopped the
+    run."""
+    storing_usage: int = 0
+    """Dialogues of which the usage of a failed call is on its way to the disk."""
 
     @property
     def idle(self) -> bool:
         """Nothing is under way, and nothing more will start."""
-        under_way = self.in_flight or self.noting
+        under_way = self.in_flight or self.storing_usage
         return not under_way and (bool(self.stopped) or self.ended >= self.planned)
 
 
 class Conductor:
     """Holds the dialogues of a run, from their start until their outcome is on disk.
 
-    `done` has a bit for each dialogue that needs no more work; `begun` says how far others have come:
-    they go on from there, before any new one starts. `term` is a number that no earlier
-    conductor of this run used, so that answers to an earlier one are not taken for answers to this.
+    `done` has a bit for each dialogue that needs no more work; `in_progress` says how far others have come:
+    they go on from there, before any new one starts. `term` is a number that no earlier conductor of this run
+    used (incarnation number), so that an answer to an earlier one is told from an answer to this one.
     `replicas` counts the replicas of each culture's agent and, under REFINERS, the refiners.
     """
 
@@ -107,23 +104,25 @@ class Conductor:
         done: bytes,
         term: int,
         replicas: Mapping[str, int],
-        begun: Iterable[InProgress] = (),
+        in_progress: Iterable[InProgress] = (),
     ) -> None:
         self._plan = plan
         self._settings = settings
         self._term = term
         self._replicas = dict(replicas)
+        self.events = EventLog()
         self._ended = int(np.bitwise_count(np.frombuffer(done, dtype=np.uint8)).sum())
-        self._begun = {one.number: one for one in begun}
-        self._owed = chain(list(self._begun), _zeros(done, len(plan), frozenset(self._begun)))
-        self._slots: dict[int, _Slot] = {}
+        self._in_progress = {one.number: one for one in in_progress}
+        self._owed = chain(list(self._in_progress), _zeros(done, len(plan), frozenset(self._in_progress)))
+        self._slots: dict[int, Slot] = {}
+        self._started = 0
         self._turns = 0
         self._failed = 0
         self._finished = 0
-        self._before = self._ended
+        self._ended_before = self._ended
         self._failures_in_a_row = 0
-        self._doubtful: dict[int, tuple[_Slot, Post]] = {}
-        self._noting: set[int] = set()
+        self._doubtful: dict[int, tuple[Slot, Post]] = {}
+        self._storing_usage: set[int] = set()
         self._stopped = ""
         self._stopped_by = ""
         self._halted = False
@@ -140,11 +139,16 @@ class Conductor:
             failed=self._failed,
             stopped=self._stopped,
             stopped_by=self._stopped_by,
-            noting=len(self._noting),
+            storing_usage=len(self._storing_usage),
         )
 
     def fill(self, now_s: float) -> list[Post]:
         """Start dialogues while there are free slots and owed dialogues."""
+        posts = self._fill(now_s)
+        self.events.note("fill", "", posts, now_s)
+        return posts
+
+    def _fill(self, now_s: float) -> list[Post]:
         posts: list[Post] = []
         while not self._stopped and len(self._slots) < self._settings.limits.dialogues_in_flight:
             number = next(self._owed, None)
@@ -152,42 +156,47 @@ class Conductor:
                 break
             cultures = self._plan.speaking(number)
             dialogue = Dialogue(self._plan.utterances_of(number), len(cultures))
-            slot = _Slot(dialogue, now_s, cultures)
-            if begun := self._begun.pop(number, None):
-                slot.dialogue = replace(dialogue, turns=begun.turns)
-                if begun.turns:
-                    slot.dialogue = self._ended_early(slot.dialogue, begun.turns[-1])
-                slot.steps = begun.steps
+            slot = Slot(dialogue, now_s, cultures)
+            if known := self._in_progress.pop(number, None):
+                slot.dialogue = replace(dialogue, turns=known.turns)
+                if known.turns:
+                    slot.dialogue = self._ended_early(slot.dialogue, known.turns[-1])
+                slot.steps = known.steps
             self._slots[number] = slot
+            self._started += 1
             posts += self._advance(number, Begin(), now_s)
         return posts
 
     def on(self, message: Message | TurnStored | UsageStored, now_s: float) -> list[Post]:
-        """What follows from a message."""
-        posts = self._on(message, now_s)
-        if not self._slots and self._doubtful and not self._stopped:
-            # Nothing is left to tell whether these failures are theirs or an outage's.
-            if self._finished or (self._before and self._all_their_own()):
-                posts += self._settle()
-            else:
-                self._trip("no dialogue finished")
-        return posts
+        """The posts that follow from a message."""
+        posts: list[Post] = []
+        try:
+            posts = self._follow(message, now_s)
+            if not self._slots and self._doubtful and not self._stopped:
+                # Nothing is left to tell whether these failures are theirs or an outage's.
+                if self._finished or (self._ended_before and self._all_own()):
+                    posts += self._settle()
+                else:
+                    self._trip("no dialogue finished")
+            return posts
+        finally:  # a message that cannot be followed is the last of the log
+            self.events.add(now_s, message, posts)
 
-    def _on(self, message: Message | TurnStored | UsageStored, now_s: float) -> list[Post]:
+    def _follow(self, message: Message | TurnStored | UsageStored, now_s: float) -> list[Post]:
         match message:
             case UsageStored(number=number):
-                self._noting.discard(number)
+                self._storing_usage.discard(number)
                 return []
             case OutcomeStored(number=number, failed=failed):
-                return self._recorded(number, failed, now_s)
+                return self._outcome_stored(number, failed, now_s)
             case Spoke(number=number, term=term) if self._awaits(number, term):
                 return self._spoke(message)
             case TurnStored(number=number, term=term, turn=turn) if self._awaits(number, term):
-                return self._kept(number, turn, now_s)
+                return self._turn_stored(number, turn, now_s)
             case NeedsTranscript(number=number, term=term, turn=turn) if self._awaits(number, term):
-                return self._retell(number, turn)
+                return self._send_transcript(number, turn)
             case CallFailed(number=number, term=term) if self._awaits(number, term):
-                return self._balked(message, now_s)
+                return self._call_failed(message, now_s)
             case _:
                 return []
 
@@ -197,38 +206,48 @@ class Conductor:
             n for n, slot in self._slots.items() if slot.post is not None and slot.post.address == address
         ]
 
-    def lost(self, address: str, begun: Iterable[InProgress] = ()) -> list[Post]:
-        """Ask again what an actor was asked and has not answered: it is gone.
+    def lost(self, address: str, in_progress: Iterable[InProgress] = ()) -> list[Post]:
+        """Ask again what an actor that died was asked and has not answered.
 
-        `begun` says which calls of refinements it had been paid for.
+        `in_progress` says which calls of its refinements are paid for and on disk.
         """
-        steps = {one.number: one.steps for one in begun}
+        steps = {one.number: one.steps for one in in_progress}
         posts: list[Post] = []
-        for number in self.held_by(address):
+        for number in () if self._halted else self.held_by(address):
             slot = self._slots[number]
             assert slot.post is not None  # it waits for this actor
             if number in steps and isinstance(slot.post.message, Refine):
                 slot.steps = steps[number]
                 slot.post = Post(address, replace(slot.post.message, steps=slot.steps))
             posts.append(slot.post)
+        self.events.note("lost", address, posts)
         return posts
 
     def stop(self, by: str, reason: str) -> None:
         """Start no more dialogues. The first reason stays."""
+        self.events.note("stop", by)
         if not self._stopped:
-            self._stopped, self._stopped_by = reason, by
+            self._stopped, self._stopped_by = reason or by, by
 
     def halt(self, by: str, reason: str) -> None:
-        """Ask nobody for anything more, as far as calls cost something; what comes in is still recorded."""
+        """Ask for nothing more that costs a model call; answers that come in are still stored."""
+        self.events.note("halt", by)
         self.stop(by, reason)
         self._halted = True
 
     def abandon(self) -> list[int]:
-        """Let go of dialogues still in flight: they stay owed. Returns their numbers."""
+        """Give up the dialogues in flight of a stopped run: they stay owed. Returns their numbers."""
+        self.events.note("abandon", str(len(self._slots)))
         numbers = sorted(self._slots)
         self._slots.clear()
-        self._noting.clear()
+        self._storing_usage.clear()
         return numbers
+
+    def validate(self) -> None:
+        """Raises InvariantViolation that says what does not hold, between two events. Reads all slots."""
+        if broken := list(self._broken()):
+            more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
+            raise InvariantViolation("; ".join(broken[:5]) + more)
 
     # --- within
 
@@ -236,7 +255,7 @@ class Conductor:
         return term == self._term and number in self._slots
 
     def _spoke(self, message: Spoke) -> list[Post]:
-        """Put the turn that is asked for on disk; any other changes nothing."""
+        """Store the turn that is asked for; any other changes nothing."""
         slot = self._slots[message.number]
         asked = slot.post and slot.post.message
         if not isinstance(asked, Ask) or message.turn.number != asked.turn:
@@ -244,14 +263,14 @@ class Conductor:
         slot.post = Post(COLLECTOR, message)
         return [slot.post]
 
-    def _kept(self, number: int, turn: int, now_s: float) -> list[Post]:
+    def _turn_stored(self, number: int, turn: int, now_s: float) -> list[Post]:
         slot = self._slots[number]
         said = slot.post and slot.post.message
-        if not isinstance(said, Spoke) or said.turn.number != turn:
+        if not isinstance(said, Spoke) or not said.turn.number == turn == slot.dialogue.next_turn:
             return []
         self._turns += 1
         slot.dialogue = self._ended_early(slot.dialogue, said.turn)
-        return self._advance(number, Said(said.turn), now_s)
+        return self._advance(number, TurnArrived(said.turn), now_s)
 
     def _ended_early(self, dialogue: Dialogue, last: Turn) -> Dialogue:
         """The dialogue, ending with this turn if its health says so."""
@@ -267,102 +286,70 @@ class Conductor:
         slot.post = post
         return [post]
 
-    def _post_for(self, number: int, slot: _Slot, effect: Effect, now_s: float) -> Post | None:
+    def _post_for(self, number: int, slot: Slot, effect: Effect, now_s: float) -> Post | None:
         match effect:
-            case AskFor(turn=turn, speaker=speaker, heard=heard):
-                culture = slot.cultures[speaker]
-                address = f"agent/{culture}/{number % self._replicas[culture]}"
+            case RequestTurn(turn=turn, speaker=speaker, heard=heard):
+                address = agent_address(slot.cultures[speaker], number, self._replicas)
                 return Post(address, Ask(number, self._term, turn, heard))
             case Finish() if self._settings.refine.enabled:
-                address = f"refiner/{number % self._replicas[REFINERS]}"
+                address = refiner_address(number, self._replicas)
                 turns = slot.dialogue.turns
                 return Post(address, Refine(number, self._term, turns, slot.started_s, slot.steps))
             case Finish():
-                return Post(COLLECTOR, self._outcome(number, slot, now_s))
+                return Post(COLLECTOR, outcomes.finished(number, slot, now_s))
             case _:
                 return None
 
-    def _outcome(
-        self,
-        number: int,
-        slot: _Slot,
-        now_s: float,
-        kind: str = "",
-        reason: str = "",
-        usage: Mapping[str, Usage] | None = None,
-    ) -> Outcome:
-        spent = bare_usage(slot.steps) if usage is None else usage
-        return Outcome(
-            number=number,
-            turns=slot.dialogue.turns,
-            usage=with_speaker(spent, slot.dialogue.turns),
-            failed=kind,
-            reason=reason,
-            started_s=slot.started_s,
-            ended_s=now_s,
-        )
-
-    def _retell(self, number: int, turn: int) -> list[Post]:
-        """Send an agent the transcript that it does not have."""
+    def _send_transcript(self, number: int, turn: int) -> list[Post]:
+        """Ask again, with the transcript that the agent does not have."""
         post = self._slots[number].post
-        if post is None or not isinstance(post.message, Ask) or post.message.turn != turn:
+        if self._halted or post is None or not isinstance(post.message, Ask) or post.message.turn != turn:
             return []
         ask = Ask(number, self._term, turn, post.message.heard, self._slots[number].dialogue.turns)
         return [Post(post.address, ask)]
 
-    def _balked(self, message: CallFailed, now_s: float) -> list[Post]:
+    def _call_failed(self, message: CallFailed, now_s: float) -> list[Post]:
         number, kind = message.number, message.kind
         slot = self._slots[number]
-        if message.turn != _awaited(slot):
-            return []  # it has answered already
+        if message.turn != slot.awaited_turn:
+            return []  # it was answered already
         if kind in RUN_STOPPERS:
             # Every other call would meet the same: the dialogue stays owed, the run stops.
             self.stop(kind, message.reason)
             del self._slots[number]
-            return self._note(message)
+            return self._store_usage(message)
         if message.turn:
-            slot.dialogue, _ = step(slot.dialogue, Broke(message.turn, kind, message.reason))
-        post = Post(COLLECTOR, self._failure(slot, message, now_s))
+            slot.dialogue, _ = step(slot.dialogue, TurnFailed(message.turn, kind, message.reason))
+        post = Post(COLLECTOR, outcomes.failed(slot, message, now_s))
         self._failures_in_a_row += 1
         if kind not in DOUBTFUL:
             slot.post = post
             posts = [post]
         else:
-            # An outage is no fault of the dialogue's, nor is a key that is no longer good: whether this
-            # one failed is settled when another finishes. If none does, it stays owed.
+            # An outage is no fault of the dialogue's, nor is a key that was revoked: whether this one failed
+            # is settled when another finishes. If none does, it stays owed.
             del self._slots[number]
             if not self._stopped:
                 self._doubtful[number] = (slot, post)
-            posts = self._note(message)
+            posts = self._store_usage(message)
         if self._failures_in_a_row >= self._settings.limits.breaker:
             self._trip(f"{self._failures_in_a_row} dialogues in a row failed, the last with `{kind}`")
-        return posts + self.fill(now_s)
+        return posts + self._fill(now_s)
 
-    def _note(self, message: CallFailed) -> list[Post]:
-        """Put on disk what a failed call took whose dialogue may stay owed. A refiner has done so itself."""
-        if not message.turn:
-            return []
-        key = b"lost" + message.term.to_bytes(8, "big") + message.turn.to_bytes(4, "big")
-        posts = [Post(COLLECTOR, one) for one in only_usage(message.number, message.usage, key)]
+    def _store_usage(self, message: CallFailed) -> list[Post]:
+        posts = [Post(COLLECTOR, step) for step in outcomes.usage_of(message)]
         if posts:
-            self._noting.add(message.number)
+            self._storing_usage.add(message.number)
         return posts
 
-    def _all_their_own(self) -> bool:
-        """Whether nothing is in doubt but what an outage does not bring about. In a run that has ended others
-        before, it is these dialogues' own: they would be owed for ever."""
+    def _all_own(self) -> bool:
+        """Whether no failure in doubt is one that an outage brings about. In a run in which dialogues ended
+        before, such failures are these dialogues' own: they would be owed for ever."""
         failed = (post.message for _, post in self._doubtful.values())
-        return all(isinstance(one, Outcome) and one.failed in _OWN for one in failed)
-
-    def _failure(self, slot: _Slot, message: CallFailed, now_s: float) -> Outcome:
-        """How a dialogue ends with a failure. A refiner knows what calls before this one took."""
-        usage = dict(message.usage)
-        if message.turn:
-            for role, took in bare_usage(slot.steps).items():
-                usage[role] = usage.get(role, Usage()) + took
-        return self._outcome(message.number, slot, now_s, message.kind, message.reason, usage)
+        return all(isinstance(one, Outcome) and one.failed in _OWN_KINDS for one in failed)
 
     def _trip(self, what: str) -> None:
+        """Stop the run (circuit breaker); the dialogues whose failures are in doubt stay owed."""
         reasons = [
             post.message.reason for _, post in self._doubtful.values() if isinstance(post.message, Outcome)
         ]
@@ -370,7 +357,7 @@ class Conductor:
         self._doubtful.clear()
 
     def _settle(self) -> list[Post]:
-        """Others finished, so the doubtful failures are the dialogues' own: record them."""
+        """Others finished, so the failures in doubt are the dialogues' own: store their outcomes."""
         posts: list[Post] = []
         for number, (slot, post) in self._doubtful.items():
             slot.post = post
@@ -379,33 +366,70 @@ class Conductor:
         self._doubtful.clear()
         return posts
 
-    def _recorded(self, number: int, failed: str, now_s: float) -> list[Post]:
+    def _outcome_stored(self, number: int, failed: str, now_s: float) -> list[Post]:
         if self._slots.pop(number, None) is None:
             return []
         self._ended += 1
         if failed:
             self._failed += 1
-            return self.fill(now_s)
+            return self._fill(now_s)
         self._finished += 1
         self._failures_in_a_row = 0
-        return self._settle() + self.fill(now_s)
+        return self._settle() + self._fill(now_s)
+
+    def _broken(self) -> Iterator[str]:
+        """What does not hold of the state as a whole, and of each dialogue."""
+        planned, limits = len(self._plan), self._settings.limits
+        in_slots, in_doubt = self._slots.keys(), self._doubtful.keys()
+        if self._ended != self._ended_before + self._finished + self._failed:
+            parts = f"{self._ended_before} before, {self._finished} finished, {self._failed} failed"
+            yield f"{self._ended} have ended: {parts}"
+        held = self._finished + self._failed + len(in_slots) + len(in_doubt)
+        if held > self._started or (held < self._started and not self._stopped):
+            yield f"{self._started} were started, and {held} have ended or are in flight or in doubt"
+        if self._ended_before + self._started > planned:
+            yield f"{self._ended_before} had ended, {self._started} were started, and {planned} are planned"
+        if both := sorted(in_slots & in_doubt):
+            yield f"dialogues in flight and in doubt: {both[:5]}"
+        if waiting := sorted(self._in_progress.keys() & (in_slots | in_doubt)):
+            yield f"dialogues in flight or in doubt that are still to start: {waiting[:5]}"
+        if wrong := sorted(n for n in {*in_slots, *in_doubt, *self._storing_usage} if not 0 <= n < planned):
+            yield f"dialogues that are not planned: {wrong[:5]}"
+        failing = {n for n, slot in self._slots.items() if _fails(slot.post)}
+        if (live := len(in_slots) - len(failing)) > limits.dialogues_in_flight:
+            yield f"{live} dialogues are in flight, and {limits.dialogues_in_flight} may be"
+        if going_on := sorted(self._storing_usage & (in_slots - failing)):
+            yield f"dialogues whose call failed, and that go on: {going_on[:5]}"
+        if bool(self._stopped) != bool(self._stopped_by) or (self._halted and not self._stopped):
+            yield f"it is stopped by `{self._stopped_by}` or halted, and has no reason"
+        if self._failures_in_a_row < len(in_doubt):
+            yield f"{len(in_doubt)} failures are in doubt, of {self._failures_in_a_row} in a row"
+        if not self._stopped and (self._failures_in_a_row >= limits.breaker or (in_doubt and not in_slots)):
+            yield f"the breaker did not trip at {self._failures_in_a_row} failures, {len(in_doubt)} in doubt"
+        refines = self._settings.refine.enabled
+        for number, slot in self._slots.items():
+            for what in broken_in_dialogue(slot.dialogue, self._plan.utterances_of(number)):
+                yield f"dialogue {number}: {what}"
+            for what in broken_in_slot(
+                number, slot, self._term, self._replicas, refines=refines, halted=self._halted
+            ):
+                yield f"dialogue {number}: {what}"
+        for number, (slot, post) in self._doubtful.items():
+            for what in broken_in_doubt(number, slot, post):
+                yield f"dialogue {number}: {what}"
 
 
-def _awaited(slot: _Slot) -> int:
-    """The turn that was asked for; 0 for a refinement, -1 if nobody is asked anything."""
-    asked = slot.post and slot.post.message
-    if isinstance(asked, Ask):
-        return asked.turn
-    return 0 if isinstance(asked, Refine) else -1
+def _fails(post: Post | None) -> bool:
+    return post is not None and isinstance(post.message, Outcome) and bool(post.message.failed)
 
 
-def _zeros(bits: bytes, count: int, but: frozenset[int]) -> Iterator[int]:
-    """The positions of zeros among the first `count` bits, `but` these, found as they are needed."""
+def _zeros(bits: bytes, count: int, skip: frozenset[int]) -> Iterator[int]:
+    """The positions of zeros among the first `count` bits, but those to skip, found as they are needed."""
     block = 4096
     for start in range(0, len(bits), block):
         some = np.unpackbits(np.frombuffer(bits[start : start + block], dtype=np.uint8))
         for offset in np.flatnonzero(some == 0):
             if (position := 8 * start + int(offset)) >= count:
                 return
-            if position not in but:
+            if position not in skip:
                 yield position

@@ -3,9 +3,9 @@
     state, effect = step(state, event)
 
 A dialogue begins, its turns come one by one from alternating speakers, and it ends exactly once:
-`Finish` after the last turn or `Fail` with the reason. Events that do not fit (a turn that was
-already said, anything after the end) change nothing and have no effect, so a message that arrives
-twice is harmless.
+`Finish` after the last turn or `Fail` with the reason. Events that do not fit (a turn that has come
+already, anything after the end) change nothing and have no effect, so an event may come twice
+(idempotent).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from culturepark.messages import FailureKind, Turn
 
 
 class Dialogue(Struct, frozen=True):
-    """Where one dialogue stands. `utterances` turns make it whole; `ended` comes once."""
+    """The state of one dialogue. `utterances` turns make it complete; `ended` comes once."""
 
     utterances: int
     speakers: int = 2
@@ -26,35 +26,35 @@ class Dialogue(Struct, frozen=True):
 
     @property
     def next_turn(self) -> int:
-        """The number of the turn that is owed, from 1."""
+        """The number of the turn that is due, from 1."""
         return len(self.turns) + 1
 
     @property
     def next_speaker(self) -> int:
-        """The index of the persona that owes it."""
+        """The index of the persona whose turn it is."""
         return len(self.turns) % self.speakers
 
 
 class Begin(Struct, frozen=True):
-    """The dialogue has a slot, or has to be asked again where it stood."""
+    """The dialogue has a slot and starts, or goes on after the turns that an earlier term has stored."""
 
 
-class Said(Struct, frozen=True):
-    """A turn arrived."""
+class TurnArrived(Struct, frozen=True):
+    """A turn came, and is on disk."""
 
     turn: Turn
 
 
-class Broke(Struct, frozen=True):
-    """Turn `turn` will never come."""
+class TurnFailed(Struct, frozen=True):
+    """Turn `turn` will never come: its model call failed for good."""
 
     turn: int
     kind: FailureKind
     reason: str
 
 
-class AskFor(Struct, frozen=True):
-    """Ask this speaker for this turn; `heard` is what the other just said."""
+class RequestTurn(Struct, frozen=True):
+    """Ask this speaker for this turn; `heard` is the text of the turn before it, empty at the first."""
 
     turn: int
     speaker: int
@@ -62,7 +62,7 @@ class AskFor(Struct, frozen=True):
 
 
 class Finish(Struct, frozen=True):
-    """All turns are there."""
+    """The dialogue is complete."""
 
 
 class Fail(Struct, frozen=True):
@@ -72,8 +72,8 @@ class Fail(Struct, frozen=True):
     reason: str
 
 
-Event = Begin | Said | Broke
-Effect = AskFor | Finish | Fail | None
+Event = Begin | TurnArrived | TurnFailed
+Effect = RequestTurn | Finish | Fail | None
 
 
 def step(state: Dialogue, event: Event) -> tuple[Dialogue, Effect]:
@@ -82,7 +82,7 @@ def step(state: Dialogue, event: Event) -> tuple[Dialogue, Effect]:
         return state, None
     if isinstance(event, Begin):
         return _go_on(state)
-    if isinstance(event, Said):
+    if isinstance(event, TurnArrived):
         turn = event.turn
         if turn.number != state.next_turn or turn.speaker != state.next_speaker:
             return state, None
@@ -96,4 +96,4 @@ def _go_on(state: Dialogue) -> tuple[Dialogue, Effect]:
     if len(state.turns) >= state.utterances:
         return replace(state, ended=True), Finish()
     heard = state.turns[-1].text if state.turns else ""
-    return state, AskFor(state.next_turn, state.next_speaker, heard)
+    return state, RequestTurn(state.next_turn, state.next_speaker, heard)

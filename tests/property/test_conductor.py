@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from culturepark.dialogue.conductor import COLLECTOR, REFINERS, Conductor, Post
+from culturepark.dialogue.conductor import Conductor
+from culturepark.dialogue.event_log import POSTS, EventLog
+from culturepark.dialogue.invariants import InvariantViolation
+from culturepark.dialogue.slots import COLLECTOR, REFINERS, Post
 from culturepark.messages import (
     Ask,
     CallFailed,
+    FailureKind,
     InProgress,
     Message,
     NeedsTranscript,
@@ -34,7 +40,7 @@ from culturepark.plan import Plan
 from culturepark.usage import Usage
 from tests import builders
 
-TAKE = 77
+TERM = 77
 
 
 class World:
@@ -43,12 +49,20 @@ class World:
     The network delivers at least once. What an actor was asked and did not answer is lost when it dies.
     """
 
-    def __init__(self, plan: Plan, of: Any, dice: random.Random, fails: int = 0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        of: Any,
+        dice: random.Random,
+        fails: int = 0,
+        kinds: tuple[FailureKind, ...] = ("server",),
+    ) -> None:
         replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 2)
-        self.plan, self.dice, self.fails = plan, dice, fails
-        self.conductor = Conductor(plan, of, bytes(-(-len(plan) // 8)), TAKE, replicas)
+        self.plan, self.dice, self.fails, self.kinds = plan, dice, fails, kinds
+        self.conductor = Conductor(plan, of, bytes(-(-len(plan) // 8)), TERM, replicas)
+        self.halted = False
         self.inbox: list[tuple[str, Any]] = []
-        self.answers: list[Message | TurnStored] = []
+        self.answers: list[Message | TurnStored | UsageStored] = []
         self.known: set[tuple[int, int]] = set()
         self.outcomes: dict[int, Outcome] = {}
         self.recorded: Counter[int] = Counter()
@@ -59,6 +73,8 @@ class World:
         return self.dice.randrange(most)
 
     def send(self, posts: list[Post]) -> None:
+        self.conductor.validate()
+        assert not self.halted or {post.address for post in posts} <= {COLLECTOR}
         progress = self.conductor.progress()
         # Failures that are settled late are on their way to the disk beside the others.
         self.most_in_flight = max(self.most_in_flight, progress.in_flight - progress.refining)
@@ -69,21 +85,31 @@ class World:
         for _ in range(20_000):
             if self.conductor.progress().idle:
                 return
-            if self.answers and (not self.inbox or self.choose(2)):
-                at = self.choose(len(self.answers))
-                message = self.answers[at]
-                if self.choose(5):  # else it comes once more later
-                    self.answers.pop(at)
-                self.send(self.conductor.on(message, 1.0))
-            elif self.inbox:
-                address, message = self.inbox.pop(self.choose(len(self.inbox)))
-                if not self.choose(12) and address != COLLECTOR:
-                    self.kill(address)
-                else:
-                    self.answer(message)
-            else:
-                raise AssertionError(f"nothing is under way: {self.conductor.progress()}")
+            assert self.moves(), f"nothing is under way: {self.conductor.progress()}"
         raise AssertionError("it does not end")
+
+    def moves(self) -> bool:
+        """Whether something was under way, of which one thing came."""
+        if self.answers and (not self.inbox or self.choose(2)):
+            at = self.choose(len(self.answers))
+            message = self.answers[at]
+            if self.choose(5):  # else it comes once more later
+                self.answers.pop(at)
+            self.send(self.conductor.on(message, 1.0))
+            return True
+        if not self.inbox:
+            return False
+        address, message = self.inbox.pop(self.choose(len(self.inbox)))
+        if not self.choose(12) and address != COLLECTOR:
+            self.kill(address)
+        else:
+            self.answer(message)
+        return True
+
+    def halt(self) -> None:
+        """The budget is spent."""
+        self.conductor.halt("budget", "it is spent")
+        self.halted = True
 
     def kill(self, address: str) -> None:
         """This actor dies with all it was asked and all it knew."""
@@ -103,10 +129,7 @@ class World:
                 assert message.transcript[-1].text == message.heard
             self.known.add((message.number, (message.turn - 1) % speakers))
             if self.fails and (message.number * 31 + message.turn) % self.fails == 0:
-                balked = CallFailed(
-                    message.number, message.term, message.turn, "server", "down", {"speaker": Usage(calls=1)}
-                )
-                self.answers.append(balked)
+                self.fail(message.number, message.turn, "speaker")
                 return
             turn = Turn(
                 message.turn, (message.turn - 1) % speakers, f"said {message.turn}", usage=Usage(calls=1)
@@ -118,9 +141,17 @@ class World:
             self.noted.setdefault(message.number, {})[message.key] = message
             self.answers.append(UsageStored(message.number))
         elif isinstance(message, Refine):
-            self.record(Outcome(message.number, message.turns))
+            if len(self.kinds) > 1 and self.fails and message.number % self.fails == 1:
+                self.fail(message.number, 0, "verifier")
+            else:
+                self.record(Outcome(message.number, message.turns))
         else:
             self.record(message)
+
+    def fail(self, number: int, turn: int, role: str) -> None:
+        """A call has failed for good; in refinement `turn` is 0."""
+        kind = self.kinds[self.choose(len(self.kinds))]
+        self.answers.append(CallFailed(number, TERM, turn, kind, "down", {role: Usage(calls=1)}))
 
     def record(self, outcome: Outcome) -> None:
         """The collector: the first outcome of a dialogue counts, each is acknowledged."""
@@ -162,6 +193,52 @@ def test_every_dialogue_is_recorded_once(seed: int, refine: bool, fails: int, at
             assert [step.usage.calls for step in world.noted[number].values()] == [1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 1 << 32),
+    st.booleans(),
+    st.sampled_from([0, 2, 5]),
+    st.integers(1, 5),
+    st.integers(2, 30),
+    st.integers(0, 200),
+    st.sampled_from(["halt", "stop", "nothing"]),
+)
+def test_whatever_comes_and_however_it_stops_nothing_is_lost_or_asked_too_much(
+    seed: int, refine: bool, fails: int, at_once: int, breaker: int, after: int, then: str
+) -> None:
+    of = builders.settings(
+        plan={
+            "cultures": ["arabic", "korean"],
+            "questions": ["wvs7-q28"],
+            "kinds": ["cross", "in-culture", "direct"],
+            "dialogues_per_question": 3,
+            "utterances": 4,
+        },
+        refine={"enabled": refine},
+        limits={"dialogues_in_flight": at_once, "breaker": breaker},
+    )
+    plan = builders.plan(of)
+    world = World(plan, of, random.Random(seed), fails, ("server", "refused", "forbidden", "too_large"))
+    world.send(world.conductor.fill(0.0))
+    for _ in range(after):
+        world.moves()
+    if then == "halt":
+        world.halt()
+    elif then == "stop":
+        world.conductor.stop("drain", "asked to")
+    for _ in range(20_000):
+        if not world.moves():
+            break
+    if then == "halt":
+        world.conductor.abandon()
+        world.conductor.validate()
+    progress = world.conductor.progress()
+    assert progress.idle
+    assert progress.ended == len(world.outcomes) == sum(world.recorded.values())
+    if not progress.stopped:
+        assert progress.ended == progress.planned
+
+
 @given(st.sets(st.integers(0, 39)))
 def test_resume_is_subtraction(done: set[int]) -> None:
     of = builders.settings(
@@ -171,7 +248,7 @@ def test_resume_is_subtraction(done: set[int]) -> None:
     bits = np.zeros(len(plan), dtype=np.uint8)
     bits[list(done)] = 1
     replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
-    conductor = Conductor(plan, of, np.packbits(bits).tobytes(), TAKE, replicas)
+    conductor = Conductor(plan, of, np.packbits(bits).tobytes(), TERM, replicas)
     started = {post.message.number for post in conductor.fill(0.0)}
     assert started == set(range(40)) - done
     assert conductor.progress().idle == (len(done) == 40)
@@ -185,19 +262,19 @@ def crowd(**limits: Any) -> tuple[Plan, Conductor]:
     )
     plan = builders.plan(of)
     replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
-    return plan, Conductor(plan, of, bytes(2), TAKE, replicas)
+    return plan, Conductor(plan, of, bytes(2), TERM, replicas)
 
 
 @pytest.mark.parametrize("kind", ["unauthorised", "no_such_model"])
 def test_what_every_call_would_meet_stops_the_run(kind: Any) -> None:
     plan, conductor = crowd()
     posts = conductor.fill(0.0)
-    assert conductor.on(CallFailed(0, TAKE, 1, kind, "no"), 0.0) == []
+    assert conductor.on(CallFailed(0, TERM, 1, kind, "no"), 0.0) == []
     progress = conductor.progress()
     assert (progress.stopped_by, progress.ended, progress.failed) == (kind, 0, 0)
     assert not progress.idle  # two are still under way
     for post in posts[1:]:
-        assert conductor.on(CallFailed(post.message.number, TAKE, 1, kind, "no"), 0.0) == []
+        assert conductor.on(CallFailed(post.message.number, TERM, 1, kind, "no"), 0.0) == []
     assert conductor.progress().idle
     assert conductor.progress().planned - conductor.progress().ended == len(plan)  # all owed
 
@@ -206,12 +283,12 @@ def test_an_outage_stops_the_run_and_its_dialogues_stay_owed() -> None:
     plan, conductor = crowd(breaker=3)
     posts = conductor.fill(0.0)
     for number in range(3):
-        posts += conductor.on(CallFailed(number, TAKE, 1, "server", "down"), 0.0)
+        posts += conductor.on(CallFailed(number, TERM, 1, "server", "down"), 0.0)
     progress = conductor.progress()
     assert progress.stopped_by == "breaker"
     assert "down" in progress.stopped
     for number in {post.message.number for post in posts} - {0, 1, 2}:  # begun before it tripped
-        assert conductor.on(CallFailed(number, TAKE, 1, "timeout", "late"), 0.0) == []
+        assert conductor.on(CallFailed(number, TERM, 1, "timeout", "late"), 0.0) == []
     progress = conductor.progress()
     assert progress.idle
     assert (progress.ended, progress.failed) == (0, 0)
@@ -223,7 +300,7 @@ def test_a_failure_is_the_dialogues_own_once_another_finishes() -> None:
     _, conductor = crowd(breaker=3)
     conductor.fill(0.0)
     for number in range(2):
-        posts = conductor.on(CallFailed(number, TAKE, 1, "server", "down"), 0.0)
+        posts = conductor.on(CallFailed(number, TERM, 1, "server", "down"), 0.0)
         assert not [post for post in posts if post.address == COLLECTOR]
     posts = conductor.on(OutcomeStored(2), 0.0)
     failed = [post.message for post in posts if post.address == COLLECTOR]
@@ -238,7 +315,7 @@ def test_what_would_fail_again_is_recorded_at_once() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
     (post,) = [
-        p for p in conductor.on(CallFailed(0, TAKE, 1, "refused", "no"), 0.0) if p.address == COLLECTOR
+        p for p in conductor.on(CallFailed(0, TERM, 1, "refused", "no"), 0.0) if p.address == COLLECTOR
     ]
     assert isinstance(post.message, Outcome)
     assert post.message.failed == "refused"
@@ -258,7 +335,7 @@ def notes(posts: list[Post]) -> dict[int, dict[str, Usage]]:
 def test_what_a_failure_took_goes_to_the_disk_though_the_dialogue_stays_owed(kind: Any) -> None:
     _, conductor = crowd(breaker=3)
     conductor.fill(0.0)
-    posts = [post for n in range(3) for post in conductor.on(CallFailed(n, TAKE, 1, kind, "no", PAID), 0.0)]
+    posts = [post for n in range(3) for post in conductor.on(CallFailed(n, TERM, 1, kind, "no", PAID), 0.0)]
     assert notes(posts) == {0: PAID, 1: PAID, 2: PAID}
     progress = conductor.progress()
     assert progress.stopped
@@ -269,7 +346,7 @@ def test_a_run_is_not_over_before_what_was_paid_is_on_disk() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
     for number in range(3):
-        conductor.on(CallFailed(number, TAKE, 1, "unauthorised", "no", PAID), 0.0)
+        conductor.on(CallFailed(number, TERM, 1, "unauthorised", "no", PAID), 0.0)
     for number in range(3):
         assert not conductor.progress().idle
         assert conductor.on(UsageStored(number), 0.0) == conductor.on(UsageStored(number), 0.0) == []
@@ -291,7 +368,7 @@ def test_what_earlier_attempts_took_is_in_the_outcome_once(refine: bool) -> None
         Turn(n, (n - 1) % 2, f"turn {n}", usage=Usage(1)) for n in range(1, plan.utterances_of(4) + 1)
     )
     begun = [InProgress(4, whole, (lost,)), InProgress(7, whole[:2], (replace(lost, number=7),))]
-    conductor = Conductor(plan, of, bytes(2), TAKE, replicas, begun)
+    conductor = Conductor(plan, of, bytes(2), TERM, replicas, begun)
     ended, asked = (post.message for post in conductor.fill(0.0))
     if refine:
         assert isinstance(ended, Refine)
@@ -303,7 +380,7 @@ def test_what_earlier_attempts_took_is_in_the_outcome_once(refine: bool) -> None
     more = {"speaker": Usage(calls=1, prompt_tokens=5)}
     (post,) = [
         post
-        for post in conductor.on(CallFailed(7, TAKE, 3, "refused", "no", more), 0.0)
+        for post in conductor.on(CallFailed(7, TERM, 3, "refused", "no", more), 0.0)
         if isinstance(post.message, Outcome)
     ]
     assert isinstance(post.message, Outcome)
@@ -316,10 +393,10 @@ def test_a_refiner_has_put_on_disk_itself_what_its_failed_calls_took() -> None:
     assert isinstance(first.message, Ask)
     number, turn, posts = first.message.number, 1, [first]
     while isinstance(posts[0].message, Ask):
-        conductor.on(Spoke(number, TAKE, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
-        posts = conductor.on(TurnStored(number, TAKE, turn), 0.0)
+        conductor.on(Spoke(number, TERM, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
+        posts = conductor.on(TurnStored(number, TERM, turn), 0.0)
         turn += 1
-    assert not notes(conductor.on(CallFailed(number, TAKE, 0, "server", "down", {"verifier": Usage(2)}), 0.0))
+    assert not notes(conductor.on(CallFailed(number, TERM, 0, "server", "down", {"verifier": Usage(2)}), 0.0))
     (settled,) = [
         post.message for post in conductor.on(OutcomeStored(1), 0.0) if isinstance(post.message, Outcome)
     ]
@@ -329,7 +406,7 @@ def test_a_refiner_has_put_on_disk_itself_what_its_failed_calls_took() -> None:
 def test_a_403_is_the_dialogues_own_once_another_finishes_and_owed_if_none_does() -> None:
     _, conductor = crowd(breaker=3)
     conductor.fill(0.0)
-    assert not notes(conductor.on(CallFailed(0, TAKE, 1, "forbidden", "moderation"), 0.0))
+    assert not notes(conductor.on(CallFailed(0, TERM, 1, "forbidden", "moderation"), 0.0))
     (settled,) = [
         post.message for post in conductor.on(OutcomeStored(1), 0.0) if isinstance(post.message, Outcome)
     ]
@@ -337,7 +414,7 @@ def test_a_403_is_the_dialogues_own_once_another_finishes_and_owed_if_none_does(
     _, revoked = crowd(breaker=3)
     revoked.fill(0.0)
     for number in range(3):
-        revoked.on(CallFailed(number, TAKE, 1, "forbidden", "no such key"), 0.0)
+        revoked.on(CallFailed(number, TERM, 1, "forbidden", "no such key"), 0.0)
     progress = revoked.progress()
     assert (progress.stopped_by, progress.ended) == ("breaker", 0)
     assert "no such key" in progress.stopped
@@ -349,11 +426,11 @@ def test_what_only_some_dialogues_meet_is_not_owed_for_ever(kind: Any) -> None:
     plan, _ = crowd()
     done = bytes([0b11111111, 0])  # the first eight of ten
     replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
-    conductor = Conductor(plan, builders.settings(), done, TAKE, replicas)
+    conductor = Conductor(plan, builders.settings(), done, TERM, replicas)
     conductor.fill(0.0)
     posts: list[Post] = []
     for number in (8, 9):
-        posts += conductor.on(CallFailed(number, TAKE, 1, kind, "no"), 0.0)
+        posts += conductor.on(CallFailed(number, TERM, 1, kind, "no"), 0.0)
     failed = [post.message.failed for post in posts if isinstance(post.message, Outcome)]
     assert failed == ([] if kind == "server" else [kind, kind])
     assert conductor.progress().stopped_by == ("breaker" if kind == "server" else "")
@@ -363,7 +440,7 @@ def test_when_nothing_at_all_finishes_nothing_is_failed_for_good() -> None:
     plan, conductor = crowd(breaker=1000)
     waiting = conductor.fill(0.0)
     while waiting:
-        waiting += conductor.on(CallFailed(waiting.pop(0).message.number, TAKE, 1, "connection", "gone"), 0.0)
+        waiting += conductor.on(CallFailed(waiting.pop(0).message.number, TERM, 1, "connection", "gone"), 0.0)
     progress = conductor.progress()
     assert progress.idle
     assert (progress.stopped_by, progress.ended) == ("breaker", 0)
@@ -373,7 +450,7 @@ def test_when_nothing_at_all_finishes_nothing_is_failed_for_good() -> None:
 def test_an_answer_to_an_earlier_conductor_is_no_answer_to_this_one() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
-    old = TAKE - 1
+    old = TERM - 1
     assert conductor.on(Spoke(0, old, Turn(1, 0, "said to another")), 0.0) == []
     assert conductor.on(CallFailed(0, old, 1, "unauthorised", "no"), 0.0) == []
     assert conductor.progress().turns == 0
@@ -398,7 +475,7 @@ def test_draining_starts_nothing_and_abandoned_dialogues_stay_owed() -> None:
     assert (progress.in_flight, progress.stopped_by, progress.idle) == (2, "drain", False)
     assert conductor.abandon() == [1, 2]
     assert conductor.progress().idle
-    assert conductor.on(Spoke(1, TAKE, Turn(1, 0, "too late")), 0.0) == []
+    assert conductor.on(Spoke(1, TERM, Turn(1, 0, "too late")), 0.0) == []
 
 
 def test_a_dialogue_that_had_begun_goes_on_from_its_last_turn_before_new_ones() -> None:
@@ -409,12 +486,12 @@ def test_a_dialogue_that_had_begun_goes_on_from_its_last_turn_before_new_ones() 
     plan = builders.plan(of)
     turns = (Turn(1, 0, "first"), Turn(2, 1, "second"))
     replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
-    conductor = Conductor(plan, of, bytes(2), TAKE, replicas, [InProgress(7, turns)])
+    conductor = Conductor(plan, of, bytes(2), TERM, replicas, [InProgress(7, turns)])
     asked, other = (post.message for post in conductor.fill(0.0))
     assert isinstance(asked, Ask)
     assert (asked.number, asked.turn, asked.heard) == (7, 3, "second")
     assert (other.number, isinstance(other, Ask) and other.turn) == (0, 1)
-    (post,) = conductor.on(NeedsTranscript(7, TAKE, 3), 0.0)
+    (post,) = conductor.on(NeedsTranscript(7, TERM, 3), 0.0)
     assert isinstance(post.message, Ask)
     assert post.message.transcript == turns
 
@@ -422,23 +499,23 @@ def test_a_dialogue_that_had_begun_goes_on_from_its_last_turn_before_new_ones() 
 def test_no_turn_is_asked_for_before_the_last_one_is_on_disk() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
-    (post,) = conductor.on(Spoke(0, TAKE, Turn(1, 0, "said")), 0.0)
+    (post,) = conductor.on(Spoke(0, TERM, Turn(1, 0, "said")), 0.0)
     assert (post.address, isinstance(post.message, Spoke)) == (COLLECTOR, True)
-    assert conductor.on(Spoke(0, TAKE, Turn(1, 0, "said again")), 0.0) == []
-    assert conductor.on(CallFailed(0, TAKE, 1, "server", "late"), 0.0) == []
-    (post,) = conductor.on(TurnStored(0, TAKE, 1), 0.0)
+    assert conductor.on(Spoke(0, TERM, Turn(1, 0, "said again")), 0.0) == []
+    assert conductor.on(CallFailed(0, TERM, 1, "server", "late"), 0.0) == []
+    (post,) = conductor.on(TurnStored(0, TERM, 1), 0.0)
     assert isinstance(post.message, Ask)
     assert (post.message.turn, post.message.heard) == (2, "said")
-    assert conductor.on(TurnStored(0, TAKE, 1), 0.0) == []
+    assert conductor.on(TurnStored(0, TERM, 1), 0.0) == []
 
 
 def test_a_halt_records_what_comes_in_and_asks_for_nothing() -> None:
     _, conductor = crowd()
     conductor.fill(0.0)
     conductor.halt("budget", "it is spent")
-    (post,) = conductor.on(Spoke(0, TAKE, Turn(1, 0, "said")), 0.0)
+    (post,) = conductor.on(Spoke(0, TERM, Turn(1, 0, "said")), 0.0)
     assert post.address == COLLECTOR
-    assert conductor.on(TurnStored(0, TAKE, 1), 0.0) == []
+    assert conductor.on(TurnStored(0, TERM, 1), 0.0) == []
     assert conductor.progress().stopped_by == "budget"
 
 
@@ -448,8 +525,8 @@ def test_a_lost_refiner_is_told_which_calls_were_paid_for() -> None:
     assert isinstance(first.message, Ask)
     number, turn, posts = first.message.number, 1, [first]
     while isinstance(posts[0].message, Ask):
-        conductor.on(Spoke(number, TAKE, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
-        posts = conductor.on(TurnStored(number, TAKE, turn), 0.0)
+        conductor.on(Spoke(number, TERM, Turn(turn, (turn - 1) % 2, f"turn {turn}")), 0.0)
+        posts = conductor.on(TurnStored(number, TERM, turn), 0.0)
         turn += 1
     assert isinstance(posts[0].message, Refine)
     steps = (Step(number=number, key=b"k", role="verifier", text="entails"),)
@@ -457,3 +534,162 @@ def test_a_lost_refiner_is_told_which_calls_were_paid_for() -> None:
     assert isinstance(again.message, Refine)
     assert again.message.steps == steps
     assert again.message.turns == posts[0].message.turns
+
+
+def test_a_turn_that_is_stored_twice_after_a_halt_counts_once() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    conductor.on(Spoke(0, TERM, Turn(1, 0, "said")), 0.0)
+    conductor.halt("budget", "it is spent")
+    assert conductor.on(TurnStored(0, TERM, 1), 0.0) == conductor.on(TurnStored(0, TERM, 1), 0.0) == []
+    assert conductor.progress().turns == 1
+    conductor.validate()
+
+
+def test_after_a_halt_nothing_is_asked_again() -> None:
+    _, conductor = crowd()
+    (post, *_) = conductor.fill(0.0)
+    conductor.halt("budget", "it is spent")
+    assert conductor.lost(post.address) == []
+    assert conductor.on(NeedsTranscript(0, TERM, 1), 0.0) == []
+    assert conductor.abandon() == [0, 1, 2]
+    conductor.validate()
+
+
+# --- the state checks itself
+
+
+def _of_slot(**fields: Any) -> Callable[[Any], None]:
+    def corrupt(conductor: Any) -> None:
+        slot = conductor._slots[0]
+        for name, value in fields.items():
+            setattr(slot, name, value(slot) if callable(value) else value)
+
+    return corrupt
+
+
+def _post(**fields: Any) -> Callable[[Any], Post]:
+    return lambda slot: replace(slot.post, **fields)
+
+
+def _message(**fields: Any) -> Callable[[Any], Post]:
+    return lambda slot: replace(slot.post, message=replace(slot.post.message, **fields))
+
+
+def _dialogue(**fields: Any) -> Callable[[Any], Any]:
+    return lambda slot: replace(slot.dialogue, **fields)
+
+
+def _state(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda conductor: setattr(conductor, name, value)
+
+
+def _in_doubt(outcome: Outcome, number: int = 7) -> Callable[[Any], None]:
+    def corrupt(conductor: Any) -> None:
+        conductor._doubtful[number] = (replace(conductor._slots[0]), Post(COLLECTOR, outcome))
+        conductor._failures_in_a_row = conductor._started = 4
+
+    return corrupt
+
+
+TOO_MANY = _in_doubt(Outcome(7, (), failed="server"))
+BROKEN: dict[str, Callable[[Any], None]] = {
+    "dialogue 0: it waits for nothing": _of_slot(post=None),
+    "dialogue 0: its Ask goes to agent/korean/0": _of_slot(post=_post(address="agent/korean/0")),
+    "dialogue 0: turn 3 is asked for, and 1 is due": _of_slot(post=_message(turn=3)),
+    "dialogue 0: its post is of dialogue 5": _of_slot(post=_message(number=5)),
+    "dialogue 0: its Ask is of term 1, and this is 77": _of_slot(post=_message(term=1)),
+    "dialogue 0: it has ended, and a turn is asked for": _of_slot(dialogue=_dialogue(ended=True)),
+    "dialogue 0: turn 2 is in the place of turn 1": _of_slot(dialogue=_dialogue(turns=(Turn(2, 0, "a"),))),
+    "dialogue 0: turn 1 is by speaker 1": _of_slot(dialogue=_dialogue(turns=(Turn(1, 1, "a"),))),
+    "dialogue 0: it has 0 turns of 99": _of_slot(dialogue=_dialogue(utterances=99)),
+    "dialogue 0: it holds a step of another": _of_slot(steps=(Step(4, b"", "verifier"),)),
+    "dialogue 0: 0 turns of": _of_slot(post=Post("refiner/0", Refine(0, TERM, (), 0.0))),
+    "dialogue 0: it has not ended, and its outcome": _of_slot(
+        post=Post(COLLECTOR, Outcome(0, (), failed="x"))
+    ),
+    "dialogue 0: turn 2 of speaker 1 goes to the disk": _of_slot(
+        post=Post(COLLECTOR, Spoke(0, TERM, Turn(2, 1, "a")))
+    ),
+    "dialogue 0: it has 2 speakers of 1 cultures": _of_slot(cultures=("arabic",)),
+    "dialogue 0: it waits for a Step": _of_slot(post=Post(COLLECTOR, Step(0, b"", "verifier"))),
+    "dialogue 7: it has failed in doubt, and has not ended": TOO_MANY,
+    "dialogue 7: its failure `refused` is in no doubt": _in_doubt(Outcome(7, (), failed="refused")),
+    "dialogue 7: what waits in doubt is not its outcome": _in_doubt(Outcome(8, (), failed="server")),
+    "dialogues in flight and in doubt: [1]": _in_doubt(Outcome(1, (), failed="server"), 1),
+    "3 were started, and 2 have ended or are in flight": lambda conductor: conductor._slots.pop(1),
+    "4 have ended: 0 before, 0 finished, 0 failed": _state("_ended", 4),
+    "8 had ended, 3 were started, and 10 are planned": _state("_ended_before", 8),
+    "still to start: [2]": _state("_in_progress", {2: InProgress(2)}),
+    "not planned: [10]": _state("_storing_usage", {10}),
+    "dialogues whose call failed, and that go on: [1]": _state("_storing_usage", {1}),
+    "it is stopped by `drain` or halted, and has no reason": _state("_stopped_by", "drain"),
+    "the breaker did not trip at 99 failures": _state("_failures_in_a_row", 99),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_a_state_that_contradicts_itself_is_named(said: str) -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    conductor.validate()
+    BROKEN[said](conductor)
+    with pytest.raises(InvariantViolation) as raised:
+        conductor.validate()
+    assert said in str(raised.value)
+
+
+def test_more_in_flight_than_there_may_be_is_named() -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    conductor._settings = builders.settings(limits={"dialogues_in_flight": 2})
+    with pytest.raises(InvariantViolation, match="3 dialogues are in flight, and 2 may be"):
+        conductor.validate()
+
+
+# --- the log of events
+
+
+def test_the_log_tells_what_came_and_what_followed_without_any_text() -> None:
+    _, conductor = crowd()
+    conductor.fill(1.0)
+    conductor.on(Spoke(0, TERM, Turn(1, 0, "a secret")), 2.0)
+    conductor.on(TurnStored(0, TERM, 1), 3.0)
+    conductor.on(OutcomeStored(9), 4.0)  # of no dialogue in flight
+    conductor.lost("agent/american/0")
+    conductor.stop("internal", "a secret, too")
+    filled, spoke, stored, other, lost, stopped = conductor.events.records()
+    assert [filled["event"], len(filled["posts"])] == ["fill", 3]
+    ask, spoken = (
+        {"address": "agent/arabic/0", "kind": "Ask", "number": 0, "turn": 2},
+        {"address": COLLECTOR, "kind": "Spoke", "number": 0, "turn": 1},
+    )
+    assert spoke == {"at_s": 2.0, "event": "Spoke", "number": 0, "turn": 1, "posts": [spoken]}
+    assert stored["event"] == "TurnStored"
+    assert stored["posts"][0] | {"address": ""} == ask | {"address": ""}
+    assert other == {"at_s": 4.0, "event": "OutcomeStored", "number": 9, "turn": 0}
+    assert (lost["at_s"], lost["detail"], stopped["detail"]) == (None, "agent/american/0", "internal")
+    assert "secret" not in repr(list(conductor.events.records()))
+
+
+def test_the_log_is_bounded_and_keeps_no_message() -> None:
+    log = EventLog(most=10)
+    turn = Turn(1, 0, "a long text")
+    before = sys.getrefcount(turn)
+    for number in range(1000):
+        log.add(0.0, Spoke(number, TERM, turn), [Post(COLLECTOR, Spoke(number, TERM, turn))] * (number % 50))
+    records = list(log.records())
+    assert [record["number"] for record in records] == list(range(990, 1000))
+    assert (len(records[-1]["posts"]), records[-1]["posts_in_all"]) == (POSTS, 49)
+    assert sys.getrefcount(turn) == before
+
+
+def test_a_message_that_cannot_be_followed_is_the_last_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, conductor = crowd()
+    conductor.fill(0.0)
+    monkeypatch.setattr("culturepark.dialogue.conductor.step", None)
+    conductor.on(Spoke(0, TERM, Turn(1, 0, "said")), 2.0)
+    with pytest.raises(TypeError):
+        conductor.on(TurnStored(0, TERM, 1), 3.0)
+    *_, last = conductor.events.records()
+    assert last == {"at_s": 3.0, "event": "TurnStored", "number": 0, "turn": 1}

@@ -5,14 +5,24 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culturepark.dialogue.state import AskFor, Begin, Broke, Dialogue, Event, Fail, Finish, Said, step
+from culturepark.dialogue.state import (
+    Begin,
+    Dialogue,
+    Event,
+    Fail,
+    Finish,
+    RequestTurn,
+    TurnArrived,
+    TurnFailed,
+    step,
+)
 from culturepark.messages import Turn
 
 turns = st.builds(Turn, number=st.integers(0, 7), speaker=st.integers(0, 1), text=st.sampled_from("abc"))
 events = st.one_of(
     st.just(Begin()),
-    st.builds(Said, turns),
-    st.builds(Broke, st.integers(0, 7), st.just("timeout"), st.just("late")),
+    st.builds(TurnArrived, turns),
+    st.builds(TurnFailed, st.integers(0, 7), st.just("timeout"), st.just("late")),
 )
 
 
@@ -27,7 +37,7 @@ def test_whatever_comes_the_rules_hold(sequence: list[Event], utterances: int, s
         assert state.turns[: len(before.turns)] == before.turns
         if before.ended:
             assert (state, effect) == (before, None)
-        if isinstance(effect, AskFor):
+        if isinstance(effect, RequestTurn):
             assert effect.turn == len(state.turns) + 1 <= utterances
             assert effect.speaker == (effect.turn - 1) % speakers
             assert effect.heard == (state.turns[-1].text if state.turns else "")
@@ -47,16 +57,16 @@ def test_whatever_comes_the_rules_hold(sequence: list[Event], utterances: int, s
 def test_answering_every_ask_finishes(utterances: int, speakers: int) -> None:
     state, effect = step(Dialogue(utterances, speakers), Begin())
     asked = 0
-    while isinstance(effect, AskFor):
+    while isinstance(effect, RequestTurn):
         asked += 1
-        state, effect = step(state, Said(Turn(effect.turn, effect.speaker, f"turn {asked}")))
+        state, effect = step(state, TurnArrived(Turn(effect.turn, effect.speaker, f"turn {asked}")))
     assert isinstance(effect, Finish)
     assert asked == utterances == len(state.turns)
 
 
 def test_a_failure_ends_only_the_turn_that_is_owed() -> None:
-    state, _ = step(Dialogue(4), Said(Turn(1, 0, "yes")))
-    assert step(state, Broke(1, "timeout", "an old failure")) == (state, None)
-    ended, effect = step(state, Broke(2, "server", "down"))
+    state, _ = step(Dialogue(4), TurnArrived(Turn(1, 0, "yes")))
+    assert step(state, TurnFailed(1, "timeout", "an old failure")) == (state, None)
+    ended, effect = step(state, TurnFailed(2, "server", "down"))
     assert ended.ended
     assert effect == Fail("server", "down")

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec import Struct
 
+from culturepark.dialogue.conductor import Conductor
+from culturepark.dialogue.slots import REFINERS
 from culturepark.errors import RunDirError
-from culturepark.messages import InProgress, Outcome, Spoke, Step, Turn, encode
+from culturepark.messages import CallFailed, InProgress, Outcome, Spoke, Step, Turn, encode
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store import ledger
@@ -71,11 +73,11 @@ class Known(Struct):
     def of(cls, records: list[Record]) -> Known:
         known = cls()
         for record in records:
-            assert known.take(record)
+            assert known.add(record)
         return known
 
-    def take(self, record: Record) -> bool:
-        """Take a record; False if nothing is to follow from it."""
+    def add(self, record: Record) -> bool:
+        """Add a record; False if nothing is to follow from it."""
         number = record.number
         if number in self.ended:
             return False
@@ -129,7 +131,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.must: list[Record] = []
         self.may: list[Record] = []
         self.known = Known()
-        self.take = 0
+        self.term = 0
         self.open()
 
     def teardown(self) -> None:
@@ -168,7 +170,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         """The next turn is said; or one too far, or again; or by who is asked no more."""
         turn = len(self.known.turns.get(number, ())) + 1 + skipped
         said = Turn(turn, (turn - 1) % 2, f"turn {turn} of {number}", usage=Usage(1, 10, 0, turn))
-        self.append(Spoke(number, self.take - late, said), stale=bool(late))
+        self.append(Spoke(number, self.term - late, said), stale=bool(late))
 
     @rule(number=BUSY, key=st.sampled_from(KEYS))
     def calls(self, number: int, key: bytes) -> None:
@@ -256,7 +258,7 @@ class RecoveryMachine(RuleBasedStateMachine):
     def append(self, record: Record, stale: bool = False) -> None:
         taken = self.ledger.append(encode(record))
         before = len(self.may)
-        if not stale and self.known.take(record):
+        if not stale and self.known.add(record):
             self.may.append(record)
         assert (taken is not None) == (len(self.may) > before and isinstance(record, Outcome))
 
@@ -280,8 +282,8 @@ class RecoveryMachine(RuleBasedStateMachine):
             self.lock.release()
             raise
         if begin:
-            self.take += 1
-            self.begun = self.ledger.begin(self.take)
+            self.term += 1
+            self.begun = self.ledger.begin(self.term)
         else:
             self.begun = self.ledger.begun(range(len(self.outcomes)))
 
@@ -300,12 +302,27 @@ class RecoveryMachine(RuleBasedStateMachine):
                 break
         else:
             raise AssertionError((self.begun, self.must, self.may))
+        self.check_conductor()
         # What was served once is promised from now on.
         self.must, self.may, self.known = [*self.must, *self.may[:kept]], [], known
         for entry in Manifest.read(self.run_.root / "manifest").entries:
             assert not [problem for shard in entry.shards for problem in verify_shard(self.run_.root, shard)]
         damage = [line for line in self.ledger.report.set_aside if "->" not in line]
         assert all("damaged tail" in line for line in damage)
+
+    def check_conductor(self) -> None:
+        """A conductor that goes on from what was recovered holds nothing that contradicts itself."""
+        plan = self.run_.plan
+        replicas = dict.fromkeys([*plan.agent_cultures(), REFINERS], 1)
+        begun = [one for one in self.begun if len(one.turns) <= plan.utterances_of(one.number)]
+        conductor = Conductor(plan, self.run_.settings, self.ledger.done(), self.term, replicas, begun)
+        conductor.validate()
+        posts = conductor.fill(0.0)
+        conductor.validate()
+        assert len(posts) == len(self.outcomes) - conductor.progress().ended
+        for post in posts:
+            conductor.on(CallFailed(post.message.number, self.term, 1, "refused", "no"), 0.0)
+            conductor.validate()
 
     def on_disk(self) -> Counter[int]:
         """How often each dialogue is in the manifest's shards."""

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from culturepark.dialogue.conductor import COLLECTOR, Conductor, Post, Progress
+from culturepark.dialogue.conductor import Conductor, Progress
+from culturepark.dialogue.slots import COLLECTOR, Post
 from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.limits.budget import Budget
 from culturepark.messages import Ask, Outcome, encode, on_disk

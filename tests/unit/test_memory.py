@@ -5,7 +5,8 @@ from __future__ import annotations
 import tracemalloc
 
 from culturepark.cultures import load_cultures
-from culturepark.dialogue.conductor import REFINERS, Conductor
+from culturepark.dialogue.conductor import Conductor
+from culturepark.dialogue.slots import REFINERS
 from culturepark.plan import Plan
 from culturepark.seeds import builtin_seeds
 from culturepark.settings import decode_settings
