@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actors.run_context import PackedContext, RunContext
 from culturepark.errors import CultureParkError
-from culturepark.evaluation.exam_texts import texts_in_use
+from culturepark.evaluation.exam_texts import exam_texts
 from culturepark.models.local.serving import local_embedder
 from culturepark.store.rundir import Run, load_run
 from culturepark.training.backends import open_backend
@@ -117,7 +117,7 @@ class Trainer:
         embedding only a small set is searched: a large one would keep the training waiting."""
 
         async def look() -> Report | None:
-            sets = texts_in_use(run, read_dataset(dataset).held_out)
+            sets = exam_texts(run, read_dataset(dataset).held_out)
             if (before := read_report(dataset)) and before.items.keys() >= sets.keys():
                 return None
             if len(training_texts(dataset)) > _MOST_EMBEDDED:

@@ -19,19 +19,19 @@ from culturepark.cli.views.terminal import out as console_for
 from culturepark.cultures import Culture, culture_named, load_cultures
 from culturepark.errors import ConfigError
 from culturepark.evaluation import forgetting, harness, vsm
-from culturepark.evaluation.answer_cache import AnswerCache, forget
+from culturepark.evaluation.answer_cache import AnswerCache, delete_results
 from culturepark.evaluation.labelled import (
     SYNTHETIC,
     LabelledSet,
-    drawn_from,
     find_labelled,
-    of_cultures,
+    only_cultures,
     read_labelled,
+    stratified_sample,
 )
-from culturepark.evaluation.measure import Measurement, against_first, compare_pairs
-from culturepark.evaluation.opinions import Asked, asked_of
+from culturepark.evaluation.measure import Measurement, compare_pairs, pairs_with_first
+from culturepark.evaluation.opinions import SurveyQuestion, survey_questions
 from culturepark.evaluation.report import Measured, check_free, report_of, write_report
-from culturepark.evaluation.suite import Suite, names_apart, put_to
+from culturepark.evaluation.suite import Suite, evaluate_model, unique_names
 from culturepark.evaluation.targets import Target, adapter_target, target_models, target_of, trained_on
 from culturepark.models.local.engine import own_cpus
 from culturepark.models.local.serving import served
@@ -53,7 +53,7 @@ def evaluate_with(options: EvaluateOptions) -> None:
     cultures = _cultures(options.culture, registry, targets)
     suite = _suite(options, registry, cultures, targets)
     if options.force:
-        forget(options.out)
+        delete_results(options.out)
     console = console_for()
     show_labelled(console, suite.labelled)
     of_data, of_judge, notes = Measured(), Measured(), list[str]()
@@ -63,7 +63,7 @@ def evaluate_with(options: EvaluateOptions) -> None:
     measured = Measured()
     if targets:
         measured = asyncio.run(_measured(console, suite, targets, options.harness or (), options.out))
-    comparisons = compare_pairs([*against_first(measured), *against_first(of_data)])
+    comparisons = compare_pairs([*pairs_with_first(measured), *pairs_with_first(of_data)])
     measured |= of_data | of_judge
     report = report_of(measured, comparisons, notes)
     write_report(options.out, report, measured)
@@ -87,7 +87,7 @@ def _targets(options: EvaluateOptions) -> list[Target]:
     if options.harness:
         harness.require_harness()
         for one in targets:
-            harness.require_plain(one.adapters)
+            harness.refuse_adapters(one.adapters)
     return targets
 
 
@@ -124,21 +124,23 @@ def _suite(
     items_each = vsm.N_ITEMS if options.items_each is None else options.items_each
     return Suite(
         cultures=registry,
-        asked=tuple(_asked(options, seen, cultures)) if Task.opinions in tasks else (),
+        survey=tuple(_survey(options, seen, cultures)) if Task.opinions in tasks else (),
         groups=tuple(vsm.groups_of(cultures, people, options.rng_seed, items_each))
         if Task.vsm in tasks
         else (),
         items=vsm.read_items(options.vsm_items),
         labelled=tuple(_labelled(options, cultures)) if Task.moderation in tasks else (),
         abilities=forgetting.read_items() if Task.forgetting in tasks else (),
-        apart=tuple(one.id for one in cultures) if any(one.cultures for one in targets) else (),
+        model_cultures=tuple(one.id for one in cultures) if any(one.cultures for one in targets) else (),
         draws=options.draws,
         method=options.by.value if options.by is not None else None,
         rng_seed=options.rng_seed,
     )
 
 
-def _asked(options: EvaluateOptions, seen: frozenset[str], cultures: Sequence[Culture]) -> list[Asked]:
+def _survey(
+    options: EvaluateOptions, seen: frozenset[str], cultures: Sequence[Culture]
+) -> list[SurveyQuestion]:
     """The questions of the opinions, without those `seen` in training. Raises ConfigError."""
     wanted = options.question or ()
     known = {seed.id: seed for seed in load_seeds(options.seeds or ["builtin"])}
@@ -150,12 +152,12 @@ def _asked(options: EvaluateOptions, seen: frozenset[str], cultures: Sequence[Cu
             what = f"{name} is among the questions of the run, so it is not held out."
             raise ConfigError("--question", what, "Name one that the run did not talk about.")
     held_out = [seed for seed in known.values() if seed.id not in seen and (not wanted or seed.id in wanted)]
-    asked = asked_of(held_out, cultures)
-    if not asked:
+    questions = survey_questions(held_out, cultures)
+    if not questions:
         what = "no question is left that is held out and was asked in these cultures."
         fix = "Name other questions with --seeds, or leave opinions out with --task."
         raise ConfigError("opinions", what, fix)
-    return asked
+    return questions
 
 
 def _labelled(options: EvaluateOptions, cultures: Sequence[Culture]) -> list[LabelledSet]:
@@ -163,11 +165,11 @@ def _labelled(options: EvaluateOptions, cultures: Sequence[Culture]) -> list[Lab
     ids = [one.id for one in cultures]
     found: list[LabelledSet] = []
     for words in options.labelled or [SYNTHETIC]:
-        one = of_cultures(read_labelled(*find_labelled(words)), ids)
+        one = only_cultures(read_labelled(*find_labelled(words)), ids)
         if one.task.name in (other.task.name for other in found):
             fix = "Give one of them a task file of its own, with another name."
             raise ConfigError("--labelled", f"{one.task.name} is named twice.", fix)
-        found.append(drawn_from(one, options.rows, options.rng_seed))
+        found.append(stratified_sample(one, options.rows, options.rng_seed))
     return found
 
 
@@ -175,20 +177,24 @@ async def _measured(
     console: Console, suite: Suite, targets: Sequence[Target], benchmarks: Sequence[str], out: Path
 ) -> Measured:
     """The figures of each model by its name. What it answers is kept in `out` as it comes."""
-    names = names_apart([target.name for target in targets])
+    names = unique_names([target.name for target in targets])
     measured: Measured = {}
     for number, (name, target) in enumerate(zip(names, targets, strict=True), 1):
-        apart = target.cultures is not None
-        total = suite.questions + (len(suite.apart) - 1) * len(suite.abilities) * apart
+        per_culture = target.cultures is not None
+        total = suite.questions + (len(suite.model_cultures) - 1) * len(suite.abilities) * per_culture
         # First: what the harness does not know or cannot download shows before anything else was asked.
         ran = await _benchmarked(console, name, target, benchmarks, out / f"harness-{number}")
         async with target_models([target]) as [model]:
-            with closing(AnswerCache(out, name, target, suite.rng_seed)) as kept:
-                if kept:
-                    words = f"{name}: {plural(len(kept), 'answer')} of an earlier evaluation that was stopped"
+            with closing(AnswerCache(out, name, target, suite.rng_seed)) as cache:
+                if cache:
+                    words = (
+                        f"{name}: {plural(len(cache), 'answer')} of an earlier evaluation that was stopped"
+                    )
                     console.print(line_of(words, "dim"))
                 with progress_bar(console, name, total) as advance:
-                    measured[name] = await put_to(suite, model, name, advance, apart=apart, kept=kept)
+                    measured[name] = await evaluate_model(
+                        suite, model, name, advance, per_culture=per_culture, cache=cache
+                    )
         measured[name] += ran
     return measured
 

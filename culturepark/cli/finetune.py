@@ -182,12 +182,12 @@ def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str]
 
 def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[str]]:
     """The texts of evaluation sets that the user names, by set. Raises ConfigError."""
-    from culturepark.evaluation.exam_texts import texts_of
+    from culturepark.evaluation.exam_texts import labelled_texts
     from culturepark.evaluation.labelled import find_labelled, read_labelled
     from culturepark.training.leakage import read_set
 
     found = [(path.name, read_set(path)) for path in against]
-    found += [texts_of(read_labelled(*find_labelled(words))) for words in labelled]
+    found += [labelled_texts(read_labelled(*find_labelled(words))) for words in labelled]
     exams: dict[str, list[str]] = {}
     for name, texts in found:
         if name in exams:
@@ -204,7 +204,7 @@ def _check_leakage(
     import asyncio
 
     from culturepark.cli.views.terminal import line_of
-    from culturepark.evaluation.exam_texts import texts_in_use
+    from culturepark.evaluation.exam_texts import exam_texts
     from culturepark.models.errors import ModelError
     from culturepark.models.local.serving import local_embedder
     from culturepark.training.datasets import read_dataset
@@ -214,7 +214,7 @@ def _check_leakage(
         async with local_embedder(run.settings) as embedder:
             vectors = Remembered(embedder) if embedder is not None else None
             for name, folder in datasets.items():
-                sets = texts_in_use(run, read_dataset(folder).held_out) | exams
+                sets = exam_texts(run, read_dataset(folder).held_out) | exams
                 try:
                     report = await check_dataset(folder, sets, vectors)
                 except ModelError as error:

@@ -17,8 +17,8 @@ from culturepark.evaluation.answer_cache import AnswerCache
 from culturepark.evaluation.asking import Asker
 from culturepark.evaluation.measure import Measurement
 from culturepark.evaluation.report import Measured
-from culturepark.evaluation.run_data import RunData, read
-from culturepark.evaluation.suite import names_apart
+from culturepark.evaluation.run_data import RunData, read_run_data
+from culturepark.evaluation.suite import unique_names
 from culturepark.evaluation.targets import EMBEDDED, Target, target_models, target_of
 from culturepark.models.local.engine import embedded_name, require_engine
 from culturepark.models.local.serving import local_embedder
@@ -38,10 +38,10 @@ async def measure_data(
     roots += [_run_at("--against", options.against)] if options.against is not None else []
     beside = _run_at("--baseline", str(options.baseline)) if options.baseline is not None else None
     judge = _judge_of(roots[0], options)
-    runs = [_only(read(run), cultures) for run in roots]
-    baseline = _only(read(beside), cultures) if beside is not None else None
+    runs = [_only(read_run_data(run), cultures) for run in roots]
+    baseline = _only(read_run_data(beside), cultures) if beside is not None else None
     every = [*runs, *([baseline] if baseline else [])]
-    names = [f"data of {name}" for name in names_apart([one.run.root.resolve().name for one in every])]
+    names = [f"data of {name}" for name in unique_names([one.run.root.resolve().name for one in every])]
     notes = [note for name, one in zip(names, every, strict=True) for note in _left_out(name, one)]
     same = _same_embedder(runs[0], runs[-1])
     if len(runs) > 1:
@@ -71,22 +71,22 @@ def _run_at(where: str, words: str) -> Run:
     return load_run(Path(words))
 
 
-def _only(made: RunData, cultures: Sequence[str]) -> RunData:
+def _only(run_data: RunData, cultures: Sequence[str]) -> RunData:
     """What is there of the cultures that are named. Raises ConfigError if that is nothing."""
-    of = made.only(cultures) if cultures else made
-    if not of.talks:
+    of = run_data.only(cultures) if cultures else run_data
+    if not of.dialogues:
         what = "no dialogue" + (f" of {', '.join(cultures)}" if cultures else "")
         fix = "Cells come into shards when all their dialogues have ended: `culturepark status` tells."
-        raise ConfigError(str(made.run.root), f"{what} is in its shards.", fix)
+        raise ConfigError(str(run_data.run.root), f"{what} is in its shards.", fix)
     return of
 
 
-def _left_out(name: str, made: RunData) -> list[str]:
-    if not made.owed:
+def _left_out(name: str, run_data: RunData) -> list[str]:
+    if not run_data.owed:
         return []
-    planned = made.owed + len(made.talks)
+    planned = run_data.owed + len(run_data.dialogues)
     return [
-        f"{name}: {made.owed} of {planned} planned dialogues are not in its shards yet, and in no figure."
+        f"{name}: {run_data.owed} of {planned} planned dialogues are not in its shards yet, and in no figure."
     ]
 
 
@@ -109,12 +109,12 @@ def _differences(name: str, first: RunData, other: str, second: RunData) -> list
 # --- vectors
 
 
-async def _originals(name: str, made: RunData, notes: list[str]) -> Vectors | None:
+async def _originals(name: str, run_data: RunData, notes: list[str]) -> Vectors | None:
     """Vectors of the statements that the run talks about, by its own embedder; None, and a note why, where
     that one is not at hand."""
-    run = made.run
+    run = run_data.run
     model = run.settings.models.get(run.settings.roles.embedder)
-    widths = {len(one.vector) for one in made.opinions if one.vector is not None}
+    widths = {len(one.vector) for one in run_data.opinions if one.vector is not None}
     if model is None or not widths:
         return None
     async with local_embedder(run.settings) as embedder:
@@ -139,11 +139,11 @@ def _on_one_budget(
     every: Sequence[RunData], originals: Sequence[Vectors | None], notes: list[str]
 ) -> tuple[list[Measurement], list[Measurement]]:
     first, second, budget = quality.shared_budget(every[0], every[-1])
-    without = f", without those of the {', '.join(sorted(first.silent))}" if first.silent else ""
+    without = f", without those of the {', '.join(sorted(first.unmetered))}" if first.unmetered else ""
     notes.append(f"Budget figures: the first dialogues of each plan, up to {budget:,} tokens{without}.")
     same = _same_embedder(first, second)
-    fewest = min(quality.words_in(made.kept) for made in (first, second))
-    samples = min(len(made.kept) for made in (first, second))
+    fewest = min(quality.words_in(run_data.kept) for run_data in (first, second))
+    samples = min(len(run_data.kept) for run_data in (first, second))
     both = originals[0] is not None and originals[-1] is not None
     return (
         quality.budget_measurements(first, fewest, samples, originals[0] if both else None, vectors=same),
@@ -178,21 +178,23 @@ async def _judged(
 ) -> tuple[list[list[Measurement]], list[Measurement]]:
     """What the judge says of each run, and what it reaches itself."""
     name, rng_seed = f"judge {judge.name}", options.rng_seed
-    samples = [judged_quality.sample_of(made, options.rows or JUDGED_ROWS, rng_seed) for made in runs]
+    samples = [
+        judged_quality.draw_sample(run_data, options.rows or JUDGED_ROWS, rng_seed) for run_data in runs
+    ]
     total = sum(len(of) for of in judge_calibration.cases().values()) + sum(one.questions for one in samples)
     async with target_models([judge]) as [model]:
         with (
-            closing(AnswerCache(options.out, name, judge, rng_seed)) as kept,
+            closing(AnswerCache(options.out, name, judge, rng_seed)) as cache,
             progress_bar(console, name, total) as advance,
         ):
-            asker = Asker(model, name=name, rng_seed=rng_seed, told=advance, kept=kept)
+            asker = Asker(model, name=name, rng_seed=rng_seed, on_answer=advance, cache=cache)
             itself = await judge_calibration.measurements(asker)
             found = [
-                await judged_quality.evaluate(asker, made, one)
-                for made, one in zip(runs, samples, strict=True)
+                await judged_quality.evaluate(asker, run_data, one)
+                for run_data, one in zip(runs, samples, strict=True)
             ]
     notes += judge_calibration.cautions(name, itself)
-    own = [made for made in runs if made.run.file.models.get("verifier") == judge.name]
+    own = [run_data for run_data in runs if run_data.run.file.models.get("verifier") == judge.name]
     if own:
         notes.append("The judge is the run's own verifier: verifier_kappa is of a model with itself.")
     return found, itself

@@ -1,7 +1,8 @@
-"""Answers of a model as they come, beside the results: an evaluation that was stopped asks only the rest.
+"""Answers of a model as they come, stored beside the results (cache): an evaluation that was stopped asks
+only the rest.
 
 One file a model, `answers/<digest>.jsonl`, the digest being of all that its answers depend on besides the
-question. A line is an answer; one that was being written when the process died is taken away.
+question. A line is an answer; a last line that was cut short when the process died is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from culturepark import __version__, flock
 from culturepark.errors import ConfigError
-from culturepark.evaluation.asking import ASKED_AS, Answer, Method, Question
+from culturepark.evaluation.asking import ASKING_VERSION, Answer, Method, Question
 from culturepark.evaluation.report import REPORT
 from culturepark.evaluation.targets import EMBEDDED, Target
 from culturepark.models.local.engine import served_file, sha256_of
@@ -28,7 +29,7 @@ FOLDER = "answers"
 
 
 class _Line(Struct, frozen=True):
-    """`id` is the question's, for whoever reads the file; `key` is what it is found by."""
+    """`id` is the question's, for the reader of the file; `key` is what the answer is found by."""
 
     key: str
     id: str
@@ -36,18 +37,18 @@ class _Line(Struct, frozen=True):
 
 
 class AnswerCache:
-    """The answers of one model under test, by question. Implements asking.Kept."""
+    """The answers of one model under test, by question. Implements asking.AnswerStore."""
 
     def __init__(self, out: Path, name: str, target: Target, rng_seed: int) -> None:
-        """Read what is there. `name` tells equal targets apart.
+        """Read what is there. `name` distinguishes equal targets.
 
         Raises RunDirError, ConfigError if another process writes here.
         """
-        about = (name, _place(target), rng_seed, ASKED_AS, __version__, PROMPT_VERSION)
-        digest = hashlib.sha256(msgspec.json.encode(about, order="deterministic")).hexdigest()
+        depends_on = (name, _identity(target), rng_seed, ASKING_VERSION, __version__, PROMPT_VERSION)
+        digest = hashlib.sha256(msgspec.json.encode(depends_on, order="deterministic")).hexdigest()
         make_dirs(out / FOLDER)
         self._path = out / FOLDER / f"{digest[:16]}.jsonl"
-        self._known: dict[str, Answer] = {}
+        self._answers: dict[str, Answer] = {}
         with disk_errors(self._path):
             self._file = self._path.open("a+b", buffering=0)
             if not flock.try_acquire(self._file.fileno()):
@@ -64,19 +65,19 @@ class AnswerCache:
                 line = msgspec.json.decode(raw, type=_Line)
             except msgspec.MsgspecError:
                 continue  # asked again
-            self._known[line.key] = line.answer
+            self._answers[line.key] = line.answer
         if rest:
             self._file.truncate(self._file.tell() - len(rest))
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._answers)
 
     def get(self, question: Question, draws: int, method: Method) -> Answer | None:
-        """The answer to this question, asked so often and in this way; None if there is none yet."""
-        return self._known.get(_key(question, draws, method))
+        """The answer to this question, asked with so many draws and by this method; None if there is none."""
+        return self._answers.get(_key(question, draws, method))
 
     def add(self, question: Question, answer: Answer) -> None:
-        """Keep an answer. Raises RunDirError."""
+        """Append an answer. Raises RunDirError."""
         key = _key(question, answer.draws, answer.method)
         with disk_errors(self._path):
             self._file.write(msgspec.json.encode(_Line(key, question.id, answer)) + b"\n")
@@ -86,15 +87,15 @@ class AnswerCache:
         self._file.close()
 
 
-def forget(out: Path) -> None:
-    """Take away earlier results, and the answers that they came from. Raises RunDirError."""
+def delete_results(out: Path) -> None:
+    """Delete earlier results, and the answers that they came from. Raises RunDirError."""
     with disk_errors(out):
         for path in (out / REPORT, *(out / FOLDER).glob("*.jsonl")):
             path.unlink(missing_ok=True)
 
 
-def _place(target: Target) -> dict[str, Any]:
-    """What its answers depend on: who answers, and where."""
+def _identity(target: Target) -> dict[str, Any]:
+    """What its answers depend on: which model answers, and where."""
     model = target.model
     return {
         "name": target.name,
@@ -107,6 +108,6 @@ def _place(target: Target) -> dict[str, Any]:
 
 
 def _key(question: Question, draws: int, method: Method) -> str:
-    # Who was asked together changes no answer.
-    asked = msgspec.json.encode((replace(question, begins_as=""), draws, method))
-    return hashlib.blake2b(asked, digest_size=12).hexdigest()
+    # The affinity, which replica is asked, changes no answer.
+    request = msgspec.json.encode((replace(question, affinity=""), draws, method))
+    return hashlib.blake2b(request, digest_size=12).hexdigest()

@@ -1,9 +1,10 @@
-"""How a model under test is asked a question with options, and how strictly its reply is read.
+"""How a model under test is asked a multiple-choice question, and how strictly its reply is read.
 
-Models favour places: the first option, or the last. So options come in another order at each draw, and
-what is chosen is mapped back. Over as many draws as there are options each stands in each place once.
+Models favour places: the first option, or the last (position bias). So options come in another order at each
+draw, and what is chosen is mapped back. Over as many draws as there are options each stands in each place
+once (counterbalancing).
 
-Where the endpoint tells log-probabilities, one draw gives a whole distribution: that of the reply's
+Where the endpoint reports log-probabilities, one draw gives a whole distribution: that of the reply's
 first token over the options' marks. Elsewhere a draw is one sampled reply. What cannot be read is
 invalid: it is counted, and is no answer to anything.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 
 from culturepark.errors import EndpointError
 from culturepark.evaluation.statistics import Floats
@@ -28,36 +29,43 @@ from culturepark.prompts.training_rows import MOST_ONE_DIGIT, choice_of, marks_o
 
 Method = Literal["logprobs", "sampling"]
 
-ASKED_AS = 1
-"""Goes up when questions are put in other words or orders, or replies are read in another way: answers that
-were kept do not count any more."""
-_TOP = 20
-"""As many alternatives as OpenAI's API tells at most."""
-_BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=2, top_logprobs=_TOP)
+ASKING_VERSION = 1
+"""The version of how questions are worded and ordered and replies are read. It goes up with a change of
+these, and cached answers of an earlier version are not used."""
+_TOP_LOGPROBS = 20
+"""The alternatives asked for at a token: as many as OpenAI's API reports at most."""
+_BY_LOGPROBS = Sampling(temperature=0.0, max_tokens=2, top_logprobs=_TOP_LOGPROBS)
 _BY_SAMPLING = Sampling(temperature=1.0, max_tokens=16)
-_LEAST_SAMPLED = 30
-"""Sampled replies that make a distribution, rounded up to whole rounds of orders."""
-_LEVEL = 1e-9
-"""Shares that differ by less differ by rounding."""
-_LED_IN = r"^[^\w]*(?:(?:my|the)\s+)?(?:(?:answer|option|choice|number)\b[^\w]*(?:is\b[^\w]*)?)*"
-_MARKED = re.compile(_LED_IN + r"(\d{1,2})(?![\w%]|[.,]\d)(.*)", re.IGNORECASE)
+_MIN_SAMPLED_DRAWS = 30
+"""The number of sampled replies that make a distribution, rounded up to whole rounds of orders."""
+_TIE_TOLERANCE = 1e-9
+"""Shares that differ by less than this are tied: they differ by rounding alone."""
+_LEAD_IN = r"^[^\w]*(?:(?:my|the)\s+)?(?:(?:answer|option|choice|number)\b[^\w]*(?:is\b[^\w]*)?)*"
+_MARKED = re.compile(_LEAD_IN + r"(\d{1,2})(?![\w%]|[.,]\d)(.*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w%]|[.,]\d)")
 
 
 class Question(Struct, frozen=True):
     """A question and its options, in the order in which shares are given. `system` may be empty.
 
-    Orders are drawn by `drawn_by`, or by `id` if it is empty: questions that have it in common are asked
-    alike. Those that have `begins_as` in common, `id` if it is empty, go to one replica, whose cache knows
-    how they begin. Both begin with the culture, where there is one, and a slash.
+    `order_key` seeds the orders of the options, or `id` if it is empty: questions that share it are asked in
+    the same orders. `affinity`, or `id` if it is empty, chooses the replica: questions that share it go to
+    the same one, whose prefix cache holds their beginning. `id` and `affinity` begin with the culture, where
+    there is one, and a slash.
     """
 
     id: str
     system: str
     text: str
     options: tuple[str, ...]
-    drawn_by: str = ""
-    begins_as: str = ""
+    # Keys of cached answers are hashes of the encoded question, so the encoded names stay.
+    order_key: str = field(default="", name="drawn_by")
+    affinity: str = field(default="", name="begins_as")
+
+    @property
+    def routing_key(self) -> str:
+        """The affinity of its calls."""
+        return self.affinity or self.id
 
 
 class Answer(Struct, frozen=True):
@@ -74,39 +82,55 @@ class Answer(Struct, frozen=True):
     method: Method
 
     @property
-    def likeliest(self) -> tuple[int, ...]:
-        """Places of the likeliest option and of those that are level with it; none if nothing could be
-        read."""
-        return tuple(place for place, part in enumerate(self.parts or ()) if part)
+    def modes(self) -> tuple[int, ...]:
+        """Places of the likeliest option and of those tied with it; none if nothing could be read."""
+        return tuple(place for place, credit in enumerate(self.credit or ()) if credit)
 
     @property
-    def parts(self) -> tuple[float, ...] | None:
-        """1 for the likeliest option, shared by those that are level; None if nothing could be read."""
+    def credit(self) -> tuple[float, ...] | None:
+        """1 for the likeliest option, split evenly among tied ones; None if nothing could be read."""
         if self.shares is None:
             return None
-        best = [share >= max(self.shares) - _LEVEL for share in self.shares]
+        best = [share >= max(self.shares) - _TIE_TOLERANCE for share in self.shares]
         return tuple(is_best / sum(best) for is_best in best)
 
 
-class Kept(Protocol):
-    """Answers that were given before, so that nobody asks twice."""
+class Counts(Struct, frozen=True):
+    """How much was asked: answers that could be read, draws, and the part of the draws that could not be read
+    (invalid rate)."""
+
+    n: int
+    draws: int
+    invalid_rate: float
+
+
+def counts_of(answers: Sequence[Answer]) -> Counts:
+    """The counts of these answers, for a measurement over them."""
+    draws = sum(answer.draws for answer in answers)
+    invalid = sum(answer.invalid * answer.draws for answer in answers)
+    n = sum(answer.shares is not None for answer in answers)
+    return Counts(n, draws, invalid / draws if draws else 0.0)
+
+
+class AnswerStore(Protocol):
+    """Answers of an earlier, interrupted evaluation, so that no question is asked twice (cache)."""
 
     def get(self, question: Question, draws: int, method: Method) -> Answer | None:
-        """The answer to this question, asked so often and in this way."""
+        """The answer to this question, asked with so many draws and by this method; None if there is none."""
         ...
 
     def add(self, question: Question, answer: Answer) -> None:
-        """Keep an answer."""
+        """Store an answer."""
         ...
 
 
 class Asker:
     """Asks one model. Made for one event loop.
 
-    `method` None finds out by the first question whether the endpoint tells log-probabilities. The same
-    `rng_seed` gives the same orders of options. `told` is called after each question. Raises
-    EndpointError when the endpoint gives out: figures from a part of the questions are no figures. What it
-    answered until then is `kept`.
+    With `method` None the first question finds out whether the endpoint reports log-probabilities. The same
+    `rng_seed` gives the same orders of options. `on_answer` is called after each question. Raises
+    EndpointError when the endpoint fails: figures from a part of the questions are no figures. What it
+    answered until then is in `cache`.
     """
 
     def __init__(
@@ -116,81 +140,85 @@ class Asker:
         name: str = "model",
         method: Method | None = None,
         rng_seed: int = 0,
-        told: Callable[[], None] | None = None,
-        kept: Kept | None = None,
+        on_answer: Callable[[], None] | None = None,
+        cache: AnswerStore | None = None,
     ) -> None:
         self.name = name
-        self._kept = kept
+        self._cache = cache
         self._model = model
         self._method: Method | None = method
-        self._finding_out = asyncio.Lock()
-        self._answers = False
+        self._probing = asyncio.Lock()
+        self._has_answered = False
         self._forbidden: set[str] = set()
         """Questions that met a 403: should it have been the key's, they are asked again another time."""
         self._rng_seed = rng_seed
-        self._told = told or (lambda: None)
+        self._on_answer = on_answer or (lambda: None)
 
     async def ask_all(
-        self, questions: Sequence[Question], draws: int | None = None, *, sampled: int | None = None
+        self, questions: Sequence[Question], draws: int | None = None, *, sampled_draws: int | None = None
     ) -> list[Answer]:
         """One answer a question, in order; the model's own limits say how many are asked at once."""
-        return await self._ask(questions, [draws] * len(questions), sampled)
+        return await self._ask(questions, [draws] * len(questions), sampled_draws)
 
-    async def ask_each(self, questions: Sequence[Question]) -> list[Answer]:
-        """As `ask_all`, each as often as it has options: so each option stands in each place once."""
+    async def ask_balanced(self, questions: Sequence[Question]) -> list[Answer]:
+        """As `ask_all`, with as many draws as a question has options: so each option stands in each place
+        once (counterbalancing)."""
         return await self._ask(questions, [len(one.options) for one in questions])
 
     async def _ask(
-        self, questions: Sequence[Question], draws: Sequence[int | None], sampled: int | None = None
+        self, questions: Sequence[Question], draws: Sequence[int | None], sampled_draws: int | None = None
     ) -> list[Answer]:
-        """All of a culture, then all of the next one: a server with an adapter for each works on many
-        requests at once only where they are for the same."""
-        first = sorted(range(len(questions)), key=lambda place: culture_of(_begins(questions[place])))
-        found = await asyncio.gather(*(self.ask(questions[at], draws[at], sampled=sampled) for at in first))
-        by_place = dict(zip(first, found, strict=True))
+        """All of a culture, then all of the next one: a server with an adapter for each batches only requests
+        for the same adapter."""
+        order = sorted(range(len(questions)), key=lambda place: culture_of(questions[place].routing_key))
+        answers = await asyncio.gather(
+            *(self.ask(questions[place], draws[place], sampled_draws=sampled_draws) for place in order)
+        )
+        by_place = dict(zip(order, answers, strict=True))
         return [by_place[place] for place in range(len(questions))]
 
     async def ask(
-        self, question: Question, draws: int | None = None, *, sampled: int | None = None
+        self, question: Question, draws: int | None = None, *, sampled_draws: int | None = None
     ) -> Answer:
-        """Ask a question `draws` times; None: as often as a distribution takes, or, where replies are
-        sampled, `sampled` times. Raises EndpointError."""
+        """Ask a question `draws` times; None: as often as a distribution needs, or, where replies are
+        sampled, `sampled_draws` times. Raises EndpointError."""
         n = len(question.options)
         method = await self._method_for(question)
         if draws is None:
-            draws = n if method == "logprobs" else sampled or -(-_LEAST_SAMPLED // n) * n
-        if self._kept is not None and (known := self._kept.get(question, draws, method)):
-            self._answers |= known.shares is not None
-            self._told()
-            return known
-        orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.drawn_by or question.id}"))
+            draws = n if method == "logprobs" else sampled_draws or -(-_MIN_SAMPLED_DRAWS // n) * n
+        if self._cache is not None and (cached := self._cache.get(question, draws, method)):
+            self._has_answered |= cached.shares is not None
+            self._on_answer()
+            return cached
+        orders = orders_of(n, draws, random.Random(f"{self._rng_seed}:{question.order_key or question.id}"))
         draw = self._by_logprobs if method == "logprobs" else self._by_sampling
-        found = await asyncio.gather(*(draw(question, order) for order in orders))
-        self._told()
-        total = np.sum(found, axis=0)
-        read = float(total.sum())
-        shares = tuple(float(share) for share in total / read) if read > 0 else None
-        answer = Answer(shares, draws, max(0.0, 1 - read / draws), method)
-        if self._kept is not None and question.id not in self._forbidden:
-            self._kept.add(question, answer)
+        masses = await asyncio.gather(*(draw(question, order) for order in orders))
+        self._on_answer()
+        total = np.sum(masses, axis=0)
+        valid = float(total.sum())
+        shares = tuple(float(share) for share in total / valid) if valid > 0 else None
+        answer = Answer(shares, draws, max(0.0, 1 - valid / draws), method)
+        if self._cache is not None and question.id not in self._forbidden:
+            self._cache.add(question, answer)
         return answer
 
     async def _method_for(self, question: Question) -> Method:
         if len(question.options) > MOST_ONE_DIGIT:
             return "sampling"
         if self._method is None:
-            async with self._finding_out:
+            async with self._probing:
                 if self._method is None:
-                    self._method = await self._found_out(question)
+                    self._method = await self._probe(question)
         return self._method
 
-    async def _found_out(self, question: Question) -> Method:
+    async def _probe(self, question: Question) -> Method:
+        """Whether the endpoint reports log-probabilities, by one request."""
         prompt = prompt_of(question, range(len(question.options)))
         try:
-            told = await self._complete(prompt, _BY_LOGPROBS, question, strictly=True)
+            completion = await self._complete(prompt, _BY_LOGPROBS, question, strictly=True)
         except ModelError:
             return "sampling"  # this endpoint refuses the very request
-        return "logprobs" if told is not None and told.first_tokens else "sampling"
+        return "logprobs" if completion is not None and completion.first_tokens else "sampling"
 
     async def _by_logprobs(self, question: Question, order: Sequence[int]) -> Floats:
         mass = np.zeros(len(order))
@@ -215,16 +243,15 @@ class Asker:
         self, prompt: Prompt, sampling: Sampling, question: Question, *, strictly: bool = False
     ) -> Completion | None:
         """A reply; None where the model has none to this prompt, be it empty or a refusal."""
-        affinity = _begins(question)
         try:
-            completion = await self._model.complete(prompt, sampling, affinity=affinity)
-            self._answers = True
+            completion = await self._model.complete(prompt, sampling, affinity=question.routing_key)
+            self._has_answered = True
             return completion
         except ModelError as error:
             if strictly and error.kind == "bad_request":
                 raise
             # A 403 may be the key's; of an endpoint that answers other prompts it is this one's.
-            if error.kind == "forbidden" and self._answers:
+            if error.kind == "forbidden" and self._has_answered:
                 self._forbidden.add(question.id)
                 return None
             if error.kind in ("empty_reply", "refused"):
@@ -237,19 +264,15 @@ class Asker:
 
 
 def culture_of(affinity: str) -> str:
-    """The culture that a question is asked of, by what its calls have in common; empty if it is nobody's."""
+    """The culture that a question is asked of, by the affinity of its calls; empty if it is of none."""
     culture, slash, _ = affinity.partition("/")
     return culture if slash else ""
-
-
-def _begins(question: Question) -> str:
-    return question.begins_as or question.id
 
 
 def orders_of(n: int, draws: int, rng: random.Random) -> list[tuple[int, ...]]:
     """`draws` orders of n options: rotations of a drawn order, a new one after each n.
 
-    So over each n draws every option stands in every place once.
+    So over each n draws every option stands in every place once (Latin square).
     """
     orders: list[tuple[int, ...]] = []
     while len(orders) < draws:

@@ -1,20 +1,19 @@
 """Forgetting: what a model can do in general, before it is tuned and after.
 
 A small set of our own, in plain English and of no culture, asked without any system message. It needs no
-download and tells a large loss; it is no measure of how able a model is.
+download and detects a large loss; it is no measure of how able a model is.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from culturepark.evaluation.asking import Answer, Asker, Question
+from culturepark.evaluation.asking import Answer, Asker, Question, counts_of
+from culturepark.evaluation.data_files import data_rows
 from culturepark.evaluation.measure import Measurement
 
 TASK = "forgetting"
@@ -33,8 +32,6 @@ class Item(Struct, frozen=True):
 @cache
 def read_items() -> tuple[Item, ...]:
     """The built-in set."""
-    text = resources.files("culturepark.evaluation").joinpath("data/abilities.csv").read_text("utf-8")
-    rows = list(csv.DictReader(text.splitlines()))
     return tuple(
         Item(
             f"{row['ability']}-{number}",
@@ -42,13 +39,13 @@ def read_items() -> tuple[Item, ...]:
             row["question"],
             tuple(row[one] for one in _OPTIONS),
         )
-        for number, row in enumerate(rows, 1)
+        for number, row in enumerate(data_rows("abilities.csv"), 1)
     )
 
 
 def questions_of(items: Sequence[Item], cultures: Sequence[str]) -> list[Question]:
-    """The items, once for each culture; for none, once. A model that is one for each culture finds its own
-    by the beginning of the id; all are asked in the same orders of options."""
+    """The items, once for each culture; without cultures, once. Where each culture has a model of its own,
+    the beginning of the id chooses it; all models are asked in the same orders of options."""
     return [
         Question(f"{culture}/{item.id}" if culture else item.id, "", item.question, item.options, item.id)
         for culture in cultures or ("",)
@@ -57,13 +54,14 @@ def questions_of(items: Sequence[Item], cultures: Sequence[str]) -> list[Questio
 
 
 async def evaluate(
-    asker: Asker, items: Sequence[Item], cultures: Sequence[str], apart: bool
+    asker: Asker, items: Sequence[Item], cultures: Sequence[str], per_culture: bool
 ) -> list[Measurement]:
-    """Ask everything, of each culture's model if they are `apart`, else once. Raises EndpointError."""
-    asked = questions_of(items, cultures if apart else ())
-    answers = await asker.ask_each(asked)
-    rounds = [answers[at : at + len(items)] for at in range(0, len(answers), len(items))]
-    by_culture = dict(zip(cultures, rounds if apart else rounds * len(cultures), strict=True))
+    """Ask everything: each culture's model if there is one `per_culture`, else the only one. Raises
+    EndpointError."""
+    questions = questions_of(items, cultures if per_culture else ())
+    answers = await asker.ask_balanced(questions)
+    rounds = [answers[start : start + len(items)] for start in range(0, len(answers), len(items))]
+    by_culture = dict(zip(cultures, rounds if per_culture else rounds * len(cultures), strict=True))
     return measurements(items, rounds, by_culture)
 
 
@@ -92,10 +90,9 @@ def measurements(
 def _accuracy(
     items: Sequence[Item], rounds: Sequence[Sequence[Answer]], subset: str, places: Sequence[int]
 ) -> Measurement:
-    answers = [[answers[place] for answers in rounds] for place in places]
-    flat = [answer for of in answers for answer in of]
-    draws = sum(answer.draws for answer in flat)
-    at_random = sum(1 / len(items[place].options) for place in places) / len(places)
+    by_item = [[answers[place] for answers in rounds] for place in places]
+    counts = counts_of([answer for answers in by_item for answer in answers])
+    chance = sum(1 / len(items[place].options) for place in places) / len(places)
     return Measurement(
         task=TASK,
         subset=subset,
@@ -103,17 +100,16 @@ def _accuracy(
         better="higher",
         unit="item",
         units=tuple(items[place].id for place in places),
-        values=tuple((_score(of),) for of in answers),
-        n=sum(answer.shares is not None for answer in flat),
-        draws=draws,
-        invalid_rate=sum(answer.invalid * answer.draws for answer in flat) / draws if draws else 0.0,
-        # Whoever always takes the same place meets the right option there as often as at random.
-        floors={"constant": at_random, "random": at_random},
+        values=tuple((_score(answers),) for answers in by_item),
+        n=counts.n,
+        draws=counts.draws,
+        invalid_rate=counts.invalid_rate,
+        # Orders are balanced, so a model that always chooses the same place is right as often as by chance.
+        floors={"constant": chance, "random": chance},
     )
 
 
 def _score(answers: Sequence[Answer]) -> float | None:
-    """1 if the right option is the likeliest, a part of it where several are, the mean of all readable
-    answers."""
-    read = [parts[0] for answer in answers if (parts := answer.parts) is not None]
-    return sum(read) / len(read) if read else None
+    """The mean credit of the right option over all readable answers; None if none is readable."""
+    credits = [credit[0] for answer in answers if (credit := answer.credit) is not None]
+    return sum(credits) / len(credits) if credits else None

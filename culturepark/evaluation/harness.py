@@ -27,13 +27,14 @@ from culturepark.store.files import disk_errors, make_dirs
 
 PACKAGE = "lm_eval"
 LOG = "harness.log"
-_AT_ONCE = 8
-"""Requests at once, unless the model's settings say how many it decodes."""
-_SAME = 1e-6
+_CONCURRENCY = 8
+"""The harness's requests in flight, unless the model's settings say how many it decodes at once."""
+_TOLERANCE = 1e-6
+"""A metric that differs from the mean of its questions by more than this is not such a mean."""
 
 
 class _Results(Struct):
-    """What is used of the harness's results. Metrics are keyed `metric,filter`."""
+    """The fields of the harness's results that are used. Metrics are keyed `metric,filter`."""
 
     results: dict[str, dict[str, Any]]
     group_subtasks: dict[str, list[str]] = {}
@@ -41,14 +42,14 @@ class _Results(Struct):
 
 
 def require_harness() -> None:
-    """Find out before anything is asked whether it is installed. Raises ConfigError."""
+    """Check before any request whether the harness is installed. Raises ConfigError."""
     if importlib.util.find_spec(PACKAGE) is None:
         what = "lm-evaluation-harness is not installed."
         raise ConfigError("--harness", what, "Run `pip install 'culturepark[harness]'`.")
 
 
-def require_plain(adapters: Mapping[str, object]) -> None:
-    """Refuse what has no model name of its own. Raises ConfigError."""
+def refuse_adapters(adapters: Mapping[str, object]) -> None:
+    """Refuse adapters of the embedded engine: they have no model name. Raises ConfigError."""
     if adapters:
         what = "an adapter on the embedded engine has no model name that the harness could ask for."
         fix = "Serve it with vLLM (docs/training.md) and evaluate that address with `--model NAME`."
@@ -64,20 +65,20 @@ async def evaluate(model: ModelSettings, tasks: Sequence[str], folder: Path) -> 
     command, environment = command_of(model, tasks, folder), environment_of(model, os.environ)
     make_dirs(folder)
     log = folder / LOG
-    with disk_errors(log), log.open("wb") as said:
+    with disk_errors(log), log.open("wb") as output:
         # It inherits our terminal's signals: Ctrl-C ends both.
-        child = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command,
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
         )
         try:
-            code = await child.wait()
+            code = await process.wait()
         except asyncio.CancelledError:
-            child.terminate()
-            await child.wait()
+            process.terminate()
+            await process.wait()
             raise
     if code:
         what = f"lm_eval ended with exit code {code}: {_last_words(log)}"
@@ -90,7 +91,7 @@ def command_of(model: ModelSettings, tasks: Sequence[str], folder: Path) -> list
     arguments = {
         "model": model.served_name,
         "base_url": f"{base_urls_of(model)[0]}/chat/completions",
-        "num_concurrent": model.parallel or _AT_ONCE,
+        "num_concurrent": model.parallel or _CONCURRENCY,
         "max_retries": 3,
         "tokenized_requests": False,
     }
@@ -100,7 +101,7 @@ def command_of(model: ModelSettings, tasks: Sequence[str], folder: Path) -> list
 
 
 def environment_of(model: ModelSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """The harness takes its key from OPENAI_API_KEY, whatever variable or file the model's is in; a model on
+    """The harness reads its key from OPENAI_API_KEY, whatever variable or file the model's is in; a model on
     this machine needs none. Raises ConfigError if the key cannot be read."""
     key = api_key_of(model) if model.engine == "openai" else ""
     return {**environment, "OPENAI_API_KEY": key}
@@ -150,7 +151,7 @@ def _measured(task: str, results: _Results, samples: Samples) -> list[Measuremen
         leaves = _leaves(task, results.group_subtasks)
         scores = [pair for leaf in leaves for pair in _scores(leaf, metric, by, samples)]
         mean = sum(score for _, score in scores) / len(scores) if scores else None
-        if mean is None or abs(mean - value) > _SAME:
+        if mean is None or abs(mean - value) > _TOLERANCE:
             continue  # not a mean over questions, so no interval can be drawn over them
         found.append(
             Measurement(
@@ -164,7 +165,7 @@ def _measured(task: str, results: _Results, samples: Samples) -> list[Measuremen
                 n=len(scores),
                 draws=len(scores),
                 invalid_rate=0.0,
-                notes=(_told(task, metric, by, results),),
+                notes=(_note(task, metric, by, results),),
             )
         )
     return found
@@ -188,10 +189,10 @@ def _better(task: str, metric: str, results: _Results) -> Better:
     return "neither" if higher is None else "higher" if higher else "lower"
 
 
-def _told(task: str, metric: str, by: str, results: _Results) -> str:
+def _note(task: str, metric: str, by: str, results: _Results) -> str:
     error = results.results[task].get(f"{metric}_stderr,{by}")
     spread = f"a standard error of {error:.3g}" if isinstance(error, float) else "no standard error"
-    return f"{task} {metric}: lm-evaluation-harness tells {spread}, and nothing of unreadable replies."
+    return f"{task} {metric}: lm-evaluation-harness gives {spread}, and no share of unreadable replies."
 
 
 def _last_words(log: Path) -> str:

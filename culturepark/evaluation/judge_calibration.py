@@ -1,4 +1,5 @@
-"""How far a judge can be believed: what it reaches on small labelled sets of our own.
+"""How far a judge can be trusted (calibration): its accuracy on small labelled sets that come with the
+project.
 
 Opinions and turns are in `data/`; the verdict cases are the first of those that the embedding verifier is
 calibrated on (`refine/calibration.py`).
@@ -6,15 +7,13 @@ calibrated on (`refine/calibration.py`).
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 
 from msgspec import Struct
 
-from culturepark.evaluation.asking import Answer, Asker, Question
-from culturepark.evaluation.judged_quality import invalid_rate
+from culturepark.evaluation.asking import Answer, Asker, Question, counts_of
+from culturepark.evaluation.data_files import data_rows
 from culturepark.evaluation.measure import Measurement
 from culturepark.prompts import judge as words
 from culturepark.refine.calibration import labelled_set
@@ -23,8 +22,10 @@ from culturepark.seeds import builtin_seeds
 JUDGE = "judge"
 """The task of these figures."""
 _VERDICT_SEEDS = 10
+"""The verdict cases are about at most this many of the built-in questions."""
 _ROUNDING = 1e-9
-_AGREES = {"for": "entails", "against": "contradicts", "off": "novel"}
+_VERDICT_OF = {"for": "entails", "against": "contradicts", "off": "novel"}
+"""The right verdict by the label of a calibration text."""
 
 
 class Case(Struct, frozen=True):
@@ -38,29 +39,29 @@ class Case(Struct, frozen=True):
 
 @cache
 def cases() -> dict[str, tuple[Case, ...]]:
-    """Our labelled sets by name, worded as data is."""
-    kinds, turns = _rows("judge_kinds.csv"), _rows("judge_turns.csv")
-    found: dict[str, list[Case]] = {}
+    """The labelled sets by name, worded as the questions about a run's data are."""
+    kinds, turns = data_rows("judge_kinds.csv"), data_rows("judge_turns.csv")
+    sets: dict[str, list[Case]] = {}
 
     def add(name: str, text: str, options: Mapping[str, str], truth: str) -> None:
-        of = found.setdefault(name, [])
-        at = list(options).index(truth)
-        of.append(Case(f"judge/{name}/{len(of) + 1}", text, tuple(options.values()), at))
+        of = sets.setdefault(name, [])
+        place = list(options).index(truth)
+        of.append(Case(f"judge/{name}/{len(of) + 1}", text, tuple(options.values()), place))
 
     for row in kinds:
         add("kind", words.kind_question(row["text"]), words.KINDS, row["kind"])
     for row in kinds:
-        asked = words.subtype_question(row["text"], row["kind"])
-        add("subtype", asked, words.SUBTYPES[row["kind"]], row["subtype"])
+        text = words.subtype_question(row["text"], row["kind"])
+        add("subtype", text, words.SUBTYPES[row["kind"]], row["subtype"])
     for row in turns:
         before = row["before"].split(" | ")
-        asked = words.extends_question(row["statement"], before, row["turn"])
-        add("extends", asked, words.EXTENDS, row["extends"])
+        text = words.extends_question(row["statement"], before, row["turn"])
+        add("extends", text, words.EXTENDS, row["extends"])
         about = (row["statement"], before, row["turn"], row["culture"], row["other"])
         add("understands", words.understands_question(*about), words.UNDERSTANDS, row["understands"])
-    for asked, verdict in _verdict_cases():
-        add("verdict", asked, words.VERDICTS, verdict)
-    return {name: tuple(of) for name, of in found.items()}
+    for text, verdict in _verdict_cases():
+        add("verdict", text, words.VERDICTS, verdict)
+    return {name: tuple(of) for name, of in sets.items()}
 
 
 def _verdict_cases() -> list[tuple[str, str]]:
@@ -71,15 +72,10 @@ def _verdict_cases() -> list[tuple[str, str]]:
         codes = sorted(option.code for option in seed.options)
         stance = seed.option(codes[0] if seed.toward == "low" else codes[-1]).label
         mine = [one for one in labelled_set() if one.seed == seed.id]
-        for label, verdict in _AGREES.items():
+        for label, verdict in _VERDICT_OF.items():
             text = next(one.text for one in mine if one.label == label)
             found.append((words.verdict_question(seed.statement, stance, text), verdict))
     return found
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    text = resources.files("culturepark.evaluation").joinpath(f"data/{name}").read_text("utf-8")
-    return list(csv.DictReader(text.splitlines()))
 
 
 async def measurements(asker: Asker) -> list[Measurement]:
@@ -88,16 +84,17 @@ async def measurements(asker: Asker) -> list[Measurement]:
 
 
 async def _accuracy(asker: Asker, name: str, of: Sequence[Case]) -> Measurement:
-    answers = await asker.ask_each([Question(one.id, words.SYSTEM, one.text, one.options) for one in of])
+    answers = await asker.ask_balanced([Question(one.id, words.SYSTEM, one.text, one.options) for one in of])
     return accuracy(name, of, answers)
 
 
 def accuracy(name: str, of: Sequence[Case], answers: Sequence[Answer]) -> Measurement:
-    """How often the right option is the likeliest; level ones share. Floors are the place of an option
-    that is most often right, always taken, and any option."""
+    """How often the right option is the likeliest; tied ones share the credit. Floors are a judge that always
+    chooses the place that is most often right (`constant`), and one that chooses at random."""
     truths = [one.truth for one in of]
-    parts = [answer.parts for answer in answers]
-    scores = [part[truth] if part else None for part, truth in zip(parts, truths, strict=True)]
+    credits = [answer.credit for answer in answers]
+    scores = [credit[truth] if credit else None for credit, truth in zip(credits, truths, strict=True)]
+    counts = counts_of(answers)
     return Measurement(
         task=JUDGE,
         subset=name,
@@ -106,9 +103,9 @@ def accuracy(name: str, of: Sequence[Case], answers: Sequence[Answer]) -> Measur
         unit="item",
         units=tuple(one.id for one in of),
         values=tuple((score,) for score in scores),
-        n=sum(score is not None for score in scores),
-        draws=sum(answer.draws for answer in answers),
-        invalid_rate=invalid_rate(answers),
+        n=counts.n,
+        draws=counts.draws,
+        invalid_rate=counts.invalid_rate,
         floors={
             "constant": max(truths.count(place) for place in truths) / len(truths),
             "random": sum(1 / len(one.options) for one in of) / len(of),
@@ -116,24 +113,26 @@ def accuracy(name: str, of: Sequence[Case], answers: Sequence[Answer]) -> Measur
     )
 
 
-_RESTS_ON = {
+_FIGURES_OF = {
     "kind": "share_belief, share_norm and share_custom",
     "subtype": "the shares of subtypes",
     "extends": "extends_topic",
     "understands": "understands_other",
     "verdict": "verifier_kappa",
 }
+"""The figures that depend on a judge's accuracy, by labelled set."""
 
 
-def cautions(name: str, of: Sequence[Measurement]) -> list[str]:
-    """Which figures are not to be trusted, since the judge does not clearly beat its floors."""
+def cautions(name: str, accuracies: Sequence[Measurement]) -> list[str]:
+    """Which figures are not to be trusted, since the judge's confidence interval reaches down to its
+    floors."""
     found: list[str] = []
-    for one in of:
+    for one in accuracies:
         floor = max(value for value in one.floors.values() if value is not None)
         low = one.interval().low
         if low is None or low <= floor + _ROUNDING:
             found.append(
                 f"{name} does not beat its floors on the labelled set `{one.subset}`: do not trust "
-                f"{_RESTS_ON[one.subset]}."
+                f"{_FIGURES_OF[one.subset]}."
             )
     return found

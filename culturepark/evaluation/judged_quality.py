@@ -1,7 +1,7 @@
-"""Quality of what a run has made, as a model judges it.
+"""Quality of a run's data, as a model judges it (LLM as a judge).
 
-A judge is asked questions with options (`asking.Asker`), each option in each place equally often. Where
-options come out level, as for a judge that goes by their place, each has its part.
+A judge is asked multiple-choice questions (`asking.Asker`), each option in each place equally often. Where
+options are tied, as for a judge that goes by their place, they share the credit.
 """
 
 from __future__ import annotations
@@ -11,155 +11,134 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from msgspec import Struct
 
-from culturepark.evaluation.asking import Answer, Asker, Question
+from culturepark.evaluation.asking import Answer, Asker, Question, counts_of
 from culturepark.evaluation.measure import Better, Measurement
-from culturepark.evaluation.quality import by_talk, summed
+from culturepark.evaluation.quality import by_dialogue, ratio_of_sums
 from culturepark.evaluation.run_data import ALL, TASK, Opinion, RunData, Turn, sampled, sampled_turns
 from culturepark.prompts import judge as words
 from culturepark.refine.verify import VERDICTS
 
 
 class Sample(Struct, frozen=True):
-    """What a judge is asked about: kept opinions, opinions with a verdict, and turns."""
+    """What a judge is asked about: kept opinions, opinions with the verifier's verdict, and turns."""
 
     kept: tuple[Opinion, ...]
-    judged: tuple[Opinion, ...]
+    verified: tuple[Opinion, ...]
     turns: tuple[Turn, ...]
     demonyms: dict[str, str]
 
     @property
     def questions(self) -> int:
         """How many questions there are."""
-        return 2 * len(self.kept) + len(self.judged) + len(self.turns) + sum(t.meets for t in self.turns)
+        return 2 * len(self.kept) + len(self.verified) + len(self.turns) + sum(t.meets for t in self.turns)
 
 
-def sample_of(made: RunData, at_most: int, rng_seed: int) -> Sample:
-    """At most so many of each, drawn; the same seed draws the same. Raises RunDirError."""
+def draw_sample(run_data: RunData, at_most: int, rng_seed: int) -> Sample:
+    """A random sample of at most `at_most` of each; the same seed draws the same. Raises RunDirError."""
 
     def id_of(one: Opinion) -> str:
         return one.id
 
     return Sample(
-        tuple(sampled(made.kept, at_most, rng_seed, id_of)),
-        tuple(sampled((one for one in made.opinions if one.verdict), at_most, rng_seed, id_of)),
-        tuple(sampled_turns(made, at_most, rng_seed)),
-        {culture: of.demonym for culture, of in made.run.plan.cultures.items()},
+        tuple(sampled(run_data.kept, at_most, rng_seed, id_of)),
+        tuple(sampled((one for one in run_data.opinions if one.verdict), at_most, rng_seed, id_of)),
+        tuple(sampled_turns(run_data, at_most, rng_seed)),
+        {culture: of.demonym for culture, of in run_data.run.plan.cultures.items()},
     )
 
 
 # --- asking
 
 
-async def _chosen(asker: Asker, of: Sequence[tuple[str, str, Mapping[str, str]]]) -> list[Answer]:
-    """Answers to (id, text, options); as many draws as options, so that each stands in each place once."""
-    asked = [Question(key, words.SYSTEM, text, tuple(options.values())) for key, text, options in of]
-    return await asker.ask_each(asked)
-
-
-def invalid_rate(answers: Sequence[Answer]) -> float:
-    """The share of all draws that could not be read."""
-    draws = sum(answer.draws for answer in answers)
-    return sum(answer.invalid * answer.draws for answer in answers) / draws if draws else 0.0
+async def _ask(asker: Asker, questions: Sequence[tuple[str, str, Mapping[str, str]]]) -> list[Answer]:
+    """Answers to questions of (id, text, options), each option in each place once."""
+    return await asker.ask_balanced(
+        [Question(key, words.SYSTEM, text, tuple(options.values())) for key, text, options in questions]
+    )
 
 
 # --- a run's data
 
 
-async def evaluate(asker: Asker, made: RunData, sample: Sample) -> list[Measurement]:
+async def evaluate(asker: Asker, run_data: RunData, sample: Sample) -> list[Measurement]:
     """Kinds and subtypes of samples, what turns do, and agreement with the run's verifier.
 
     Raises EndpointError.
     """
     return [
-        *await _kinds(asker, made, sample.kept),
-        *await _turns(asker, made, sample),
-        *await _verdicts(asker, made, sample.judged),
+        *await _kinds(asker, run_data, sample.kept),
+        *await _turns(asker, run_data, sample),
+        *await _verdicts(asker, sample.verified),
     ]
 
 
 def _shares(
-    made: RunData,
+    run_data: RunData,
     metric: str,
     better: Better,
     opinions: Sequence[Opinion | Turn],
     answers: Sequence[Answer],
-    values: Sequence[float | None],
+    place: int,
     floors: Mapping[str, float | None],
 ) -> list[Measurement]:
-    """The share of what was judged, of all and by culture; what was not read is missing."""
+    """How often the option at `place` was chosen, of all and by culture; invalid answers are missing."""
     found: list[Measurement] = []
-    triples = list(zip(opinions, answers, values, strict=True))
-    for culture in ("", *(made.cultures if len(made.cultures) > 1 else ())):
-        of = [one for one in triples if not culture or one[0].culture == culture]
+    pairs = list(zip(opinions, answers, strict=True))
+    for culture in ("", *(run_data.cultures if len(run_data.cultures) > 1 else ())):
+        of = [one for one in pairs if not culture or one[0].culture == culture]
         if not of:
             continue
-        read = [(one, value) for one, _, value in of if value is not None]
-        talks = made.talks if not culture else made.only((culture,)).talks
-        ids = {one.talk for one, _, _ in of}
-        asked = [answer for _, answer, _ in of]
+        valid = [(one, credit[place]) for one, answer in of if (credit := answer.credit)]
+        dialogues = run_data.dialogues if not culture else run_data.only((culture,)).dialogues
+        ids = {one.dialogue_id for one, _ in of}
+        counts = counts_of([answer for _, answer in of])
         found.append(
-            summed(
+            ratio_of_sums(
                 TASK,
                 culture or ALL,
                 metric,
                 better,
-                [talk for talk in talks if talk.id in ids],
-                by_talk([one for one, _ in read], [value for _, value in read]),
-                n=len(read),
-                draws=sum(answer.draws for answer in asked),
-                invalid_rate=invalid_rate(asked),
+                [dialogue for dialogue in dialogues if dialogue.id in ids],
+                by_dialogue([one for one, _ in valid], [value for _, value in valid]),
+                n=counts.n,
+                draws=counts.draws,
+                invalid_rate=counts.invalid_rate,
                 floors=floors,
             )
         )
     return found
 
 
-async def _kinds(asker: Asker, made: RunData, kept: Sequence[Opinion]) -> list[Measurement]:
+async def _kinds(asker: Asker, run_data: RunData, kept: Sequence[Opinion]) -> list[Measurement]:
     if not kept:
         return []
-    answers = await _chosen(asker, [(f"kind/{o.id}", words.kind_question(o.text), words.KINDS) for o in kept])
-    parts = [answer.parts for answer in answers]
+    answers = await _ask(asker, [(f"kind/{o.id}", words.kind_question(o.text), words.KINDS) for o in kept])
+    at_random = {"random": 1 / len(words.KINDS)}
     found = [
         one
         for place, kind in enumerate(words.KINDS)
-        for one in _shares(
-            made,
-            f"share_{kind}",
-            "neither",
-            kept,
-            answers,
-            [part[place] if part else None for part in parts],
-            {"random": 1 / len(words.KINDS)},
-        )
+        for one in _shares(run_data, f"share_{kind}", "neither", kept, answers, place, at_random)
     ]
     for place, kind in enumerate(words.KINDS):
-        mine = [o for o, part in zip(kept, parts, strict=True) if part and part[place] == max(part)]
-        found += await _subtypes(asker, made, kind, mine)
+        of_kind = [o for o, answer in zip(kept, answers, strict=True) if place in answer.modes]
+        found += await _subtypes(asker, run_data, kind, of_kind)
     return found
 
 
-async def _subtypes(asker: Asker, made: RunData, kind: str, kept: Sequence[Opinion]) -> list[Measurement]:
-    """Shares of the subtypes among the samples of a kind, level ones among them."""
+async def _subtypes(asker: Asker, run_data: RunData, kind: str, kept: Sequence[Opinion]) -> list[Measurement]:
+    """Shares of the subtypes among the samples of a kind, tied ones included."""
     options = words.SUBTYPES[kind]
-    asked = [(f"{kind}/{o.id}", words.subtype_question(o.text, kind), options) for o in kept]
-    answers = await _chosen(asker, asked)
-    parts = [answer.parts for answer in answers]
+    questions = [(f"{kind}/{o.id}", words.subtype_question(o.text, kind), options) for o in kept]
+    answers = await _ask(asker, questions)
+    at_random = {"random": 1 / len(options)}
     return [
         one
         for place, name in enumerate(options)
-        for one in _shares(
-            made,
-            f"{kind}_{name}",
-            "neither",
-            kept,
-            answers,
-            [part[place] if part else None for part in parts],
-            {"random": 1 / len(options)},
-        )
+        for one in _shares(run_data, f"{kind}_{name}", "neither", kept, answers, place, at_random)
     ]
 
 
-async def _turns(asker: Asker, made: RunData, sample: Sample) -> list[Measurement]:
+async def _turns(asker: Asker, run_data: RunData, sample: Sample) -> list[Measurement]:
     found: list[Measurement] = []
     meeting = [turn for turn in sample.turns if turn.meets]
     of = (
@@ -170,11 +149,9 @@ async def _turns(asker: Asker, made: RunData, sample: Sample) -> list[Measuremen
         if not turns:
             continue
         texts = [_turn_question(metric, turn, sample.demonyms) for turn in turns]
-        asked = [(f"{metric}/{turn.id}", text, options) for turn, text in zip(turns, texts, strict=True)]
-        answers = await _chosen(asker, asked)
-        parts = [answer.parts for answer in answers]
-        values = [part[0] if part else None for part in parts]
-        found += _shares(made, metric, "higher", turns, answers, values, {"random": 0.5})
+        questions = [(f"{metric}/{turn.id}", text, options) for turn, text in zip(turns, texts, strict=True)]
+        answers = await _ask(asker, questions)
+        found += _shares(run_data, metric, "higher", turns, answers, 0, {"random": 0.5})
     return found
 
 
@@ -185,25 +162,26 @@ def _turn_question(metric: str, turn: Turn, demonyms: Mapping[str, str]) -> str:
     return words.understands_question(turn.statement, turn.before, turn.text, mine, other)
 
 
-async def _verdicts(asker: Asker, made: RunData, judged: Sequence[Opinion]) -> list[Measurement]:
-    if not judged:
+async def _verdicts(asker: Asker, verified: Sequence[Opinion]) -> list[Measurement]:
+    if not verified:
         return []
-    asked = [
+    questions = [
         (f"verdict/{o.id}", words.verdict_question(o.statement, o.stance, o.text), words.VERDICTS)
-        for o in judged
+        for o in verified
     ]
-    return [agreement(judged, await _chosen(asker, asked))]
+    return [agreement(verified, await _ask(asker, questions))]
 
 
-def agreement(judged: Sequence[Opinion], answers: Sequence[Answer]) -> Measurement:
-    """Cohen's kappa of the run's verifier and this judge; what the judge leaves open is missing. A dialogue
-    is one row: how often the one said this and the other that."""
-    tables = {one.talk: np.zeros((len(VERDICTS), len(VERDICTS))) for one in judged}
+def agreement(verified: Sequence[Opinion], answers: Sequence[Answer]) -> Measurement:
+    """Cohen's kappa of the run's verifier and this judge; ties and invalid answers are missing. A dialogue is
+    one row: its confusion matrix of the two."""
+    tables = {one.dialogue_id: np.zeros((len(VERDICTS), len(VERDICTS))) for one in verified}
     n = 0
-    for one, answer in zip(judged, answers, strict=True):
-        if (parts := answer.parts) and 1.0 in parts:
-            tables[one.talk][VERDICTS.index(one.verdict), parts.index(1.0)] += 1  # pyright: ignore[reportArgumentType]
+    for one, answer in zip(verified, answers, strict=True):
+        if len(answer.modes) == 1:
+            tables[one.dialogue_id][VERDICTS.index(one.verdict), answer.modes[0]] += 1  # pyright: ignore[reportArgumentType]
             n += 1
+    counts = counts_of(answers)
     return Measurement(
         task=TASK,
         subset=ALL,
@@ -213,8 +191,8 @@ def agreement(judged: Sequence[Opinion], answers: Sequence[Answer]) -> Measureme
         units=tuple(tables),
         values=tuple(tuple(float(count) for count in table.flat) for table in tables.values()),
         n=n,
-        draws=sum(answer.draws for answer in answers),
-        invalid_rate=invalid_rate(answers),
+        draws=counts.draws,
+        invalid_rate=counts.invalid_rate,
         statistic="kappa_of_tables",
         floors={"constant": 0.0, "random": 0.0},
         paired=False,

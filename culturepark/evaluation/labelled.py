@@ -1,7 +1,7 @@
 """Labelled texts: task files in TOML that say what a set's columns and labels mean, and sets read by them.
 
 The user brings the sets, in the format they are published in; `config/moderation/` holds task files for
-some. What is wrong with a set is counted and told (`Traps`), or refused before anything is asked.
+some. Problems of a set are counted and shown (`DataIssues`), or refused before anything is asked.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from culturepark.words import plural
 
 SYNTHETIC = "synthetic"
 """The set that comes with the project."""
-FEW = 30
-"""A class with fewer texts has an F1 that says little."""
+MIN_CLASS_TEXTS = 30
+"""A class with fewer texts than this has an F1 that says little."""
 _EXAMPLE = "Compare it with a file of `config/moderation/`."
-_SHOWN = 5
-"""Labels named in an error, at most."""
+_UNREADABLE_FIX = "Check the path, and that you may read the file."
+_SHOWN_LABELS = 5
+"""An error names at most this many labels."""
 
 Column = str | int
 """A column by its name, or by its number from 1 in a file without a header."""
@@ -49,11 +50,10 @@ class Task(Struct, frozen=True, forbid_unknown_fields=True):
     """What a labelled set is, and how its file is read.
 
     `classes` are the options as a model reads them, by class; `mapping` has the class of each label. A
-    cell with several labels is taken apart at `separator`, and labels of several classes make the class
-    `any_of`; `votes` stands in for `label` where annotators were counted. The culture is that of all texts
-    or, with `culture_column`, a text's own. `file` is relative to the task file. `quotes`: whether quotation
-    marks around a cell are not part of it; None: in CSV they are not, in TSV they are. `note` goes with each
-    figure.
+    cell with several labels is split at `separator`, and labels of several classes make the class `any_of`;
+    `votes` replaces `label` where annotators were counted. The culture is that of all texts or, with
+    `culture_column`, a text's own. `file` is relative to the task file. `quotes`: whether quotation marks
+    around a cell are removed; None: in CSV they are, in TSV they are not. `note` goes with each figure.
     """
 
     name: str
@@ -94,13 +94,13 @@ class Row(Struct, frozen=True):
     label: int
 
 
-class Traps(Struct, frozen=True):
-    """What there is to know of a set before its figures are believed.
+class DataIssues(Struct, frozen=True):
+    """The problems of a labelled set (data quality).
 
     Dropped: rows of too few or too many cells (`ragged`), and those without a text, a label, or a label that
-    the mapping knows. Kept: `duplicates`, further rows of a text that was there, and `contradictions`, texts
-    that stand there with several classes. `few` counts the texts of classes that have under 30. What is
-    dropped is counted in the file, what is kept among the texts that are asked about.
+    the mapping knows. Kept: `duplicates`, further rows of an earlier text, and `contradictions`, texts with
+    several classes. `few` counts the texts of classes that have under 30. Dropped rows are counted in the
+    file, kept ones among the texts that are asked about.
     """
 
     rows: int
@@ -114,7 +114,7 @@ class Traps(Struct, frozen=True):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Each trap in words; none, nothing."""
+        """Each issue that occurs, in words."""
         counts = (
             (self.ragged, "row", "with too few or too many cells, dropped"),
             (self.blank_texts, "row", "without a text, dropped"),
@@ -131,18 +131,18 @@ class Traps(Struct, frozen=True):
 
 
 class LabelledSet(Struct, frozen=True):
-    """Texts with their classes. `chosen` says how they were chosen if they are not all."""
+    """Texts with their classes. `selection` says how they were selected if they are not all."""
 
     task: Task
     rows: tuple[Row, ...]
-    traps: Traps
-    chosen: tuple[str, ...] = ()
+    issues: DataIssues
+    selection: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What goes with each figure."""
-        said = (self.task.note.removesuffix("."), *self.chosen, *self.traps.words)
-        return tuple(f"{self.task.name}: {words}." for words in said if words)
+        """The notes on each figure of this set."""
+        notes = (self.task.note.removesuffix("."), *self.selection, *self.issues.words)
+        return tuple(f"{self.task.name}: {words}." for words in notes if words)
 
 
 # --- task files
@@ -158,8 +158,8 @@ def read_task(path: Path) -> Task:
     try:
         task = msgspec.toml.decode(path.read_bytes(), type=Task)
     except OSError as error:
-        fix = "Check the path, and that you may read the file."
-        raise ConfigError(str(path), f"it cannot be read: {error.strerror}.", fix) from None
+        what = f"it cannot be read: {error.strerror}."
+        raise ConfigError(str(path), what, _UNREADABLE_FIX) from None
     except UnicodeDecodeError:
         raise ConfigError(str(path), "the file is not UTF-8 text.", "Save it as UTF-8.") from None
     except msgspec.DecodeError as error:
@@ -248,8 +248,8 @@ def read_labelled(task: Task, path: Path) -> LabelledSet:
     """The texts of a file with their classes. Raises ConfigError for a file that is not as the task says,
     and for labels that its mapping does not know, unless it drops them."""
     counts: Counter[str] = Counter()
-    strange: Counter[str] = Counter()
-    first_strange = 0
+    unknown: Counter[str] = Counter()
+    first_unknown = 0
     rows: list[Row] = []
     places = {name: place for place, name in enumerate(task.classes)}
     for number, record in enumerate(_records(task, path), start=1):
@@ -264,41 +264,43 @@ def read_labelled(task: Task, path: Path) -> LabelledSet:
         elif not labels:
             counts["blank_labels"] += 1
         elif (name := class_of(task, labels)) is None:
-            first_strange = first_strange or number
-            strange[task.separator.join(labels) if task.separator else ", ".join(labels)] += 1
+            first_unknown = first_unknown or number
+            unknown[task.separator.join(labels) if task.separator else ", ".join(labels)] += 1
         else:
             culture = str(record[str(task.culture_column)]).strip() if task.culture_column else task.culture
             rows.append(Row(number, text, culture, places[name]))
-    if strange and task.unknown == "refuse":
-        raise _strange(task, path, first_strange, strange)
+    if unknown and task.unknown == "refuse":
+        raise _unknown_labels(task, path, first_unknown, unknown)
     if not rows:
         raise ConfigError(str(path), f"it holds no text that {task.name} can use.", "Is it the right file?")
-    traps = Traps(
+    issues = DataIssues(
         rows=counts["rows"],
         ragged=counts["ragged"],
         blank_texts=counts["blank_texts"],
         blank_labels=counts["blank_labels"],
-        unknown=strange.total(),
+        unknown=unknown.total(),
     )
-    return looked_over(LabelledSet(task, tuple(rows), traps))
+    return with_issues(LabelledSet(task, tuple(rows), issues))
 
 
-def looked_over(of: LabelledSet) -> LabelledSet:
-    """The set with what its rows themselves show: duplicates, contradictions, classes of few texts."""
+def with_issues(of: LabelledSet) -> LabelledSet:
+    """The set with the issues of its rows: duplicates, contradictions, classes of few texts."""
     classes: dict[str, set[int]] = {}
     for row in of.rows:
         classes.setdefault(" ".join(row.text.split()), set()).add(row.label)
     sizes = Counter(row.label for row in of.rows)
-    traps = replace(
-        of.traps,
+    issues = replace(
+        of.issues,
         duplicates=len(of.rows) - len(classes),
         contradictions=sum(len(found) > 1 for found in classes.values()),
-        few={name: sizes[place] for place, name in enumerate(of.task.classes) if sizes[place] < FEW},
+        few={
+            name: sizes[place] for place, name in enumerate(of.task.classes) if sizes[place] < MIN_CLASS_TEXTS
+        },
     )
-    return replace(of, traps=traps)
+    return replace(of, issues=issues)
 
 
-def of_cultures(of: LabelledSet, cultures: Iterable[str]) -> LabelledSet:
+def only_cultures(of: LabelledSet, cultures: Iterable[str]) -> LabelledSet:
     """The texts of these cultures. Raises ConfigError if there are none."""
     wanted = set(cultures)
     rows = tuple(row for row in of.rows if row.culture in wanted)
@@ -311,11 +313,11 @@ def of_cultures(of: LabelledSet, cultures: Iterable[str]) -> LabelledSet:
     rest = sorted({row.culture for row in of.rows} - wanted)
     left_out = plural(len(of.rows) - len(rows), "text")
     words = f"{left_out} left out, of {', '.join(rest)}, which is not evaluated"
-    return looked_over(replace(of, rows=rows, chosen=(*of.chosen, words)))
+    return with_issues(replace(of, rows=rows, selection=(*of.selection, words)))
 
 
-def drawn_from(of: LabelledSet, at_most: int | None, rng_seed: int = 0) -> LabelledSet:
-    """At most so many texts, in the file's order: each class in its share, drawn with the seed."""
+def stratified_sample(of: LabelledSet, at_most: int | None, rng_seed: int = 0) -> LabelledSet:
+    """At most `at_most` texts, in the file's order: each class in its share, drawn with the seed."""
     if at_most is None or len(of.rows) <= at_most:
         return of
     rng = random.Random(f"labelled:{rng_seed}:{of.task.name}")
@@ -329,17 +331,17 @@ def drawn_from(of: LabelledSet, at_most: int | None, rng_seed: int = 0) -> Label
     words = (
         f"{len(rows):,} of {len(of.rows):,} texts, each class in its share, drawn with the seed {rng_seed}"
     )
-    return looked_over(replace(of, rows=rows, chosen=(*of.chosen, words)))
+    return with_issues(replace(of, rows=rows, selection=(*of.selection, words)))
 
 
 def class_of(task: Task, labels: Sequence[str]) -> str | None:
-    """The class of a text with these labels or votes; None if the task does not know."""
+    """The class of a text with these labels or votes; None if the task does not know them."""
     if task.votes:
-        found = [_number(label) for label in labels]
-        if None in found:
+        votes = [_number(label) for label in labels]
+        if None in votes:
             return None
-        most = max(value for value in found if value is not None)
-        return task.votes.reached if most >= task.votes.at_least else task.votes.otherwise
+        highest = max(value for value in votes if value is not None)
+        return task.votes.reached if highest >= task.votes.at_least else task.votes.otherwise
     classes = {task.mapping.get(label) for label in labels}
     if len(classes) == 1:
         return classes.pop()
@@ -368,7 +370,7 @@ def _labels_of(task: Task, record: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _label(value: object) -> str:
-    """A label as text: JSON's own words for what is no text in JSON."""
+    """A label as text; a value of JSON that is no string as JSON writes it."""
     if value is None:
         return ""
     return value.strip() if isinstance(value, str) else _as_json(value)
@@ -387,10 +389,10 @@ def _text_of(value: object, where: str) -> str:
     return value.strip()
 
 
-def _strange(task: Task, path: Path, first: int, strange: Counter[str]) -> ConfigError:
-    names = ", ".join(repr(label[:40]) for label, _ in strange.most_common(_SHOWN))
-    more = ", ..." if len(strange) > _SHOWN else ""
-    count = f"{plural(strange.total(), 'row')}, the first is {first}"
+def _unknown_labels(task: Task, path: Path, first: int, unknown: Counter[str]) -> ConfigError:
+    names = ", ".join(repr(label[:40]) for label, _ in unknown.most_common(_SHOWN_LABELS))
+    more = ", ..." if len(unknown) > _SHOWN_LABELS else ""
+    count = f"{plural(unknown.total(), 'row')}, the first is {first}"
     what = f"{task.name} does not know {names}{more} ({count})."
     known = "numbers" if task.votes else ", ".join(repr(label) for label in task.mapping)
     fix = f'It knows {known}. Map the rest in a task file of your own, or drop it there: unknown = "drop".'
@@ -411,14 +413,14 @@ def _records(task: Task, path: Path) -> Iterator[_Record]:
                 _json_records(task, path, lines) if task.format == "jsonl" else _cells(task, path, lines)
             )
     except OSError as error:
-        fix = "Check the path, and that you may read the file."
-        raise ConfigError(str(path), f"it cannot be read: {error.strerror}.", fix) from None
+        what = f"it cannot be read: {error.strerror}."
+        raise ConfigError(str(path), what, _UNREADABLE_FIX) from None
     except UnicodeDecodeError:
         fix = f"Save it as {task.format.upper()} in UTF-8."
         raise ConfigError(str(path), "the file is not UTF-8 text.", fix) from None
     except csv.Error as error:
         fix = f"Is it {task.format.upper()}, with `quotes` as the task file says?"
-        raise ConfigError(str(path), f"it cannot be taken apart: {error}.", fix) from None
+        raise ConfigError(str(path), f"it cannot be parsed: {error}.", fix) from None
 
 
 def _cells(task: Task, path: Path, lines: Iterable[str]) -> Iterator[_Record]:

@@ -6,7 +6,6 @@ over the same units can be compared pair by pair, also later and from files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -17,18 +16,18 @@ from msgspec.structs import replace
 
 from culturepark.evaluation import hofstede
 from culturepark.evaluation import statistics as stats
-from culturepark.evaluation.statistics import Difference, Floats, Interval, Statistic
+from culturepark.evaluation.statistics import Difference, Floats, Interval, Statistic, none_if_nan
 
 Better = Literal["lower", "higher", "near 1", "neither"]
-"""Where a good figure lies."""
+"""Which direction of a figure is good."""
 
 
 class Measurement(Struct, frozen=True):
     """One figure. `task` and `metric` say what it is, `subset` of what: a culture, a data set, `all`.
 
     `values` has one row a unit of resampling, named in `units`; None is missing. `statistic` names how
-    a figure follows from the rows, with `parameters`. `floors` are the figures of models that know
-    nothing, by name. `n` counts what was answered readably, `draws` all that was asked, `invalid_rate`
+    a figure follows from the rows, with `parameters`. `floors` are the figures of baselines that know
+    nothing, by name. `n` counts answers that could be read, `draws` all that was asked, `invalid_rate`
     the part of it that could not be read.
     """
 
@@ -49,15 +48,15 @@ class Measurement(Struct, frozen=True):
     paired: bool = True
     """Whether another model is measured on the same units; else each is resampled by itself."""
     compared: bool = True
-    """Whether another one can be better: not where the figure changes with how much was made, or lacks what
-    nobody told."""
+    """Whether it is compared with another one: not where the figure changes with the amount of data, or lacks
+    usage that was not reported."""
     restated: bool = False
-    """Whether these are the very answers of the subset `all`, told again beside models that are another one
-    for each subset."""
+    """Whether these are the same answers as those of the subset `all`, shown again beside targets that have
+    another model for each subset."""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What is measured, whoever the model."""
+        """What is measured, whichever the model."""
         return self.task, self.subset, self.metric
 
     @property
@@ -88,9 +87,8 @@ class Comparison(Struct, frozen=True):
 
 
 def rows_of(columns: Sequence[Sequence[float | None]]) -> tuple[tuple[float | None, ...], ...]:
-    """Rows from columns; what is no number (NaN) is missing."""
-    clean = ([None if one is None or math.isnan(one) else float(one) for one in column] for column in columns)
-    return tuple(zip(*clean, strict=True))
+    """Rows from columns; what is not defined (NaN) is missing."""
+    return tuple(tuple(map(none_if_nan, row)) for row in zip(*columns, strict=True))
 
 
 def statistic_named(name: str, parameters: Mapping[str, Any]) -> Statistic:
@@ -113,20 +111,23 @@ def compare_pairs(pairs: Sequence[tuple[Named, Named]]) -> list[Comparison]:
     """Second against first of each pair, wherever both measured the same and one can be better, by paired
     bootstrap over the units that both have, or else each over its own (`Measurement.paired`), with p-values
     corrected after Holm over all of them."""
-    most = stats.resamples_for(sum(len(first) for (_, first), _ in pairs))
-    return corrected([one for first, second in pairs for one in _differences(*first, *second, most)])
+    resamples = stats.resamples_for(sum(len(first) for (_, first), _ in pairs))
+    return holm_corrected(
+        [one for first, second in pairs for one in _differences(*first, *second, resamples)]
+    )
 
 
-def against_first(measured: Mapping[str, Sequence[Measurement]]) -> list[tuple[Named, Named]]:
+def pairs_with_first(measured: Mapping[str, Sequence[Measurement]]) -> list[tuple[Named, Named]]:
     """Pairs: the first with each further one."""
     first, *others = measured.items() or [("", ())]
     return [(first, other) for other in others]
 
 
-def corrected(found: Sequence[Comparison]) -> list[Comparison]:
-    """P-values corrected for how many of these there are, whatever they were corrected for before."""
-    p_values = iter(stats.holm([c.difference.p for c in found if c.difference is not None]))
-    return [replace(c, p_holm=next(p_values)) if c.difference is not None else c for c in found]
+def holm_corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values corrected for the number of these alone, replacing an earlier
+    correction."""
+    p_values = iter(stats.holm([c.difference.p for c in comparisons if c.difference is not None]))
+    return [replace(c, p_holm=next(p_values)) if c.difference is not None else c for c in comparisons]
 
 
 def _differences(
@@ -134,7 +135,7 @@ def _differences(
     first: Sequence[Measurement],
     second_name: str,
     second: Sequence[Measurement],
-    most: int,
+    resamples: int,
 ) -> list[Comparison]:
     others = {one.key: one for one in second}
     found: list[Comparison] = []
@@ -145,32 +146,34 @@ def _differences(
         if one.restated and other.restated:
             continue  # `all` compares the same answers
         if (one.statistic, one.parameters) != (other.statistic, other.parameters):
-            # By other means, so no difference would be the models'.
+            # Another statistic, so a difference would not be that of the models.
             found.append(Comparison(*one.key, one.better, first_name, second_name, None, 0))
             continue
         if not one.paired:
-            found.append(_unpaired(first_name, one, second_name, other, most))
+            found.append(_unpaired(first_name, one, second_name, other, resamples))
             continue
         places = {unit: place for place, unit in enumerate(other.units)}
         shared = [(place, places[unit]) for place, unit in enumerate(one.units) if unit in places]
         mine = one.array[[a for a, _ in shared]]
         theirs = other.array[[b for _, b in shared]]
         if one.statistic in ("mean", "mean_of_cells"):
-            # What one of them misses would be compared with nothing.
+            # A cell that one of them lacks has no counterpart, so neither counts it.
             missing = np.isnan(mine) | np.isnan(theirs)
-            there = ~missing.all(axis=1)
-            mine, theirs = (np.where(missing, np.nan, values)[there] for values in (mine, theirs))
+            present = ~missing.all(axis=1)
+            mine, theirs = (np.where(missing, np.nan, values)[present] for values in (mine, theirs))
         statistic = statistic_named(one.statistic, one.parameters)
-        difference = stats.paired_bootstrap(mine, theirs, statistic, most=most) if len(mine) else None
+        difference = None
+        if len(mine):
+            difference = stats.paired_bootstrap(mine, theirs, statistic, max_resamples=resamples)
         found.append(Comparison(*one.key, one.better, first_name, second_name, difference, len(mine)))
     return found
 
 
 def _unpaired(
-    first_name: str, one: Measurement, second_name: str, other: Measurement, most: int
+    first_name: str, one: Measurement, second_name: str, other: Measurement, resamples: int
 ) -> Comparison:
     statistic = statistic_named(one.statistic, one.parameters)
-    difference = stats.unpaired_bootstrap(one.array, other.array, statistic, most=most)
+    difference = stats.unpaired_bootstrap(one.array, other.array, statistic, max_resamples=resamples)
     n_units = len(one.units) + len(other.units)
     return Comparison(*one.key, one.better, first_name, second_name, difference, n_units)
 

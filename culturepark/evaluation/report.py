@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from msgspec import Struct
 from culturepark import __version__
 from culturepark.errors import ConfigError
 from culturepark.evaluation.measure import Better, Comparison, Measurement
+from culturepark.evaluation.statistics import none_if_nan
 from culturepark.store.files import disk_errors, make_dirs, write_atomically
 from culturepark.versions import PROMPT_VERSION
 
@@ -28,7 +28,8 @@ FLOORS = ("constant", "random", "majority", "others")
 
 
 class Figure(Struct, frozen=True):
-    """One row of the results: a figure, its 95 % interval, and what nothing-knowing models reach."""
+    """One row of the results: a figure, its 95 % interval, and the figures of baselines that know nothing
+    (floors)."""
 
     model: str
     task: str
@@ -72,7 +73,7 @@ def report_of(measured: Measured, comparisons: Sequence[Comparison], notes: Sequ
 
 def _figure(model: str, of: Measurement) -> Figure:
     interval = of.interval()
-    floors = {name: _finite(of.floors.get(name)) for name in FLOORS}
+    floors = {name: none_if_nan(of.floors.get(name)) for name in FLOORS}
     return Figure(
         model,
         of.task,
@@ -92,10 +93,6 @@ def _figure(model: str, of: Measurement) -> Figure:
         of.draws,
         of.invalid_rate,
     )
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
 
 
 # --- files

@@ -1,4 +1,4 @@
-"""What a run has made, read from its shards: dialogues with what they took, opinions with their vectors."""
+"""A run's data, read from its shards: dialogues with their usage, opinions with their vectors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ALL = "all"
 """The subset of all cultures."""
 
 
-class Talk(Struct, frozen=True):
-    """One dialogue that is in the shards. `stances` are the answers that its delegates drew. `usage` is
-    what was told, by role; `untold` an estimate of what calls took that told nothing."""
+class DialogueData(Struct, frozen=True):
+    """One dialogue that is in the shards. `stances` are the answers that its delegates drew. `usage` is the
+    reported one, by role; `estimated` is an estimate for the calls whose usage was not reported."""
 
     id: str
     number: int
@@ -34,18 +34,18 @@ class Talk(Struct, frozen=True):
     question: str
     stances: tuple[int, ...]
     usage: dict[str, Usage]
-    untold: dict[str, Usage] = {}
+    estimated: dict[str, Usage] = {}
 
     def tokens(self, roles: Iterable[str]) -> int:
-        """Tokens of these roles, prompt and completion, told and estimated."""
-        return sum(tokens_of(of[role]) for role in roles for of in (self.usage, self.untold) if role in of)
+        """Tokens of these roles, prompt and completion, reported and estimated."""
+        return sum(tokens_of(of[role]) for role in roles for of in (self.usage, self.estimated) if role in of)
 
 
 class Opinion(Struct, frozen=True):
     """One opinion, kept or rejected for a reason. `vector` is None if it was rejected before selection."""
 
     id: str
-    talk: str
+    dialogue_id: str
     culture: str
     statement: str
     stance: str
@@ -58,14 +58,14 @@ class Opinion(Struct, frozen=True):
 
 class RunData(Struct, frozen=True):
     """Dialogues in the order of the plan, and their opinions in the same order. `owed` counts planned
-    dialogues that are not in the shards. `silent` are roles whose tokens are in no sum; None: nobody has
-    looked yet (`with_estimates`)."""
+    dialogues that are not in the shards. `unmetered` are roles whose tokens are in no sum; None: not
+    determined yet (`with_estimated_usage`)."""
 
     run: Run
-    talks: tuple[Talk, ...]
+    dialogues: tuple[DialogueData, ...]
     opinions: tuple[Opinion, ...]
     owed: int
-    silent: frozenset[str] | None = None
+    unmetered: frozenset[str] | None = None
 
     @property
     def kept(self) -> list[Opinion]:
@@ -75,44 +75,46 @@ class RunData(Struct, frozen=True):
     @property
     def cultures(self) -> list[str]:
         """Those with a dialogue, in order of the plan."""
-        there = {talk.culture for talk in self.talks}
+        there = {dialogue.culture for dialogue in self.dialogues}
         return [culture for culture in self.run.plan.planned() if culture in there]
 
     @property
     def usage(self) -> dict[str, Usage]:
-        """What was told, by role."""
-        return _by_role(talk.usage for talk in self.talks)
+        """The reported usage, by role."""
+        return _by_role(dialogue.usage for dialogue in self.dialogues)
 
     @property
-    def untold(self) -> dict[str, Usage]:
-        """The estimate of what was not, by role."""
-        return _by_role(talk.untold for talk in self.talks)
+    def estimated(self) -> dict[str, Usage]:
+        """The estimated usage of the other calls, by role."""
+        return _by_role(dialogue.estimated for dialogue in self.dialogues)
 
     def only(self, cultures: Iterable[str]) -> RunData:
-        """What was made for these cultures."""
+        """The data of these cultures."""
         wanted, planned = frozenset(cultures), self.run.plan.planned()
-        talks = tuple(talk for talk in self.talks if talk.culture in wanted)
+        dialogues = tuple(dialogue for dialogue in self.dialogues if dialogue.culture in wanted)
         return replace(
             self,
-            talks=talks,
+            dialogues=dialogues,
             opinions=tuple(one for one in self.opinions if one.culture in wanted),
-            owed=sum(n for culture, n in planned.items() if culture in wanted) - len(talks),
+            owed=sum(n for culture, n in planned.items() if culture in wanted) - len(dialogues),
         )
 
     def up_to(self, tokens: int, roles: frozenset[str]) -> RunData:
-        """The first dialogues of the plan that together take no more tokens of these roles than that."""
-        chosen: list[Talk] = []
-        for talk in self.talks:
-            tokens -= talk.tokens(roles)
+        """The first dialogues of the plan that together cost no more than `tokens` of these roles."""
+        chosen: list[DialogueData] = []
+        for dialogue in self.dialogues:
+            tokens -= dialogue.tokens(roles)
             if tokens < 0:
                 break
-            chosen.append(talk)
-        ids = {talk.id for talk in chosen}
-        return replace(self, talks=tuple(chosen), opinions=tuple(o for o in self.opinions if o.talk in ids))
+            chosen.append(dialogue)
+        ids = {dialogue.id for dialogue in chosen}
+        return replace(
+            self, dialogues=tuple(chosen), opinions=tuple(o for o in self.opinions if o.dialogue_id in ids)
+        )
 
 
 def tokens_of(usage: Usage) -> int:
-    """Prompt and completion."""
+    """Prompt and completion tokens."""
     return usage.prompt_tokens + usage.completion_tokens
 
 
@@ -124,56 +126,61 @@ def _by_role(of: Iterable[dict[str, Usage]]) -> dict[str, Usage]:
     return dict(sorted(found.items()))
 
 
-# --- what nobody told
+# --- usage that was not reported
 
 
-def is_silent(usage: Usage) -> bool:
-    """Whether a role's tokens are unknown, since most of its calls told nothing: an estimate would be a guess
-    at most of them. A budget judges likewise (`budget.py`), but sees lost calls apart; shards do not."""
-    told = usage.calls - usage.unreported
-    return bool(usage.unreported) and (usage.unreported > told or not tokens_of(usage))
+def is_unmetered(usage: Usage) -> bool:
+    """Whether a role's tokens are unknown, since most of its calls reported no usage: an estimate would be a
+    guess at most of them. A budget decides likewise (`budget.py`), but counts lost calls apart; shards do
+    not."""
+    reported = usage.calls - usage.unreported
+    return bool(usage.unreported) and (usage.unreported > reported or not tokens_of(usage))
 
 
-def with_estimates(made: RunData) -> RunData:
-    """The same, each call that told nothing taken for the average one of its role in this run, but for
-    roles that are silent. Looks once: what is cut from the result keeps its estimates."""
-    if made.silent is not None:
-        return made
-    usage = made.usage
-    silent = frozenset(role for role, of in usage.items() if is_silent(of))
-    talks = tuple(replace(talk, untold=_untold(talk, usage, silent)) for talk in made.talks)
-    return replace(made, talks=talks, silent=silent)
+def with_estimated_usage(run_data: RunData) -> RunData:
+    """The same, where each call without reported usage counts as the average one of its role in this run,
+    except for roles that are unmetered. Estimates are made once: a part of the result keeps them."""
+    if run_data.unmetered is not None:
+        return run_data
+    usage = run_data.usage
+    unmetered = frozenset(role for role, of in usage.items() if is_unmetered(of))
+    dialogues = tuple(
+        replace(dialogue, estimated=_estimated(dialogue, usage, unmetered)) for dialogue in run_data.dialogues
+    )
+    return replace(run_data, dialogues=dialogues, unmetered=unmetered)
 
 
-def _untold(talk: Talk, told: Mapping[str, Usage], silent: frozenset[str]) -> dict[str, Usage]:
+def _estimated(
+    dialogue: DialogueData, reported: Mapping[str, Usage], unmetered: frozenset[str]
+) -> dict[str, Usage]:
     return {
-        role: _average(told[role], usage.unreported)
-        for role, usage in talk.usage.items()
-        if usage.unreported and role not in silent
+        role: _average(reported[role], usage.unreported)
+        for role, usage in dialogue.usage.items()
+        if usage.unreported and role not in unmetered
     }
 
 
 def _average(of: Usage, calls: int) -> Usage:
-    """So many calls like those that told what they took."""
-    times = calls / (of.calls - of.unreported)
-    tokens = (round(times * one) for one in (of.prompt_tokens, of.cached_tokens, of.completion_tokens))
+    """The usage of `calls` calls like the average reported one."""
+    factor = calls / (of.calls - of.unreported)
+    tokens = (round(factor * one) for one in (of.prompt_tokens, of.cached_tokens, of.completion_tokens))
     return Usage(calls, *tokens)
 
 
 # --- read
 
 
-_TALK = ("id", "number", "culture", "seed_id", "speakers", "usage")
+_DIALOGUE = ("id", "number", "culture", "seed_id", "speakers", "usage")
 _OPINION = (
     "id", "dialogue_id", "culture", "statement", "persona", "text", "verdict", "kept", "rejected",
     "embedding", "number", "turn", "start",
 )  # fmt: skip
 
 
-def read(run: Run) -> RunData:
-    """What the manifest of a run names. Raises RunDirError for a shard that cannot be read."""
+def read_run_data(run: Run) -> RunData:
+    """The data of a run's sealed shards. Raises RunDirError for a shard that cannot be read."""
     manifest = Manifest.read(run.root / "manifest")
-    talks = [_talk(row) for row in rows(run.root, manifest, "dialogues", _TALK)]
+    dialogues = [_dialogue(row) for row in rows(run.root, manifest, "dialogues", _DIALOGUE)]
     found = [
         ((row["number"], row["turn"], row["start"], row["id"]), _opinion(row))
         for kind in ("samples", "rejected")
@@ -182,17 +189,17 @@ def read(run: Run) -> RunData:
     found.sort(key=lambda pair: pair[0])
     return RunData(
         run,
-        tuple(sorted(talks, key=lambda talk: talk.number)),
+        tuple(sorted(dialogues, key=lambda dialogue: dialogue.number)),
         tuple(opinion for _, opinion in found),
-        len(run.plan) - len(talks),
+        len(run.plan) - len(dialogues),
     )
 
 
-def _talk(row: dict[str, Any]) -> Talk:
+def _dialogue(row: dict[str, Any]) -> DialogueData:
     stances = (speaker["stance_code"] for speaker in row["speakers"])
     usage = {one.pop("role"): Usage(**one) for one in row["usage"]}
     held = tuple(code for code in stances if code is not None)
-    return Talk(row["id"], row["number"], row["culture"], row["seed_id"], held, usage)
+    return DialogueData(row["id"], row["number"], row["culture"], row["seed_id"], held, usage)
 
 
 def _opinion(row: dict[str, Any]) -> Opinion:
@@ -212,11 +219,10 @@ def _opinion(row: dict[str, Any]) -> Opinion:
 
 
 class Turn(Struct, frozen=True):
-    """A delegate's turn with what was said before it, oldest first and without names: speakers take turns.
-    `meets` says whether the other speaker is of another culture."""
+    """A delegate's turn with what was said before it, oldest first and without names: speakers alternate."""
 
     id: str
-    talk: str
+    dialogue_id: str
     culture: str
     other: str
     statement: str
@@ -229,14 +235,14 @@ class Turn(Struct, frozen=True):
         return self.other != self.culture
 
 
-def sampled_turns(made: RunData, at_most: int, rng_seed: int) -> list[Turn]:
-    """A drawn sample of the delegates' turns that something was said before, of finished dialogues."""
-    manifest = Manifest.read(made.run.root / "manifest")
-    ids = {talk.id for talk in made.talks}
+def sampled_turns(run_data: RunData, at_most: int, rng_seed: int) -> list[Turn]:
+    """A random sample of the delegates' turns in finished dialogues, without first turns."""
+    manifest = Manifest.read(run_data.run.root / "manifest")
+    ids = {dialogue.id for dialogue in run_data.dialogues}
     columns = ("id", "culture", "status", "statement", "speakers", "turns")
     found = (
         turn
-        for row in rows(made.run.root, manifest, "dialogues", columns)
+        for row in rows(run_data.run.root, manifest, "dialogues", columns)
         if row["id"] in ids and row["status"] == "finished"
         for turn in _turns(row)
     )
@@ -255,7 +261,8 @@ def _turns(row: dict[str, Any]) -> Iterable[Turn]:
 
 
 def sampled(of: Iterable[T], at_most: int, rng_seed: int, id_of: Callable[[T], str]) -> list[T]:
-    """As many of these, drawn by the hash of their ids: whatever else there is, and in whichever order."""
+    """At most `at_most` of these, chosen by the hash of their ids: independent of their order, and stable
+    when others are added (bottom-k sampling)."""
 
     def rank(one: T) -> bytes:
         return hashlib.sha256(f"{rng_seed}:{id_of(one)}".encode()).digest()

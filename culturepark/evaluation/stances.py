@@ -1,4 +1,5 @@
-"""Whether delegates hold the answers that their people gave: drawn stances beside the survey's shares."""
+"""Whether delegates hold the answers that their people gave: drawn stances compared with the survey's
+shares."""
 
 from __future__ import annotations
 
@@ -16,16 +17,17 @@ CHANCE = (
     "stance_js: `rand` is what as many people reach who are drawn at random from the survey's answers, `maj` "
     "what delegates reach who all hold the most common one."
 )
-_SIMULATED = 200
-"""Samples of people that a floor is the mean of."""
+_SIMULATIONS = 200
+"""The random floor is the mean over this many simulated samples of people."""
 
 
-def measurements(subset: str, made: RunData) -> list[Measurement]:
-    """Drawn stances beside the people's answers, by culture and question, each weighing as many as drew."""
+def measurements(subset: str, run_data: RunData) -> list[Measurement]:
+    """The divergence of drawn stances from people's answers, by culture and question, weighted by the number
+    of stances."""
     drawn: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for talk in made.talks:
-        drawn[talk.culture, talk.question] += talk.stances
-    asked = {key: people_of(made, *key) for key in drawn}
+    for dialogue in run_data.dialogues:
+        drawn[dialogue.culture, dialogue.question] += dialogue.stances
+    asked = {key: people_of(run_data, *key) for key in drawn}
     pairs = [(key, asked[key], codes) for key, codes in drawn.items() if codes and asked[key]]
     if not pairs:
         return []
@@ -50,21 +52,21 @@ def measurements(subset: str, made: RunData) -> list[Measurement]:
         invalid_rate=0.0,
         statistic="ratio",
         floors={
-            "random": by_chance(people, sizes),
-            "majority": _weighed(
+            "random": expected_by_chance(people, sizes),
+            "majority": _weighted_mean(
                 [stats.jensen_shannon(a, b) for a, b in zip(common, people, strict=True)], sizes
             ),
         },
         notes=(CHANCE,),
         paired=False,
-        compared=False,  # the fewer drew, the further off they are by chance
+        compared=False,  # with fewer stances the divergence is larger by chance
     )
     return [measured]
 
 
-def people_of(made: RunData, culture: str, question: str) -> dict[int, float]:
-    """The people's shares by code, those that stances are drawn from; empty if nobody was asked."""
-    plan = made.run.plan
+def people_of(run_data: RunData, culture: str, question: str) -> dict[int, float]:
+    """The people's shares by code, those that stances are drawn from; empty if no people were asked."""
+    plan = run_data.run.plan
     seed = next(seed for seed in plan.seeds if seed.id == question)
     answers = seed.answers_of(plan.cultures[culture].survey_keys)
     if answers is None:
@@ -73,15 +75,16 @@ def people_of(made: RunData, culture: str, question: str) -> dict[int, float]:
     return {option.code: shares.get(option.code, 0.0) for option in seed.options} if shares else {}
 
 
-def by_chance(people: Sequence[Floats], sizes: Sequence[int]) -> float:
-    """The mean divergence of as many answers as given, drawn at random from people's own."""
+def expected_by_chance(people: Sequence[Floats], sizes: Sequence[int]) -> float:
+    """The mean divergence of samples of these sizes that are drawn at random from people's own answers
+    (simulated null distribution)."""
     rng = np.random.default_rng(0)
     found = [
-        np.mean([stats.jensen_shannon(one, shares) for one in rng.multinomial(size, shares, _SIMULATED)])
+        np.mean([stats.jensen_shannon(one, shares) for one in rng.multinomial(size, shares, _SIMULATIONS)])
         for shares, size in zip((shares / shares.sum() for shares in people), sizes, strict=True)
     ]
-    return _weighed([float(one) for one in found], sizes)
+    return _weighted_mean([float(one) for one in found], sizes)
 
 
-def _weighed(values: Sequence[float], sizes: Sequence[int]) -> float:
+def _weighted_mean(values: Sequence[float], sizes: Sequence[int]) -> float:
     return float(np.average(values, weights=sizes))

@@ -15,9 +15,11 @@ Statistic = Callable[[Floats], float]
 """One number of a sample: rows are the units that are resampled."""
 
 CONFIDENCE = 0.95
+"""The confidence level of all intervals."""
 RESAMPLES = 2000
-_FEW = 20
-"""Fewer resamples beyond nothing than this say little of how small a p-value is."""
+"""A bootstrap draws this many resamples unless a p-value needs more."""
+_MIN_TAIL = 20
+"""With fewer resamples than this on the other side of zero, a p-value is too coarse and more are drawn."""
 _Z = 1.959963984540054
 """Normal quantile of 97.5 %."""
 
@@ -40,7 +42,12 @@ class Difference(Struct, frozen=True):
     p: float
 
 
-# --- how sure
+def none_if_nan(value: float | None) -> float | None:
+    """The value for a file or a table, where what is not defined (NaN) is None."""
+    return None if value is None or math.isnan(value) else value
+
+
+# --- uncertainty
 
 
 def bootstrap(values: Floats, statistic: Statistic, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -53,18 +60,19 @@ def bootstrap(values: Floats, statistic: Statistic, seed: int = 0, resamples: in
         return Interval(None, None, None)
     if len(values) < 2:
         return Interval(value, None, None)
-    found = _resampled(len(values), seed, resamples, lambda rows: statistic(values[rows]))
-    low, high = _bounds(found)
+    low, high = _percentile_interval(
+        _resampled(len(values), seed, resamples, lambda rows: statistic(values[rows]))
+    )
     return Interval(value, low, high)
 
 
 def paired_bootstrap(
-    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, most: int = RESAMPLES
+    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, max_resamples: int = RESAMPLES
 ) -> Difference | None:
     """How the statistic differs between two samples over the same units, row by row.
 
-    The same rows are drawn of both, RESAMPLES times, or `most` times where so few leave the p-value
-    unclear: see `resamples_for`. None if it is not defined on either. Raises ValueError unless there is
+    The same rows are drawn of both, RESAMPLES times, or `max_resamples` times where that leaves the p-value
+    too coarse: see `resamples_for`. None if it is not defined on either. Raises ValueError unless there is
     one row a unit in both.
     """
     if len(first) != len(second):
@@ -80,16 +88,16 @@ def paired_bootstrap(
             len(first), seed, resamples, lambda rows: statistic(second[rows]) - statistic(first[rows])
         )
 
-    return _difference(value, resampled, most)
+    return _difference(value, resampled, max_resamples)
 
 
 def unpaired_bootstrap(
-    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, most: int = RESAMPLES
+    first: Floats, second: Floats, statistic: Statistic, seed: int = 0, max_resamples: int = RESAMPLES
 ) -> Difference | None:
     """How the statistic differs between two samples over units of their own, each resampled by itself.
 
-    `most` as for `paired_bootstrap`. None if it is not defined on either, or a sample has fewer than two
-    units.
+    `max_resamples` as for `paired_bootstrap`. None if it is not defined on either, or a sample has fewer than
+    two units.
     """
     if min(len(first), len(second)) < 2:
         return None
@@ -101,27 +109,28 @@ def unpaired_bootstrap(
         before = _resampled(len(first), seed, resamples, lambda rows: statistic(first[rows]))
         return _resampled(len(second), seed + 1, resamples, lambda rows: statistic(second[rows])) - before
 
-    return _difference(value, resampled, most)
+    return _difference(value, resampled, max_resamples)
 
 
 def resamples_for(comparisons: int) -> int:
-    """So many resamples that a p-value can be small also after `holm` has multiplied it by so many."""
+    """How many resamples let a p-value stay small after `holm` has multiplied it by the number of
+    comparisons."""
     return max(RESAMPLES, 200 * comparisons)
 
 
-def _difference(value: float, resampled: Callable[[int], Floats], most: int) -> Difference:
-    found = resampled(RESAMPLES)
-    if most > RESAMPLES and _tail(found) < _FEW:
-        found = resampled(most)
-    low, high = _bounds(found)
+def _difference(value: float, resampled: Callable[[int], Floats], max_resamples: int) -> Difference:
+    differences = resampled(RESAMPLES)
+    if max_resamples > RESAMPLES and _tail(differences) < _MIN_TAIL:
+        differences = resampled(max_resamples)
+    low, high = _percentile_interval(differences)
     # One is added to each tail, so that no finite number of resamples claims certainty.
-    n = int((~np.isnan(found)).sum())
-    return Difference(value, low, high, min(1.0, 2 * float(_tail(found) + 1) / (n + 1)))
+    n = int((~np.isnan(differences)).sum())
+    return Difference(value, low, high, min(1.0, 2 * float(_tail(differences) + 1) / (n + 1)))
 
 
-def _tail(found: Floats) -> int:
-    """The lesser of how many are at most nothing and how many at least."""
-    return int(min((found <= 0).sum(), (found >= 0).sum()))
+def _tail(differences: Floats) -> int:
+    """The size of the smaller tail: how many are at most zero, or how many at least."""
+    return int(min((differences <= 0).sum(), (differences >= 0).sum()))
 
 
 def _resampled(n: int, seed: int, resamples: int, measure: Callable[[Ints], float]) -> Floats:
@@ -129,14 +138,14 @@ def _resampled(n: int, seed: int, resamples: int, measure: Callable[[Ints], floa
     return np.array([measure(rng.integers(0, n, n)) for _ in range(resamples)])
 
 
-def _bounds(found: Floats) -> tuple[float, float]:
-    rest = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(found, [rest, 1 - rest])
+def _percentile_interval(values: Floats) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for there being several of them (Holm 1979), in the order given."""
+    """P-values corrected for multiple comparisons (Holm 1979), in the order given."""
     corrected = [1.0] * len(p_values)
     worst = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -146,13 +155,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); 0 to 1 when there is nothing to go by."""
+    """95 % score interval of a share (Wilson 1927); 0 to 1 without any trial."""
     if not n:
         return 0.0, 1.0
     share, z2 = hits / n, _Z * _Z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    reach = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half_width = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 # --- distributions
@@ -173,7 +182,8 @@ def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def earth_mover(p: ArrayLike, q: ArrayLike) -> float:
-    """How far shares have to be moved along an ordered scale of even steps, from 0 to 1 (end to end)."""
+    """How far shares have to be moved along an ordered scale of even steps (earth mover's distance), from 0
+    to 1 (end to end)."""
     left, right = _shares(p), _shares(q)
     if len(left) < 2:
         return 0.0
@@ -205,18 +215,18 @@ def mean(values: Floats) -> float:
 
 
 def mean_of_cells(values: Floats, columns: Sequence[str]) -> float:
-    """Mean of all cells, missing ones (NaN) left out: the rows are drawn whole, for what is in one hangs
-    together. `columns` name what stands in them, so that only the like is compared."""
+    """Mean of all cells, missing ones (NaN) left out: rows are drawn whole, since the cells of one are
+    correlated (cluster bootstrap). `columns` name what stands in them, so that only the same is compared."""
     cells = values[~np.isnan(values)]
     return float(cells.mean()) if len(cells) else math.nan
 
 
 def ratio(values: Floats) -> float:
     """Sum of the first column over that of the second, rows with a missing value (NaN) left out; NaN
-    where there is nothing to divide by."""
-    there = values[~np.isnan(values).any(axis=1)]
-    above, below = there.sum(axis=0) if len(there) else (0.0, 0.0)
-    return float(above / below) if below else math.nan
+    where the second sum is 0."""
+    complete = values[~np.isnan(values).any(axis=1)]
+    numerator, denominator = complete.sum(axis=0) if len(complete) else (0.0, 0.0)
+    return float(numerator / denominator) if denominator else math.nan
 
 
 def total(values: Floats) -> float:
@@ -224,23 +234,23 @@ def total(values: Floats) -> float:
     return float(np.nansum(values[:, 0]))
 
 
-def class_f1(truth: ArrayLike, said: ArrayLike, of: int) -> float:
-    """F1 of one class; NaN if it is neither there nor said."""
-    true, told = np.asarray(truth) == of, np.asarray(said) == of
-    found = int(true.sum() + told.sum())
-    return 2 * int((true & told).sum()) / found if found else math.nan
+def class_f1(truth: ArrayLike, predicted: ArrayLike, of: int) -> float:
+    """F1 of one class; NaN if it is neither there nor predicted."""
+    true, positive = np.asarray(truth) == of, np.asarray(predicted) == of
+    both = int(true.sum() + positive.sum())
+    return 2 * int((true & positive).sum()) / both if both else math.nan
 
 
-def macro_f1(truth: ArrayLike, said: ArrayLike) -> float:
-    """Mean F1 of the classes that are there. What is said and is no class (-1: unreadable) finds nothing."""
+def macro_f1(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Mean F1 of the classes that are there. A prediction of no class (-1: unreadable) is wrong."""
     true = np.asarray(truth)
-    return (
-        float(np.mean([class_f1(true, said, int(one)) for one in np.unique(true)])) if len(true) else math.nan
-    )
+    if not len(true):
+        return math.nan
+    return float(np.mean([class_f1(true, predicted, int(one)) for one in np.unique(true)]))
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Rank correlation, equal values sharing their mean rank; NaN where a side does not vary."""
+    """Spearman's rank correlation, equal values sharing their mean rank; NaN where a side does not vary."""
     a, b = ranks(first), ranks(second)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
@@ -258,8 +268,8 @@ def ranks(values: ArrayLike) -> Floats:
 def cohen_kappa(tables: Floats) -> float:
     """Agreement of two judges beyond chance (Cohen 1960); NaN when chance alone would agree always.
 
-    Each row is a table of counts, flattened: how often the first said the one and the second the other.
-    The rows are added up, so that what hangs together can be drawn together.
+    Each row is a confusion matrix, flattened: how often the first judge gave one label and the second
+    another. The rows are added up, so that what is correlated can be drawn together (cluster bootstrap).
     """
     side = math.isqrt(tables.shape[1])
     counts = tables.sum(axis=0).reshape(side, side)

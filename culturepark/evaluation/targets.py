@@ -1,4 +1,4 @@
-"""Who is evaluated: the model of a run, one behind an endpoint, or the one on this machine."""
+"""What is evaluated: the model of a run, one behind an endpoint, or the one on this machine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from culturepark.training.split import held_out_questions
 
 EMBEDDED = "embedded"
 OWN = "own"
-"""The adapters of a run taken as one model: each culture is asked of its own."""
+"""The name for all adapters of a run as one target: each culture's questions go to its own adapter."""
 
 
 class Target(Struct, frozen=True):
     """A model under test. `trained_on` are ids of questions it may have learned answers to.
 
-    `adapters` are by the culture that is asked of them; one that is asked everything stands under "".
+    `adapters` are by the culture whose questions they answer; one that answers all questions has the key "".
     """
 
     name: str
@@ -41,15 +41,16 @@ class Target(Struct, frozen=True):
 
     @property
     def cultures(self) -> frozenset[str] | None:
-        """Those that it can be asked about; None: any."""
+        """The cultures that it can be asked about; None: any."""
         return frozenset(self.adapters) if self.adapters and "" not in self.adapters else None
 
 
 def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") -> Target:
     """The target that a command line names: `embedded`, an address, or the directory of a run.
 
-    Of a run it is the model that is tuned on it, and the run's questions count as trained on, but for those
-    held out: tuned and not, a model is asked what neither has seen. Raises ConfigError or RunDirError.
+    Of a run it is the base model of its trainings, and the run's questions count as trained on, but for those
+    held out: the base model and its adapters are asked what neither has seen. Raises ConfigError or
+    RunDirError.
     """
     limits = LimitSettings()
     if words == EMBEDDED:
@@ -73,15 +74,15 @@ def target_of(words: str, model: str = "", api_key_env: str = "OPENAI_API_KEY") 
         fix = "For what was tuned on it name `--adapter NAME`, or leave --model and --against-model out."
         raise ConfigError("--model", what, fix)
     run = load_run(Path(words))
-    base = _tuned(run)
+    base = _base_model(run)
     name = embedded_name(base, False) if base.engine == EMBEDDED else base.model or base.engine
     return Target(name, base, run.settings.limits, trained_on(run))
 
 
 def trained_on(run: Run) -> frozenset[str]:
     """The run's questions but for those held out: what a model that is tuned on it has seen."""
-    asked = frozenset(seed.id for seed in run.plan.seeds)
-    return asked - held_out_questions(asked, run.settings.plan.seed, run.settings.training.held_out)
+    planned = frozenset(seed.id for seed in run.plan.seeds)
+    return planned - held_out_questions(planned, run.settings.plan.seed, run.settings.training.held_out)
 
 
 def adapter_target(directory: Path, name: str) -> Target:
@@ -90,7 +91,7 @@ def adapter_target(directory: Path, name: str) -> Target:
     Raises TrainingError if there is none, RunDirError.
     """
     run = load_run(directory)
-    base = _tuned(run)
+    base = _base_model(run)
     if name == OWN:
         planned = run.plan.planned()
         adapters = {one: adapter for one, adapter in adapters_of(run.root).items() if one in planned}
@@ -98,15 +99,15 @@ def adapter_target(directory: Path, name: str) -> Target:
             adapter_named(run.root, next(iter(planned)))  # says what there is instead
     else:
         adapters = {"": adapter_named(run.root, name)}
-    trained_on: set[str] = set()
+    seen: set[str] = set()
     for adapter in adapters.values():
-        trained_on |= {seed.id for seed in run.plan.seeds} - set(read_dataset(adapter.dataset).held_out)
+        seen |= {seed.id for seed in run.plan.seeds} - set(read_dataset(adapter.dataset).held_out)
     if (only := adapters.get("")) and only.folder is None:  # a service keeps it and serves it
-        return Target(name, replace(base, model=only.model), run.settings.limits, frozenset(trained_on))
-    return Target(name, base, run.settings.limits, frozenset(trained_on), adapters)
+        return Target(name, replace(base, model=only.model), run.settings.limits, frozenset(seen))
+    return Target(name, base, run.settings.limits, frozenset(seen), adapters)
 
 
-def _tuned(run: Run) -> ModelSettings:
+def _base_model(run: Run) -> ModelSettings:
     return run.settings.models[run.settings.training.model or run.settings.roles.speaker]
 
 
@@ -120,7 +121,7 @@ async def target_models(targets: Sequence[Target]) -> AsyncGenerator[list[ChatMo
                 serving = served_adapters(tuple(target.adapters.values()), target.model, target.limits)
                 chats = await stack.enter_async_context(serving)
                 models.append(
-                    _ByCulture({culture: chats[one.name] for culture, one in target.adapters.items()})
+                    _CultureRouter({culture: chats[one.name] for culture, one in target.adapters.items()})
                 )
                 continue
             ready = await stack.enter_async_context(served(target.model))
@@ -130,8 +131,8 @@ async def target_models(targets: Sequence[Target]) -> AsyncGenerator[list[ChatMo
         yield models
 
 
-class _ByCulture:
-    """Asks the model of the culture that a question's `begins_as`, or its id, begins with. Implements
+class _CultureRouter:
+    """Sends each call to the model of the culture that its affinity begins with. Implements
     ports.ChatModel."""
 
     def __init__(self, chats: Mapping[str, ChatModel]) -> None:
@@ -145,4 +146,4 @@ class _ByCulture:
         return await chat.complete(prompt, sampling, affinity=affinity, schema=schema)
 
     async def close(self) -> None:
-        """Who serves the adapters closes them."""
+        """Nothing to close: the server of the adapters closes them."""

@@ -1,7 +1,7 @@
 """Values Survey Module: people of a culture, as a model plays them, answer 24 questions.
 
-One call a person and item. What the module's manual warns of holds here too and goes with every
-result: see `WARNINGS`.
+One call a person and item. The warnings of the module's manual hold here too and go with every result: see
+`WARNINGS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import csv
 import math
 import random
 from collections.abc import Sequence
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,18 +20,19 @@ from numpy.typing import NDArray
 from culturepark.cultures import Culture, Persona, describe, draw_persona
 from culturepark.errors import ConfigError
 from culturepark.evaluation import hofstede
-from culturepark.evaluation.asking import Answer, Asker, Question
+from culturepark.evaluation.asking import Answer, Asker, Question, counts_of
+from culturepark.evaluation.data_files import read_data
 from culturepark.evaluation.hofstede import CODES, DIMENSIONS, N_ITEMS
-from culturepark.evaluation.measure import Better, Measurement, statistic_named
-from culturepark.evaluation.statistics import Floats
+from culturepark.evaluation.measure import Better, Measurement, rows_of, statistic_named
+from culturepark.evaluation.statistics import Floats, none_if_nan
 
 TASK = "vsm"
-LEAST_PEOPLE = 50
-"""The manual's ideal for a group; below twenty it calls no figure meaningful."""
-LEAST_ANSWERS = 20
-"""So many people have to be asked each item, where not everybody is asked all of them."""
-PARTS = tuple(each for each in range(1, N_ITEMS + 1) if N_ITEMS % each == 0)
-"""How many items one person may be asked."""
+MIN_PEOPLE = 50
+"""The least number of people in a group: the manual's ideal; below twenty it calls no figure meaningful."""
+MIN_ANSWERS = 20
+"""The least number of people that each item is asked of, where not every person is asked all items."""
+ITEMS_EACH = tuple(each for each in range(1, N_ITEMS + 1) if N_ITEMS % each == 0)
+"""The numbers of items that one person may be asked: the divisors of 24."""
 
 WARNINGS = (
     "Indices describe groups of people, never one person.",
@@ -77,18 +77,15 @@ class Group(Struct, frozen=True):
 
 
 def read_items(path: Path | None = None) -> tuple[Item, ...]:
-    """The 24 items, ours or those of the user's file (CSV: item, question, option_1 ... option_5).
+    """The 24 items, the built-in ones or those of the user's file (CSV: item, question, option_1 ...
+    option_5).
 
     Raises ConfigError naming what is missing.
     """
     where = str(path or "the built-in items")
     fix = f"It needs the columns {', '.join(_COLUMNS)} and a line for each item from 1 to {N_ITEMS}."
     try:
-        text = (
-            path.read_text("utf-8-sig")
-            if path is not None
-            else resources.files("culturepark.evaluation").joinpath("data/vsm_items.csv").read_text("utf-8")
-        )
+        text = path.read_text("utf-8-sig") if path is not None else read_data("vsm_items.csv")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(where, f"it cannot be read: {error}.", fix) from None
     reader = csv.DictReader(text.splitlines())
@@ -120,15 +117,15 @@ def groups_of(
     surveys do): parts are drawn so that each item is asked equally often, but for one time. Raises
     ConfigError below fifty people, and if an item would be asked of too few.
     """
-    if people < LEAST_PEOPLE:
+    if people < MIN_PEOPLE:
         what = f"{people} people are too few for an index."
-        raise ConfigError("--people", what, f"Take at least {LEAST_PEOPLE} of each culture.")
-    if items_each not in PARTS:
+        raise ConfigError("--people", what, f"Use at least {MIN_PEOPLE} of each culture.")
+    if items_each not in ITEMS_EACH:
         what = f"{N_ITEMS} items cannot be shared out evenly by {items_each}."
-        raise ConfigError("--items-each", what, f"Take one of {', '.join(map(str, PARTS))}.")
-    if (asked := people * items_each // N_ITEMS) < LEAST_ANSWERS:
+        raise ConfigError("--items-each", what, f"Use one of {', '.join(map(str, ITEMS_EACH))}.")
+    if (asked := people * items_each // N_ITEMS) < MIN_ANSWERS:
         what = f"each item would be asked of {asked} people of a culture."
-        fix = f"Ask more items or more people: at least {LEAST_ANSWERS} have to answer each item."
+        fix = f"Ask more items or more people: at least {MIN_ANSWERS} have to answer each item."
         raise ConfigError("--items-each", what, fix)
     groups: list[Group] = []
     for culture in cultures:
@@ -155,7 +152,7 @@ def questions_of(groups: Sequence[Group], items: Sequence[Item]) -> list[Questio
             f"You are {describe(person, group.culture)}. Answer as this person would.",
             items[place].question,
             items[place].options,
-            begins_as=f"{group.culture.id}/{number}",
+            affinity=f"{group.culture.id}/{number}",
         )
         for group in groups
         for number, (person, places) in enumerate(zip(group.people, group.asked, strict=True))
@@ -164,7 +161,7 @@ def questions_of(groups: Sequence[Group], items: Sequence[Item]) -> list[Questio
 
 
 async def evaluate(asker: Asker, groups: Sequence[Group], items: Sequence[Item]) -> list[Measurement]:
-    """Ask everybody everything once and measure. Raises EndpointError."""
+    """Ask each person each of its items once and measure. Raises EndpointError."""
     return measurements(groups, await asker.ask_all(questions_of(groups, items), 1))
 
 
@@ -172,7 +169,7 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
     """Figures of all cultures together and of each, from one answer a question, in the order of
     `questions_of`.
 
-    An answer by log-probabilities counts with its mean code. What somebody was not asked is missing.
+    An answer by log-probabilities counts with its mean code. An item that a person was not asked is missing.
     """
     people = len(groups[0].people)
     asked = _asked(groups)
@@ -189,7 +186,8 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
     ]
     units = [f"person-{number}" for number in range(people)]
     if (each := len(groups[0].asked[0])) < N_ITEMS:
-        # Another name, so that nobody is paired with who was asked all, and less sure means are not compared.
+        # Another name, so that no person is paired with one who was asked all items: means of fewer answers
+        # have a larger error.
         units = [f"{unit}/{each}" for unit in units]
         notes.append(
             f"Each person was asked {each} of the {N_ITEMS} items, each item as often but for one time. "
@@ -197,11 +195,11 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
             "was asked alike."
         )
     found: list[Measurement] = []
-    rows = _rows(_by_person(values))
-    open_to = _by_person(np.where(asked, 1.0, np.nan))
+    rows = rows_of(_by_person(values).T.tolist())
+    asked_rows = _by_person(np.where(asked, 1.0, np.nan))
 
     def add(subset: str, metric: str, statistic: str, of: Sequence[Answer], **parameters: object) -> None:
-        draws = sum(answer.draws for answer in of)
+        counts = counts_of(of)
         found.append(
             Measurement(
                 task=TASK,
@@ -211,12 +209,12 @@ def measurements(groups: Sequence[Group], answers: Sequence[Answer]) -> list[Mea
                 unit="person",
                 units=tuple(units),
                 values=rows,
-                n=sum(answer.shares is not None for answer in of),
-                draws=draws,
-                invalid_rate=sum(answer.invalid * answer.draws for answer in of) / draws,
+                n=counts.n,
+                draws=counts.draws,
+                invalid_rate=counts.invalid_rate,
                 statistic=statistic,
                 parameters=dict(parameters),
-                floors=_floors(statistic, parameters, open_to) if metric in _BETTER else {},
+                floors=_floors(statistic, parameters, asked_rows) if metric in _BETTER else {},
                 notes=tuple(notes),
             )
         )
@@ -235,20 +233,16 @@ _BETTER: dict[str, Better] = {"rmse": "lower", "rank_correlation": "higher", "eu
 
 
 def _floors(statistic: str, parameters: dict[str, object], asked: Floats) -> dict[str, float | None]:
-    """Of a model that always takes the middle answer, and of one that takes any, where `asked` is 1 and not
-    NaN; no answer is people's most common one here, since nobody published how often each was given."""
-    reached = statistic_named(statistic, parameters)
+    """Of a model that always chooses the middle answer, and of one that chooses at random, where `asked` is 1
+    and not NaN. There is no majority floor, since shares of the answers are not published."""
+    figure = statistic_named(statistic, parameters)
     rng = np.random.default_rng(0)
-    at_random = float(np.mean([reached(asked * rng.integers(1, 6, asked.shape)) for _ in range(50)]))
-    constant = reached(3.0 * asked)
-    return {
-        "constant": None if math.isnan(constant) else constant,
-        "random": None if math.isnan(at_random) else at_random,
-    }
+    at_random = float(np.mean([figure(asked * rng.integers(1, 6, asked.shape)) for _ in range(50)]))
+    return {"constant": none_if_nan(figure(3.0 * asked)), "random": none_if_nan(at_random)}
 
 
 def _asked(groups: Sequence[Group]) -> NDArray[np.bool_]:
-    """Who was asked what, shape (cultures, people, items); read in order, it is the order of questions."""
+    """Which person was asked which item, shape (cultures, people, items); in the order of the questions."""
     asked = np.zeros((len(groups), len(groups[0].people), N_ITEMS), dtype=np.bool_)
     for number, group in enumerate(groups):
         for person, places in enumerate(group.asked):
@@ -265,7 +259,3 @@ def _code(answer: Answer) -> float:
     if answer.shares is None:
         return math.nan
     return float(np.dot(answer.shares, CODES))
-
-
-def _rows(values: Floats) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(None if math.isnan(one) else float(one) for one in row) for row in values)

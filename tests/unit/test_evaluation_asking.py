@@ -41,8 +41,8 @@ def test_cultures_are_asked_one_after_the_other_and_answered_in_the_order_given(
             return await super().complete(prompt, sampling, affinity=affinity, schema=schema)
 
     questions = [Question(name, "", "Is tea better?", AGREE) for name in names]
-    answers = asyncio.run(Asker(Culture(evenly), method="logprobs").ask_each(questions))
-    assert [answer.likeliest for answer in answers] == [(0,), (1,), (2,), (3,), (1,)]
+    answers = asyncio.run(Asker(Culture(evenly), method="logprobs").ask_balanced(questions))
+    assert [answer.modes for answer in answers] == [(0,), (1,), (2,), (3,), (1,)]
     assert [culture for culture, _ in itertools.groupby(asked)] == ["arabic", "korean", "turkish"]
 
 
@@ -62,7 +62,7 @@ def test_every_option_stands_in_every_place_equally_often(n: int, draws: int, se
 def test_what_is_chosen_is_mapped_back(logprobs: bool) -> None:
     answer = ask(OptionsModel(always(lambda option: option == "disagree"), logprobs=logprobs))
     assert answer.shares == (0, 0, 1, 0)
-    assert answer.likeliest == (2,)
+    assert answer.modes == (2,)
     assert (answer.draws, answer.invalid) == (4, 0)
     assert answer.method == ("logprobs" if logprobs else "sampling")
 
@@ -72,11 +72,11 @@ def test_a_model_that_looks_at_places_alone_has_no_opinion(logprobs: bool) -> No
     assert ask(OptionsModel(at_place(0), logprobs=logprobs), draws=8).shares == (0.25,) * 4
 
 
-def test_options_that_differ_by_rounding_are_level() -> None:
-    assert Answer((0.5, 0.5), 2, 0.0, "logprobs").likeliest == (0, 1)
-    assert Answer((0.49999999999, 0.50000000001), 2, 0.0, "logprobs").likeliest == (0, 1)
-    assert Answer((0.4999999, 0.5000001), 2, 0.0, "logprobs").likeliest == (1,)
-    assert Answer((0.4, 0.2, 0.4), 3, 0.0, "logprobs").likeliest == (0, 2)
+def test_options_that_differ_by_rounding_are_tied() -> None:
+    assert Answer((0.5, 0.5), 2, 0.0, "logprobs").modes == (0, 1)
+    assert Answer((0.49999999999, 0.50000000001), 2, 0.0, "logprobs").modes == (0, 1)
+    assert Answer((0.4999999, 0.5000001), 2, 0.0, "logprobs").modes == (1,)
+    assert Answer((0.4, 0.2, 0.4), 3, 0.0, "logprobs").modes == (0, 2)
 
 
 def test_a_distribution_comes_through() -> None:
@@ -97,7 +97,7 @@ def test_unreadable_replies_are_missing_and_counted() -> None:
     model = OptionsModel(always(lambda option: True), logprobs=False, words="I would rather not say")
     assert ask(model) == Answer(None, 4, 1.0, "sampling")
     silent = OptionsModel(always(lambda option: True), logprobs=False, words="")
-    assert ask(silent).likeliest == ()
+    assert ask(silent).modes == ()
     refusing = FakeChat(lambda prompt, schema: ModelError("refused", "not me"))
     assert ask(refusing, method="sampling").invalid == 1
 
@@ -143,7 +143,7 @@ def test_more_options_than_digits_are_sampled() -> None:
     many = Question("q2", "", "Which?", tuple(f"the {word}" for word in "abcdefghijkl"))
     answer = ask(OptionsModel(always(lambda option: option == "the k")), draws=3, question=many)
     assert answer.method == "sampling"
-    assert answer.likeliest == (10,)
+    assert answer.modes == (10,)
 
 
 def test_ten_options_are_single_digits() -> None:

@@ -17,7 +17,7 @@ from culturepark.cli.evaluate_options import EvaluateOptions, check_options
 from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError
 from culturepark.evaluation import report, targets
-from culturepark.evaluation.measure import against_first, compare, compare_pairs
+from culturepark.evaluation.measure import compare, compare_pairs, pairs_with_first
 from culturepark.evaluation.statistics import holm
 from culturepark.models.errors import ModelError
 from culturepark.training.split import held_out_questions
@@ -319,7 +319,9 @@ def test_every_cultures_adapter_is_asked_of_everything_it_may_have_forgotten(
     measured = report.read_measurements(Path(out))
     assert {one.subset for one in measured["own"]} >= {"arabic", "korean", "all"}
     assert [one.key for one in measured["own"]] == [one.key for one in measured["scripted"]]
-    assert all(one.difference and one.difference.value == 0 for one in compare_pairs(against_first(measured)))
+    assert all(
+        one.difference and one.difference.value == 0 for one in compare_pairs(pairs_with_first(measured))
+    )
     alone = (run, "--adapter", "own", "--no-base", "--task", "forgetting", "--out", str(tmp_path / "alone"))
     assert evaluate(*alone) == 0
     assert report.read_measurements(tmp_path / "alone") == {"own": measured["own"]}

@@ -263,6 +263,6 @@ def test_without_the_extra(tmp_path: Path, capsys: Any, monkeypatch: pytest.Monk
 
 
 def test_adapters_have_no_name_for_the_harness() -> None:
-    harness.require_plain({})
+    harness.refuse_adapters({})
     with pytest.raises(ConfigError, match="no model name"):
-        harness.require_plain({"korean": object()})
+        harness.refuse_adapters({"korean": object()})

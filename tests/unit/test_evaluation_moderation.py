@@ -1,4 +1,4 @@
-"""Moderation: labelled sets as they are published, their traps, what models reach that do not read."""
+"""Moderation: labelled sets as they are published, their issues, what models reach that do not read."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_jsonl_and_labels_that_are_no_text(tmp_path: Path) -> None:
         (b"text,label\n\xff\xfe,r\n", "not UTF-8"),
         (b"text,label\n", "holds no text"),
         (b"text,kind\na,r\n", "no column label"),
-        (b'text,label\n"' + b"x" * 200_000 + b'",r\n', "cannot be taken apart"),
+        (b'text,label\n"' + b"x" * 200_000 + b'",r\n', "cannot be parsed"),
     ],
 )
 def test_a_file_that_is_not_as_the_task_says(tmp_path: Path, words: bytes, what: str) -> None:
@@ -142,7 +142,7 @@ def test_votes(tmp_path: Path) -> None:
     task = variant(label="", mapping={}, votes=votes)
     found = of(tmp_path, "text,x,y\na,0.0,2.0\nb,1,1\nc,3,0\nd,,\n", task)
     assert classes(found) == ["rude", "kind", "rude"]
-    assert found.traps.blank_labels == 1
+    assert found.issues.blank_labels == 1
     with pytest.raises(ConfigError, match="It knows numbers"):
         of(tmp_path, "text,x,y\na,two,0\n", task)
 
@@ -154,19 +154,19 @@ def test_a_label_that_the_mapping_does_not_know(tmp_path: Path) -> None:
     assert 'unknown = "drop"' in raised.value.fix
     dropped = of(tmp_path, words, variant(unknown="drop"))
     assert texts(dropped) == ["a", "c"]
-    assert dropped.traps.unknown == 2
+    assert dropped.issues.unknown == 2
 
 
-# --- traps
+# --- issues
 
 
 def test_traps_are_counted_and_told(tmp_path: Path) -> None:
     lines = ["text,label", "same,r", "same,r", " same ,k", ",r", "\u200b,r", "none,", "too,many,k", "other,k"]
     found = of(tmp_path, "\n".join(lines))
-    traps = found.traps
-    assert (traps.rows, traps.ragged, traps.blank_texts, traps.blank_labels) == (8, 1, 2, 1)
-    assert (traps.duplicates, traps.contradictions) == (2, 1)
-    assert traps.few == {"rude": 2, "kind": 2}
+    issues = found.issues
+    assert (issues.rows, issues.ragged, issues.blank_texts, issues.blank_labels) == (8, 1, 2, 1)
+    assert (issues.duplicates, issues.contradictions) == (2, 1)
+    assert issues.few == {"rude": 2, "kind": 2}
     assert len(found.rows) == 4
     said = " ".join(found.notes)
     for words in ("1 row with too few", "2 rows without a text", "2 rows repeating", "contradict", "only 2"):
@@ -176,22 +176,26 @@ def test_traps_are_counted_and_told(tmp_path: Path) -> None:
 
 def test_at_most_so_many_texts_each_class_in_its_share(tmp_path: Path) -> None:
     whole = of(tmp_path, "text,label\n" + "".join(f"t{n},{'r' if n % 4 else 'k'}\n" for n in range(400)))
-    drawn = labelled.drawn_from(whole, 40, 7)
+    drawn = labelled.stratified_sample(whole, 40, 7)
     assert (classes(drawn).count("rude"), classes(drawn).count("kind")) == (30, 10)
-    assert drawn.rows == labelled.drawn_from(whole, 40, 7).rows != labelled.drawn_from(whole, 40, 8).rows
+    assert (
+        drawn.rows
+        == labelled.stratified_sample(whole, 40, 7).rows
+        != labelled.stratified_sample(whole, 40, 8).rows
+    )
     assert [row.number for row in drawn.rows] == sorted(row.number for row in drawn.rows)
-    assert drawn.traps.few == {"kind": 10}
+    assert drawn.issues.few == {"kind": 10}
     assert "ours: 40 of 400 texts" in drawn.notes[0]
-    assert labelled.drawn_from(whole, 400, 7) is whole
+    assert labelled.stratified_sample(whole, 400, 7) is whole
 
 
 def test_only_cultures_that_are_evaluated(tmp_path: Path) -> None:
     task = variant(culture="", culture_column="from")
     both = of(tmp_path, "text,label,from\na,r,german\nb,k,turkish\nc,k,german\n", task)
-    assert texts(labelled.of_cultures(both, ["german", "korean"])) == ["a", "c"]
-    assert "1 text left out, of turkish" in labelled.of_cultures(both, ["german"]).notes[0]
+    assert texts(labelled.only_cultures(both, ["german", "korean"])) == ["a", "c"]
+    assert "1 text left out, of turkish" in labelled.only_cultures(both, ["german"]).notes[0]
     with pytest.raises(ConfigError, match="german, turkish, which is not evaluated"):
-        labelled.of_cultures(both, ["korean"])
+        labelled.only_cultures(both, ["korean"])
 
 
 # --- what is asked
@@ -276,7 +280,7 @@ def test_a_model_that_goes_by_place_alone_guesses(tmp_path: Path, place: int) ->
     by_place = figures(found, at_place(place))["macro_f1"]
     assert by_place.values == moderation.measurements(found, rounded)[0].values
     assert value(by_place) == pytest.approx(by_place.floors["random"], abs=0.03)
-    assert "of 1000 of 1000 texts classes came out level" in by_place.notes[-1]
+    assert "of 1000 of 1000 texts classes were tied" in by_place.notes[-1]
     sampled = figures(found, at_place(place), logprobs=False)["macro_f1"]
     assert value(sampled) == pytest.approx(by_place.floors["random"], abs=0.03)
     assert not sampled.notes
@@ -364,7 +368,7 @@ def test_sets_in_all_eight_languages() -> None:
     ours = labelled.read_labelled(*labelled.find_labelled(labelled.SYNTHETIC))
     assert {row.culture for row in ours.rows} == eight
     assert len(ours.rows) == 128
-    assert ours.traps == labelled.Traps(rows=128)
+    assert ours.issues == labelled.DataIssues(rows=128)
     assert "small and synthetic" in ours.notes[0]
 
 

@@ -16,7 +16,7 @@ from tests.evaluation_models import OptionsModel, Shares, evenly
 
 CULTURES = [cultures()[name] for name in ("arabic", "german", "korean")]
 SEEDS = [seed for seed in builtin_seeds() if seed.id in ("wvs7-q27", "wvs7-q28", "wvs7-q29", "wvs7-q36")]
-ASKED = opinions.asked_of(SEEDS, CULTURES)
+ASKED = opinions.survey_questions(SEEDS, CULTURES)
 
 
 def figures(shares: Shares, draws: int = 12, **how: object) -> dict[tuple[str, str], Measurement]:
@@ -25,7 +25,7 @@ def figures(shares: Shares, draws: int = 12, **how: object) -> dict[tuple[str, s
     return {(one.subset, one.metric): one for one in found}
 
 
-def as_people(pick: Callable[[opinions.Asked], tuple[float, ...]]) -> Shares:
+def as_people(pick: Callable[[opinions.SurveyQuestion], tuple[float, ...]]) -> Shares:
     def shares(text: str, options: list[str]) -> list[float]:
         one = next(
             a for a in ASKED if a.seed.statement in text and f" {cultures()[a.culture].demonym} " in text

@@ -21,9 +21,7 @@ from culturepark.evaluation import (
     judge_calibration as judge,
 )
 from culturepark.evaluation import (
-    judged_quality as judging,
-)
-from culturepark.evaluation import (
+    judged_quality,
     quality,
     report,
     stances,
@@ -32,7 +30,15 @@ from culturepark.evaluation import (
 from culturepark.evaluation import statistics as stats
 from culturepark.evaluation.asking import Answer, Asker, Question, prompt_of
 from culturepark.evaluation.measure import Measurement, compare
-from culturepark.evaluation.run_data import Opinion, RunData, Talk, is_silent, read, sampled, sampled_turns
+from culturepark.evaluation.run_data import (
+    DialogueData,
+    Opinion,
+    RunData,
+    is_unmetered,
+    read_run_data,
+    sampled,
+    sampled_turns,
+)
 from culturepark.limits.budget import Budget
 from culturepark.messages import Outcome
 from culturepark.models.scripted import ScriptedEmbedder
@@ -50,12 +56,12 @@ URL = "http://127.0.0.1:9/v1"
 
 @pytest.fixture(scope="module")
 def run_made(tmp_path_factory: pytest.TempPathFactory) -> RunData:
-    return read(runs.made(tmp_path_factory.mktemp("quality") / "run"))
+    return read_run_data(runs.made(tmp_path_factory.mktemp("quality") / "run"))
 
 
-def talk(number: int, tokens: int = 10, stances: tuple[int, ...] = (1,), **usage: Usage) -> Talk:
+def dialogue(number: int, tokens: int = 10, stances: tuple[int, ...] = (1,), **usage: Usage) -> DialogueData:
     found = usage or {"speaker": Usage(calls=1, prompt_tokens=tokens)}
-    return Talk(f"d{number}", number, "korean", "wvs7-q27", stances, found)
+    return DialogueData(f"d{number}", number, "korean", "wvs7-q27", stances, found)
 
 
 def opinion(
@@ -67,8 +73,8 @@ def opinion(
     )  # fmt: skip
 
 
-def made_of(like: RunData, talks: list[Talk], opinions: list[Opinion]) -> RunData:
-    return RunData(like.run, tuple(talks), tuple(opinions), 0)
+def data_of(like: RunData, dialogues: list[DialogueData], opinions: list[Opinion]) -> RunData:
+    return RunData(like.run, tuple(dialogues), tuple(opinions), 0)
 
 
 def figures(of: list[Measurement], subset: str = "all") -> dict[str, Measurement]:
@@ -109,8 +115,8 @@ def test_an_interval_of_spread_is_as_wide_as_one_over_pairs() -> None:
 
 def test_vectors_by_hand(run_made: RunData) -> None:
     first = [opinion(1, 1, (1, 0)), opinion(2, 1, (0, 1)), opinion(3, 2, (0, 1), "near_duplicate")]
-    made = made_of(run_made, [talk(1), talk(2), talk(3)], [*first, opinion(4, 2, (-1, 0))])
-    found = figures(quality.measurements(made, np.array([[1, 0], [0, 1]], dtype=np.float32)))
+    run_data = data_of(run_made, [dialogue(1), dialogue(2), dialogue(3)], [*first, opinion(4, 2, (-1, 0))])
+    found = figures(quality.measurements(run_data, np.array([[1, 0], [0, 1]], dtype=np.float32)))
     value = {metric: one.interval().value for metric, one in found.items()}
     assert value["spread"] == pytest.approx((1 + 2 + 1) / 3)
     assert value["diversity_gain"] == pytest.approx((0 + 0 + 1) / 3)
@@ -118,27 +124,27 @@ def test_vectors_by_hand(run_made: RunData) -> None:
     assert value["near_duplicates_kept"] == 0
     assert value["clustered"] == 0
     assert found["spread"].n == 3
-    twins = made_of(run_made, [talk(1)], [opinion(1, 1, (1, 0)), opinion(2, 1, (1, 0))])
+    twins = data_of(run_made, [dialogue(1)], [opinion(1, 1, (1, 0)), opinion(2, 1, (1, 0))])
     assert figures(quality.measurements(twins, None))["near_duplicates_kept"].interval().value == 1
     assert "diversity_gain" not in figures(quality.measurements(twins, None))
 
 
 def test_nearest_goes_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.random.default_rng(1).normal(size=(11, 3)).astype(np.float32)
-    whole = quality.nearest(vectors)
-    monkeypatch.setattr(quality, "_BLOCK", 4)
-    assert quality.nearest(vectors) == pytest.approx(whole)
-    assert quality.nearest(vectors[:1]) == pytest.approx([-1])
+    whole = quality.nearest_similarities(vectors)
+    monkeypatch.setattr(quality, "_BLOCK_ROWS", 4)
+    assert quality.nearest_similarities(vectors) == pytest.approx(whole)
+    assert quality.nearest_similarities(vectors[:1]) == pytest.approx([-1])
 
 
 def test_a_runs_figures_are_those_of_its_shards(run_made: RunData) -> None:
     found = figures(quality.measurements(run_made, None))
-    kept, talks = run_made.kept, run_made.talks
-    assert (len(talks), run_made.owed) == (24, 0)
+    kept, dialogues = run_made.kept, run_made.dialogues
+    assert (len(dialogues), run_made.owed) == (24, 0)
     assert found["distinct_2"].interval().value == pytest.approx(
         stats.distinct_n([one.text for one in kept], 2)
     )
-    tokens = sum(u.prompt_tokens + u.completion_tokens for t in talks for u in t.usage.values())
+    tokens = sum(u.prompt_tokens + u.completion_tokens for t in dialogues for u in t.usage.values())
     assert found["tokens_per_sample"].interval().value == pytest.approx(tokens / len(kept))
     by_role = [found[f"{role}_tokens"].interval().value or 0 for role in ("speaker", "extractor")]
     assert sum(by_role) == pytest.approx(tokens / len(kept))
@@ -150,32 +156,34 @@ def test_a_runs_figures_are_those_of_its_shards(run_made: RunData) -> None:
 
 def test_what_is_unknown_is_never_zero(run_made: RunData, tmp_path: Path) -> None:
     silent = {"speaker": Usage(calls=2, unreported=1), "extractor": Usage(calls=1, prompt_tokens=6)}
-    made = made_of(run_made, [talk(1, **silent), talk(2, **silent)], [opinion(1, 1, (1, 0))])
-    found = figures(quality.measurements(made, None))
+    run_data = data_of(run_made, [dialogue(1, **silent), dialogue(2, **silent)], [opinion(1, 1, (1, 0))])
+    found = figures(quality.measurements(run_data, None))
     assert found["tokens_per_sample"].interval().value == 12
     assert "speaker" in found["tokens_per_sample"].notes[0]
     assert found["speaker_tokens"].interval().value is None
     alone = {"speaker": Usage(calls=2, unreported=1)}
-    nobody = made_of(run_made, [talk(1, **alone), talk(2, **alone)], [opinion(1, 1, (1, 0))])
+    nobody = data_of(run_made, [dialogue(1, **alone), dialogue(2, **alone)], [opinion(1, 1, (1, 0))])
     assert figures(quality.measurements(nobody, None))["tokens_per_sample"].interval().value is None
 
     chat = {"engine": "openai", "model": "m", "base_urls": [URL]}
     vectors = {"engine": "scripted"}
-    paid = read(runs.made(tmp_path / "unpriced", models={"chat": chat, "vectors": vectors}))
+    paid = read_run_data(runs.made(tmp_path / "unpriced", models={"chat": chat, "vectors": vectors}))
     money = figures(quality.measurements(paid, None))["money_per_sample"]
     assert money.interval().value is None
     assert "unknown" in money.notes[0]
     priced = chat | {"price_prompt": 2.0, "price_completion": 10.0}
-    paid = read(runs.made(tmp_path / "priced", models={"chat": priced, "vectors": vectors}))
+    paid = read_run_data(runs.made(tmp_path / "priced", models={"chat": priced, "vectors": vectors}))
     spent = sum(
-        (2 * u.prompt_tokens + 10 * u.completion_tokens) / 1e6 for t in paid.talks for u in t.usage.values()
+        (2 * u.prompt_tokens + 10 * u.completion_tokens) / 1e6
+        for t in paid.dialogues
+        for u in t.usage.values()
     )
     money = figures(quality.measurements(paid, None))["money_per_sample"]
     assert money.interval().value == pytest.approx(spent / len(paid.kept))
 
 
 def test_a_run_without_samples_has_no_figures_and_no_fault(run_made: RunData) -> None:
-    found = figures(quality.measurements(made_of(run_made, [talk(1), talk(2)], []), None))
+    found = figures(quality.measurements(data_of(run_made, [dialogue(1), dialogue(2)], []), None))
     assert all(
         found[metric].interval().value is None for metric in ("distinct_1", "spread", "calls_per_sample")
     )
@@ -187,24 +195,24 @@ def test_a_run_without_samples_has_no_figures_and_no_fault(run_made: RunData) ->
 def test_stances_beside_people(run_made: RunData) -> None:
     people = stances.people_of(run_made, "korean", "wvs7-q27")
     thousand = tuple(code for code, share in people.items() for _ in range(round(1000 * share)))
-    exact = figures(quality.measurements(made_of(run_made, [talk(1, stances=thousand)], []), None))[
+    exact = figures(quality.measurements(data_of(run_made, [dialogue(1, stances=thousand)], []), None))[
         "stance_js"
     ]
     assert exact.interval().value == pytest.approx(0, abs=1e-4)
     assert exact.n == len(thousand)
     common = max(people, key=lambda code: people[code])
-    same = made_of(run_made, [talk(n, stances=(common,)) for n in range(30)], [])
+    same = data_of(run_made, [dialogue(n, stances=(common,)) for n in range(30)], [])
     measured = figures(quality.measurements(same, None))["stance_js"]
     assert measured.interval().value == pytest.approx(measured.floors["majority"])
     shares = [np.array(list(people.values()))]
-    by_size = [stances.by_chance(shares, [size]) for size in (5, 50, 500)]
+    by_size = [stances.expected_by_chance(shares, [size]) for size in (5, 50, 500)]
     assert by_size[0] > by_size[1] > by_size[2] > 0
 
 
 def test_drawn_stances_are_no_further_from_people_than_chance_takes_them(tmp_path: Path) -> None:
     many = runs.TWO_CULTURES | {"dialogues_per_question": 40}
-    made = read(runs.made(tmp_path / "run", plan=many))
-    measured = figures(quality.measurements(made, None))["stance_js"]
+    run_data = read_run_data(runs.made(tmp_path / "run", plan=many))
+    measured = figures(quality.measurements(run_data, None))["stance_js"]
     assert (measured.interval().value or 1) < 2 * (measured.floors["random"] or 0)
     assert (measured.interval().value or 1) < (measured.floors["majority"] or 0)
 
@@ -215,28 +223,28 @@ def test_drawn_stances_are_no_further_from_people_than_chance_takes_them(tmp_pat
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 300))
 @settings(deadline=None)
 def test_a_budget_takes_the_first_dialogues_that_fit(tokens: list[int], budget: int) -> None:
-    made = RunData(None, tuple(talk(n, t) for n, t in enumerate(tokens)), (), 0)  # type: ignore[arg-type]
-    cut = made.up_to(budget, frozenset({"speaker"}))
-    n = len(cut.talks)
-    assert cut.talks == made.talks[:n]
+    run_data = RunData(None, tuple(dialogue(n, t) for n, t in enumerate(tokens)), (), 0)  # type: ignore[arg-type]
+    cut = run_data.up_to(budget, frozenset({"speaker"}))
+    n = len(cut.dialogues)
+    assert cut.dialogues == run_data.dialogues[:n]
     assert sum(tokens[:n]) <= budget
     assert n == len(tokens) or sum(tokens[: n + 1]) > budget
-    assert made.up_to(sum(tokens), frozenset({"speaker"})).talks == made.talks
+    assert run_data.up_to(sum(tokens), frozenset({"speaker"})).dialogues == run_data.dialogues
 
 
 def test_two_runs_on_the_smaller_ones_budget(run_made: RunData) -> None:
-    one = made_of(run_made, [talk(n, 10) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)])
-    other = made_of(run_made, [talk(n, 25) for n in range(2)], [opinion(n, n, (0, 1)) for n in range(2)])
+    one = data_of(run_made, [dialogue(n, 10) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)])
+    other = data_of(run_made, [dialogue(n, 25) for n in range(2)], [opinion(n, n, (0, 1)) for n in range(2)])
     first, second, budget = quality.shared_budget(one, other)
-    assert (budget, len(first.talks), len(second.talks)) == (50, 5, 2)
-    assert [o.talk for o in first.opinions] == [f"d{n}" for n in range(5)]
+    assert (budget, len(first.dialogues), len(second.dialogues)) == (50, 5, 2)
+    assert [o.dialogue_id for o in first.opinions] == [f"d{n}" for n in range(5)]
     cut = figures(quality.budget_measurements(first, 4, 3, None))
     assert cut["samples"].interval().value == 5
     assert cut["distinct_1"].n == 2  # four words, two each
     assert cut["near_duplicates_kept"].n == 3
     assert {m.task for m in cut.values()} == {"budget"}
     assert "spread" not in figures(quality.budget_measurements(first, 4, 3, None, vectors=False))
-    silent = made_of(run_made, [talk(1, speaker=Usage(calls=1, unreported=1))], [])
+    silent = data_of(run_made, [dialogue(1, speaker=Usage(calls=1, unreported=1))], [])
     with pytest.raises(ConfigError, match="no budget"):
         quality.shared_budget(one, silent)
 
@@ -246,27 +254,29 @@ def test_one_lost_call_does_not_move_the_budget(run_made: RunData) -> None:
 
     def dialogues(tokens: int, lost: int = 0) -> RunData:
         usage = {"extractor": Usage(2, 20, 0, 5)}
-        talks = [
-            talk(n, speaker=Usage(10 + (n < lost), tokens, 0, tokens, int(n < lost)), **usage)
+        dialogues = [
+            dialogue(n, speaker=Usage(10 + (n < lost), tokens, 0, tokens, int(n < lost)), **usage)
             for n in range(100)
         ]
-        return made_of(run_made, talks, [opinion(n, n, (1, 0)) for n in range(100)])
+        return data_of(run_made, dialogues, [opinion(n, n, (1, 0)) for n in range(100)])
 
     assert quality.shared_budget(dialogues(100), dialogues(1000))[2] == 22_500
     first, second, budget = quality.shared_budget(dialogues(100), dialogues(1000, lost=1))
-    assert (budget, len(first.talks), len(second.talks)) == (22_500, 100, 11)
-    assert sum(one.tokens(["speaker", "extractor"]) for one in second.talks) == 11 * 2025 + 200
+    assert (budget, len(first.dialogues), len(second.dialogues)) == (22_500, 100, 11)
+    assert sum(one.tokens(["speaker", "extractor"]) for one in second.dialogues) == 11 * 2025 + 200
     whole = figures(quality.measurements(dialogues(1000, lost=1), None))["tokens_per_sample"]
     assert whole.interval().value == pytest.approx((100 * 2025 + 200) / 100)
     assert whole.compared
-    assert "1 of 1001 calls of the speaker told no tokens" in whole.notes[0]
+    assert "1 of 1001 calls of the speaker reported no tokens" in whole.notes[0]
     cut = figures(quality.budget_measurements(second, 4, 3, None))["tokens_per_sample"]
     assert cut.interval().value == pytest.approx((11 * 2025 + 200) / 11)
 
     mute = {"speaker": Usage(10, 90, 0, 0, 6), "extractor": Usage(2, 20, 0, 5)}
-    dark = made_of(run_made, [talk(n, **mute) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)])
+    dark = data_of(
+        run_made, [dialogue(n, **mute) for n in range(9)], [opinion(n, n, (1, 0)) for n in range(9)]
+    )
     first, second, budget = quality.shared_budget(dialogues(100), dark)
-    assert (budget, len(first.talks)) == (9 * 25, 9)  # of both the extractor alone
+    assert (budget, len(first.dialogues)) == (9 * 25, 9)  # of both the extractor alone
     both = [
         figures(quality.budget_measurements(one, 4, 3, None))["tokens_per_sample"] for one in (first, second)
     ]
@@ -279,16 +289,18 @@ def test_one_lost_call_does_not_move_the_budget(run_made: RunData) -> None:
 def test_money_of_lost_calls(tmp_path: Path) -> None:
     chat = {"engine": "openai", "model": "m", "base_urls": [URL], "price_prompt": 2.0}
     chat["price_completion"] = 10.0
-    like = read(runs.made(tmp_path / "run", models={"chat": chat, "vectors": {"engine": "scripted"}}))
+    like = read_run_data(
+        runs.made(tmp_path / "run", models={"chat": chat, "vectors": {"engine": "scripted"}})
+    )
 
     def money(**usage: Usage) -> Measurement:
-        made = made_of(like, [talk(1, **usage), talk(2, **usage)], [opinion(1, 1, (1, 0))])
-        return figures(quality.measurements(made, None))["money_per_sample"]
+        run_data = data_of(like, [dialogue(1, **usage), dialogue(2, **usage)], [opinion(1, 1, (1, 0))])
+        return figures(quality.measurements(run_data, None))["money_per_sample"]
 
     told = Usage(4, 3_000_000, 0, 300_000, 1)
     some = money(speaker=told)
     assert some.interval().value == pytest.approx(2 * (6 + 3) * 4 / 3)
-    assert "at least 18 by what was told" in some.notes[0]
+    assert "at least 18 by reported usage" in some.notes[0]
     mute = Usage(4, 1_000_000, 0, 100_000, 3)
     less = money(speaker=told, extractor=mute)
     assert less.interval().value == pytest.approx(2 * (6 + 3) * 4 / 3)
@@ -307,7 +319,7 @@ def test_a_role_is_silent_as_a_budget_says(calls: int, unreported: int, tokens: 
     models = {"chat": chat, "vectors": {"engine": "scripted"}}
     limited = runs.settings(models=models, budget={"tokens": 10**12})
     reason = Budget(limited).reached({"speaker": usage}, 0)
-    assert is_silent(usage) == ("cannot be kept" in reason)
+    assert is_unmetered(usage) == ("cannot be kept" in reason)
 
 
 def test_more_of_the_same_is_not_said_to_be_worse(run_made: RunData) -> None:
@@ -317,14 +329,14 @@ def test_more_of_the_same_is_not_said_to_be_worse(run_made: RunData) -> None:
     vocabulary, weights = [f"w{n}" for n in range(400)], [1 / (n + 1) for n in range(400)]
 
     def dialogues(n: int, prefix: str) -> RunData:
-        talks = [replace(talk(at, stances=(at % 4 + 1,)), id=f"{prefix}{at}") for at in range(n)]
+        dialogues = [replace(dialogue(at, stances=(at % 4 + 1,)), id=f"{prefix}{at}") for at in range(n)]
         opinions: list[Opinion] = []
         for at in range(3 * n):
             turn = rng.random() * 6.3
             said = " ".join(rng.choices(vocabulary, weights, k=15))
             one = opinion(at, at // 3, (math.cos(turn), math.sin(turn)), text=said)
-            opinions.append(replace(one, id=f"{prefix}o{at}", talk=f"{prefix}{at // 3}"))
-        return made_of(run_made, talks, opinions)
+            opinions.append(replace(one, id=f"{prefix}o{at}", dialogue_id=f"{prefix}{at // 3}"))
+        return data_of(run_made, dialogues, opinions)
 
     many, few = dialogues(400, "a"), dialogues(50, "b")
     mine, other = quality.measurements(many, None), quality.measurements(few, None)
@@ -363,9 +375,13 @@ def test_unpaired_comparison() -> None:
 
 
 def test_runs_are_compared_though_their_dialogues_differ(run_made: RunData) -> None:
-    cheap = made_of(run_made, [talk(n, 10) for n in range(20)], [opinion(n, n, (1, 0)) for n in range(20)])
-    talks = [replace(talk(n, 40 + n % 3), id=f"e{n}") for n in range(20)]
-    dear = made_of(run_made, talks, [replace(opinion(n, n, (1, 0)), talk=f"e{n}") for n in range(20)])
+    cheap = data_of(
+        run_made, [dialogue(n, 10) for n in range(20)], [opinion(n, n, (1, 0)) for n in range(20)]
+    )
+    dialogues = [replace(dialogue(n, 40 + n % 3), id=f"e{n}") for n in range(20)]
+    dear = data_of(
+        run_made, dialogues, [replace(opinion(n, n, (1, 0)), dialogue_id=f"e{n}") for n in range(20)]
+    )
     found = compare("cheap", quality.measurements(cheap, None), "dear", quality.measurements(dear, None))
     cost = next(one for one in found if (one.subset, one.metric) == ("all", "tokens_per_sample"))
     assert cost.difference is not None
@@ -391,9 +407,11 @@ def says(*options: str) -> Shares:
     return always(lambda option: option in options)
 
 
-def judged(made: RunData, shares: Shares, **how: Any) -> dict[str, Measurement]:
+def judged(run_data: RunData, shares: Shares, **how: Any) -> dict[str, Measurement]:
     asker = Asker(OptionsModel(shares, **how))
-    return figures(asyncio.run(judging.evaluate(asker, made, judging.sample_of(made, 500, 0))))
+    return figures(
+        asyncio.run(judged_quality.evaluate(asker, run_data, judged_quality.draw_sample(run_data, 500, 0)))
+    )
 
 
 def test_what_a_judge_says(run_made: RunData) -> None:
@@ -426,7 +444,8 @@ def test_a_second_judge_of_one_mind_with_the_verifier(run_made: RunData) -> None
         return [float(option == words.VERDICTS[verdict]) for option in options]
 
     unique = replace(
-        run_made, opinions=tuple(replace(o, text=f"{o.text} {n}") for n, o in enumerate(run_made.opinions))
+        run_made,
+        opinions=tuple(replace(o, text=f"{o.text} {n}") for n, o in enumerate(run_made.opinions)),
     )
     by_text |= {one.text: one.verdict for one in unique.opinions}
     kappa = judged(unique, same)["verifier_kappa"]
@@ -448,7 +467,7 @@ def test_an_interval_of_agreement_is_as_wide_as_dialogues_make_it() -> None:
                 said = mine if agrees or rng.random() < 0.3 else other
                 judged.append(replace(opinion(number, of, (1, 0)), verdict=VERDICTS[mine]))
                 answers.append(Answer(tuple(float(at == said) for at in range(3)), 3, 0.0, "logprobs"))
-        return judging.agreement(judged, answers)
+        return judged_quality.agreement(judged, answers)
 
     many = [kappa(seed) for seed in range(200)]
     assert (many[0].unit, len(many[0].units), many[0].n) == ("dialogue", 40, 200)

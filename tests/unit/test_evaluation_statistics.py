@@ -17,7 +17,7 @@ from culturepark.evaluation.measure import (
     Measurement,
     compare,
     compare_pairs,
-    corrected,
+    holm_corrected,
     rows_of,
 )
 from culturepark.evaluation.statistics import Difference
@@ -113,7 +113,7 @@ def test_groups_that_were_corrected_apart_are_corrected_together() -> None:
         return Comparison("t", "all", "m", "higher", "a", "b", Difference(0.1, 0, 0.2, p), 9, alone)
 
     without = Comparison("t", "all", "m", "higher", "a", "b", None, 0)
-    found = corrected([compared(0.01, 0.01), without, compared(0.04, 0.06), compared(0.03, 0.06)])
+    found = holm_corrected([compared(0.01, 0.01), without, compared(0.04, 0.06), compared(0.03, 0.06)])
     assert [one.p_holm for one in found] == [pytest.approx(0.03), None, *[pytest.approx(0.06)] * 2]
 
 

@@ -55,10 +55,10 @@ def test_a_missing_item_spoils_only_its_own_index() -> None:
 def test_constants_are_fitted_on_the_other_cultures() -> None:
     raw = np.array([[0.0] * 6, [10.0] * 6, [20.0] * 6])
     published = np.array([[50.0] * 6, [62.0] * 6, [70.0] * 5 + [math.nan]])
-    constants = hofstede.left_out_constants(raw, published)
+    constants = hofstede.leave_one_out_constants(raw, published)
     assert constants[:, 0].tolist() == [51, 50, 51]
     assert constants[2, 5] == 51  # fitted all the same, and compared with nothing
-    assert np.isnan(hofstede.left_out_constants(raw[:1], published[:1])).all()
+    assert np.isnan(hofstede.leave_one_out_constants(raw[:1], published[:1])).all()
 
 
 def test_a_shift_of_all_indices_changes_nothing() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from culturepark.evaluation.measure import Measurement, against_first, compare_pairs
+from culturepark.evaluation.measure import Measurement, compare_pairs, pairs_with_first
 from culturepark.evaluation.report import check_free, report_of, write_report
 from scripts import experiment
 from tests import runs
@@ -73,7 +73,7 @@ class Commands:
                 models = models if "--no-base" in words else ["BASE", *models]
                 measured = {model: [measurement(model)] for model in models}
                 check_free(Path(words[words.index("--out") + 1]), force=False)
-                report = report_of(measured, compare_pairs(against_first(measured)))
+                report = report_of(measured, compare_pairs(pairs_with_first(measured)))
                 write_report(Path(words[words.index("--out") + 1]), report, measured)
             case _:
                 pass
