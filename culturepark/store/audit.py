@@ -17,9 +17,9 @@ from msgspec import Struct
 from culturepark.errors import CultureParkError, RunDirError
 from culturepark.messages import Outcome, decode_head
 from culturepark.store import funnel as funnels
+from culturepark.store.cells import Sealed
 from culturepark.store.funnel import Funnel
 from culturepark.store.integrity import live_segments, what_is_missing
-from culturepark.store.ledger import Sealed
 from culturepark.store.manifest import Entry, Manifest
 from culturepark.store.readers import shard_rows
 from culturepark.store.rundir import SHARD_DIRS, Run, load_run

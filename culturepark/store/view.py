@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from culturepark.errors import ConfigError, RunDirError
 from culturepark.messages import Outcome, decode_head
 from culturepark.store import funnel as funnels
+from culturepark.store.cells import Sealed
 from culturepark.store.funnel import Funnel
 from culturepark.store.integrity import live_segments
-from culturepark.store.ledger import Sealed
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rows import about_of, dialogue_row, opinion_row

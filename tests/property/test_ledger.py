@@ -28,8 +28,9 @@ from culturepark.messages import (
 )
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
+from culturepark.store.cells import Sealed
 from culturepark.store.integrity import live_segments
-from culturepark.store.ledger import Ledger, Sealed
+from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows

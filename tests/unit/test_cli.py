@@ -30,7 +30,7 @@ from culturepark.preflight.estimate import estimate, turns_planned
 from culturepark.seeds import builtin_seeds, write_seeds
 from culturepark.settings import Settings, load_settings
 from culturepark.store.audit import check_run
-from culturepark.store.ledger import Sealed
+from culturepark.store.cells import Sealed
 from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest
 from culturepark.store.rundir import Run
