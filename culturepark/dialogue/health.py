@@ -20,7 +20,7 @@ from culturepark.plan import Brief
 from culturepark.seeds.model import Answers, Seed
 from culturepark.seeds.stance import Stance, stance_of
 from culturepark.settings import HealthSettings, Symptom
-from culturepark.text import words
+from culturepark.text import is_courtesy, words
 
 Verdict = Literal["accept", "retry", "end"]
 
@@ -57,7 +57,7 @@ def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
         found.append("left_stance")
     if (again := earlier.again(text, turn.number)) is not None:
         found.append(again)
-    if len(text) < _BRIEF and _only_thanks(low):
+    if len(text) < _BRIEF and _only_thanks(text, low):
         found.append("dies_in_thanks")
     return tuple(found)
 
@@ -304,43 +304,24 @@ _LEAD_CHARS = 60
 # --- nothing but thanks --------------------------------------------------------------------------------
 
 _BRIEF = 240
-_THANKS = re.compile(
-    r"\bthank(?:s| you)\b|\bgood ?bye\b|\bbye\b|\bfarewell\b|\btake care\b|\bsee you\b|"
-    r"\bgracias\b|\badiós\b|\bhasta (?:luego|pronto|la vista)\b|\bobrigad[oa]s?\b|\btchau\b|\badeus\b|"
-    r"\baté (?:logo|breve|mais)\b|\b(?:danke|vielen dank)\b|\bauf wiedersehen\b|\btschüss?\b|\bteşekkür|"
-    r"\bsağ ?ol|\bhoşça ?kal|\bgörüşürüz\b|شكرا|"
-    r"مع السلامة|إلى اللقاء|"
-    r"ধন্যবাদ|বিদায়|谢谢|感谢|"
-    r"再见|감사합니다|고마워|고맙습니다|안녕히"
-)
-_WISHES = re.compile(
-    r"(?:and |so |well |oh )?(?:i wish you|(?:i )?wish(?:ing)? you|all the best|best wishes|have an? |"
-    r"you(?:'re| are) (?:very |most )?welcome|(?:until|till) (?:next|we)|"
-    r"it (?:was|has been) (?:a |so |very |really )?(?:pleasure|nice|lovely|good|great|honou?r)|"
-    r"i(?:'m| am) (?:so |very )?(?:glad|grateful|thankful|happy) |i (?:really )?(?:appreciate|enjoyed) |"
-    r"likewise|same to you|for (?:the|your|this|sharing|listening|everything|all|taking|having)\b|"
-    r"(?:i )?look(?:ing)? forward|peace be|god bless|igualmente|que tenga|"
-    r"alles gute|bis bald|tudo de bom|kendine iyi bak|祝)"
-)
-_VIEW = re.compile(
-    r"\b(?:because|should|must|ought|believe|think|agree|always|never|my|our|aber|denn|pero|porque|creo|mas|acho|ama|"
-    r"çünkü)\b|لكن|لأن|因为|但是|왜냐하면|하지만"
-)
-_CLAUSE_WORDS = 2
-_THANKS_WORDS = 14
+# Each turn of nothing but thanks has one of these; most other turns have none.
+_THANKS_WORDS = (
+    "thank", "bye", "farewell", "take care", "see you", "gracias", "agradezco", "hasta ", "nos vemos",
+    "obrigad", "tchau", "adeus", "danke", "dank ", "wiederseh", "bis bald",
+)  # fmt: skip
+_THANKS_WORDS_ELSEWHERE = (
+    *_THANKS_WORDS, "dank", "tschüs", "adiós", "agradeço", "até ", "teşekkür", "sağ ol", "sağol", "hoşça",
+    "görüş", "güle güle", "شكر", "السلامة", "اللقاء", "وداعا", "ধন্যবাদ", "বিদায়", "谢", "再见", "감사",
+    "고마", "고맙", "안녕히",
+)  # fmt: skip
+_CLAUSE_ENDS = re.compile(r"[.,;!\n\u2014\u3002\uff0c\uff01،।]+\s*")
+_SHORT_WORDS = 2
+"""A clause of so few words, such as a name, says nothing beside thanks."""
 
 
-def _only_thanks(low: str) -> bool:
-    if not _THANKS.search(low) or low.rstrip("\"' ").endswith(("?", "\uff1f", "؟")):
+def _only_thanks(text: str, low: str) -> bool:
+    known = _THANKS_WORDS if low.isascii() else _THANKS_WORDS_ELSEWHERE
+    if not any(word in low for word in known) or low.rstrip("\"' ").endswith(("?", "\uff1f", "؟")):
         return False
-    clauses = re.split(r"[.,;!\n\u2014\u3002\uff0c\uff01،।]+\s*", low)
-    return all(map(_is_courtesy, clauses))
-
-
-def _is_courtesy(clause: str) -> bool:
-    count = words(clause)
-    if count <= _CLAUSE_WORDS:
-        return True
-    if _VIEW.search(clause):
-        return False
-    return count <= _THANKS_WORDS and bool(_THANKS.search(clause) or _WISHES.match(clause))
+    clauses = _CLAUSE_ENDS.split(text.replace("\u2019", "'"))
+    return all(words(clause) <= _SHORT_WORDS or is_courtesy(clause) for clause in clauses)

@@ -221,6 +221,9 @@ def test_the_same_sentence_again_and_again_is_a_loop() -> None:
         "¡Muchas gracias, Emma! Hasta luego.",
         "Vielen Dank für das Gespräch. Auf Wiedersehen!",
         "Muito obrigado pela conversa. Até logo!",
+        "Adeus, Emma. Tudo de bom!",
+        "Auf Wiedersehen und alles Gute!",
+        "Thank you for our talk, Emma. I enjoyed listening to you. See you soon!",
         "Çok teşekkür ederim, görüşürüz!",
         "谢谢你，再见！",
         "이야기해 주셔서 감사합니다. 안녕히 계세요.",
@@ -243,6 +246,8 @@ def test_nothing_but_thanks_is_a_dying_dialogue(text: str) -> None:
         "When guests say goodbye, my mother gives them bread for the road.",
         "Gracias, pero en mi casa cenamos juntos todos los domingos.",
         "Hello Emma, good to meet you.",
+        "Thank you. Take care of elders and children first.",
+        "谢谢你，在我家大家一起吃饭。",
     ],
 )
 def test_thanks_with_something_to_say_are_none(text: str) -> None:
