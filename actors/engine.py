@@ -26,7 +26,7 @@ from actors.ray_patches import without_addons
 from actors.supervision import cause_of
 from culturepark.errors import CultureParkError, EndpointError
 from culturepark.models.local.embedding_server import EmbeddingServer
-from culturepark.models.local.engine import embedded_name, listening, serve, shares
+from culturepark.models.local.engine import embedded_name, listening, serve, servers_of
 from culturepark.settings import ModelSettings, Settings
 
 without_addons()  # here, as Ray reads an actor's arguments as soon as it has imported its class
@@ -143,7 +143,7 @@ class Engines:
             }
             host = engine_host(self._nodes, node)
             cpus = int(node.cpus)
-            servers = [replace(model, parallel=max(1, cpus))] if embedder else shares(model, cpus)
+            servers = [replace(model, parallel=max(1, cpus))] if embedder else servers_of(model, cpus)
             if node is self._nodes[0]:
                 ports = free_ports(host, len(servers), self._ports)
             else:

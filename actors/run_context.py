@@ -16,8 +16,9 @@ import structlog
 from msgspec import Struct
 
 from culturepark.cultures import Culture
-from culturepark.models import ModelError, open_chat, open_embedder
 from culturepark.models.endpoint import HttpEndpoint, OnRetry
+from culturepark.models.errors import ModelError
+from culturepark.models.open import open_chat, open_embedder
 from culturepark.plan import Plan
 from culturepark.ports import ChatModel, Embedder
 from culturepark.prompts.profile import Profile

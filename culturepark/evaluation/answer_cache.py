@@ -20,7 +20,7 @@ from culturepark.errors import ConfigError
 from culturepark.evaluation.asking import ASKING_VERSION, Answer, Method, Question
 from culturepark.evaluation.report import REPORT
 from culturepark.evaluation.targets import EMBEDDED, Target
-from culturepark.models.local.engine import served_file, sha256_of
+from culturepark.models.local.weights import served_file, sha256_of
 from culturepark.models.replicas import base_urls_of
 from culturepark.store.files import disk_errors, make_dirs
 from culturepark.versions import PROMPT_VERSION

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
 from culturepark.evaluation.asking import culture_of
-from culturepark.models import open_chat
 from culturepark.models.local.engine import embedded_name, require_engine
 from culturepark.models.local.serving import served
+from culturepark.models.open import open_chat
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
 from culturepark.settings import ADDRESS_FIX, LimitSettings, ModelSettings, is_address, shown_address
 from culturepark.store.rundir import Run, load_run

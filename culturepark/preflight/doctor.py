@@ -17,9 +17,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from culturepark.errors import CultureParkError
-from culturepark.models import ModelError, open_chat, open_embedder
+from culturepark.models.errors import ModelError
 from culturepark.models.local.engine import embedded_name
 from culturepark.models.local.serving import served
+from culturepark.models.open import open_chat, open_embedder
 from culturepark.ports import Prompt, Sampling
 from culturepark.preflight.checks import check_endpoints, models_in_use
 from culturepark.prompts.full import OPINIONS_SCHEMA, VERDICT_SCHEMA

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from culturepark.errors import ConfigError, TrainingError
 from culturepark.models.chat import HttpChatModel
-from culturepark.models.local.engine import serve_here, sha256_of, with_adapter
+from culturepark.models.local.engine import serve_here, with_adapter
+from culturepark.models.local.weights import sha256_of
 from culturepark.ports import ChatModel, Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.training.lora import GGUF_FILE
@@ -120,7 +121,7 @@ async def served_adapters(
     the embedded model that the adapters were trained on. Raises ConfigError if it is another one,
     TrainingError if an adapter cannot be served here.
     """
-    from culturepark.models.local.engine import weights_of
+    from culturepark.models.local.weights import weights_of
 
     if model.engine != "embedded":
         what = "adapters are served here on the embedded engine, and this model is served elsewhere."

@@ -15,7 +15,7 @@ from typing import Any
 
 from culturepark import flock
 from culturepark.errors import ConfigError
-from culturepark.models.local.engine import sha256_of, weights_name, weights_of
+from culturepark.models.local.weights import sha256_of, weights_name, weights_of
 from culturepark.settings import Settings
 from culturepark.store.files import make_dirs
 from culturepark.training.ports import Base

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from culturepark.models import open_chat
 from culturepark.models.endpoint import Reply
-from culturepark.models.local.engine import packaged_weights
 from culturepark.models.local.serving import served
+from culturepark.models.local.weights import packaged_weights
+from culturepark.models.open import open_chat
 from culturepark.ports import Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.store.rundir import Run

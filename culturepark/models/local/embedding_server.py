@@ -9,10 +9,12 @@ import msgspec
 from aiohttp import web
 
 from culturepark.models.local.e5 import packaged_e5
-from culturepark.models.local.engine import EMBEDDER_NAME, LOOPBACK
+from culturepark.models.local.engine import LOOPBACK
+from culturepark.models.local.weights import EMBEDDER_NAME
 
 _MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 17
-"""Of one request: it is worked on to its end, whoever waits for it."""
+"""One request may have so many texts, of so many characters in all: it is worked on to its end, even if its
+client has gone."""
 
 
 class EmbeddingServer:

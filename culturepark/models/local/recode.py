@@ -1,7 +1,7 @@
-"""The packaged weights in a format that the engine multiplies fast.
+"""The packaged weights, requantized to a format that the engine multiplies fast.
 
-They come in Q4_1, for which the engine has no fast product of matrices. In Q8_0 they keep their values, to
-within half a percent of the largest in each 32, and a prompt takes less time (docs/performance.md).
+They come in Q4_1, for which the engine has no fast matrix product. In Q8_0 they keep their values, to within
+half a percent of the largest in each block of 32, and a prompt is read faster (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 import structlog
 
 FORMAT = "Q8_0"
-_LEFT_S = 600.0
+"""The quantization that the packaged weights are converted to, as GGUF names it."""
+_STALE_S = 600.0
+"""A partial file that was not written to for so many seconds was left by a process that was killed."""
 
 
 def cache_folder() -> Path:
@@ -30,8 +32,8 @@ def cache_folder() -> Path:
 def recoded(path: Path, digest: str) -> Path:
     """The file at `path`, whose sha256 is `digest`, with its Q4_1 tensors in Q8_0; made at first use.
 
-    Where it cannot be made, on a full disk, in a home that is read-only or nobody's, or without `gguf`, the
-    file as it is.
+    Where it cannot be made, on a full disk, in a home directory that is read-only or missing, or without
+    `gguf`, the file as it is.
     """
     try:
         target = cache_folder() / f"{digest[:16]}-{FORMAT}.gguf"
@@ -54,8 +56,8 @@ def _is_whole(target: Path, sums: Path) -> bool:
 
 def _make(source: Path, target: Path, sums: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{target.name}.*.part"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _LEFT_S:
+    for left in target.parent.glob(f"{target.name}.*.part"):  # of a process that was killed
+        if time.time() - left.stat().st_mtime > _STALE_S:
             left.unlink(missing_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
-from culturepark.models import open_embedder
 from culturepark.models.local.embedding_server import EmbeddingServer
 from culturepark.models.local.engine import own_cpus, require_engine, serve_here
+from culturepark.models.open import open_embedder
 from culturepark.ports import Embedder
 from culturepark.settings import ModelSettings, Settings
 
@@ -37,8 +37,8 @@ async def served(model: ModelSettings, embedder: bool = False) -> AsyncGenerator
 
 @asynccontextmanager
 async def local_embedder(settings: Settings) -> AsyncGenerator[Embedder | None]:
-    """The run's embedder where it costs nothing: on this machine. None where it is a remote one, or is not
-    installed here."""
+    """The run's embedder if it costs nothing, since it runs on this machine. None if it is a remote one, or
+    is not installed here."""
     model = settings.models.get(settings.roles.embedder)
     if model is None or model.engine == "openai":
         yield None
