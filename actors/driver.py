@@ -1,4 +1,4 @@
-"""Driving a run from its start to its end: Ray, the actors, the signals, the progress."""
+"""The driver of a run, from its start to its end: Ray, the actors, signals, progress."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ from culturepark.store.rundir import Run
 from culturepark.training.jobs import all_due
 from culturepark.training.subprocess_backend import kill_all
 
-_POLL_S, _POLL_MOST_S = 0.5, 1.0
-"""Between looks at a run; later in a long one the longer, since a look costs what it looks at."""
-_LONG_S = 30.0
+_POLL_S, _SLOW_POLL_S = 0.5, 1.0
+"""Seconds between polls of a run's actors: at first, and later, since each poll costs them CPU time."""
+_SLOW_AFTER_S = 30.0
+"""Seconds after which a run is polled at the slower rate."""
 _FINISH_S = 600.0
+"""Seconds within which the collector has to finish a run that is over."""
 _PREDECESSOR_S = 15.0
+"""Seconds to wait for a predecessor that is just ending to release the lock of the run directory."""
 _DOWN_S = 120.0
+"""Seconds that the moderator or the collector may be down before the run is given up."""
 
 
 def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
@@ -48,32 +52,32 @@ def generate(run: Run, show: Callable[[Snapshot], None]) -> Snapshot:
     stop = _Signals(run.root)
     try:
         with ray_session(run.settings.actors.metrics_port):
-            stop.take()  # Ray has put its own handler of SIGTERM in this one's place
-            crew = RunActors(run)
+            stop.install()  # Ray has put its own handler of SIGTERM in this one's place
+            actors = RunActors(run)
             try:
-                crew.engines.wait(stop.asked)
+                actors.engines.wait(stop.asked)
                 if stop.asked.is_set():
                     what = "stopped on request before anything was begun."
                     raise Interrupted(str(run.root), what, "Run the same command again to go on.")
-                return _drive(run, crew, show, stop)
+                return _drive(run, actors, show, stop)
             finally:
-                crew.close()
+                actors.close()
     finally:
         end_starting(run.root)
         stop.restore()
 
 
-def _drive(run: Run, crew: RunActors, show: Callable[[Snapshot], None], stop: _Signals) -> Snapshot:
-    began = answered = time.monotonic()
+def _drive(run: Run, actors: RunActors, show: Callable[[Snapshot], None], stop: _Signals) -> Snapshot:
+    started = answered = time.monotonic()
     draining = False
     snapshot: Snapshot | None = None
     report: _Report | None = None
     while True:
         if stop.asked.is_set() and not draining:
-            draining = _ask(crew.moderator.drain, "drain", "stopped on request") is not _DOWN
+            draining = _ask(actors.moderator.drain, "drain", "stopped on request") is not _DOWN
         asked = time.monotonic()
-        moderator, collector = _ask(crew.moderator.status), _ask(crew.collector.status)
-        if crew.raylet.lost():
+        moderator, collector = _ask(actors.moderator.status), _ask(actors.collector.status)
+        if actors.raylet.lost():
             what = (
                 "its process on this node has died, and the run's actors with it. What was done is on disk."
             )
@@ -81,12 +85,12 @@ def _drive(run: Run, crew: RunActors, show: Callable[[Snapshot], None], stop: _S
                 "Give the same command again and the run goes on; start Ray here first if this was a cluster."
             )
             raise CultureParkError("Ray", what, fix)
-        crew.engines.look()
+        actors.engines.check()
         if moderator is _DOWN or collector is _DOWN:
             if time.monotonic() - answered > _DOWN_S:
                 what = f"the moderator or the collector has not come back for {_DOWN_S:.0f} s."
                 raise CultureParkError("actors", what, "See the run's logs/, then run the command again.")
-            time.sleep(_POLL_S)  # it is starting again
+            time.sleep(_POLL_S)  # Ray is restarting it
             continue
         answered = time.monotonic()
         snapshot = Snapshot(
@@ -95,45 +99,45 @@ def _drive(run: Run, crew: RunActors, show: Callable[[Snapshot], None], stop: _S
             underway=collector["underway"],
             set_aside=tuple(collector["set_aside"]),
             replayed=collector["replayed"],
-            elapsed_s=time.monotonic() - began,
+            elapsed_s=time.monotonic() - started,
             draining=draining,
             endpoints=tuple(msgspec.convert(one, Endpoint) for one in moderator["endpoints"]),
         )
         report = report or _Report(run, snapshot)
-        report.take(snapshot, answered - asked)
+        report.observe(snapshot, answered - asked)
         show(snapshot)
         for failure in (collector["failure"], moderator["failure"]):
             if failure is not None:
                 raise failure
         if moderator["idle"]:
             break
-        time.sleep(_POLL_S if answered - began < _LONG_S else _POLL_MOST_S)
-    _until_answered(crew.collector.finish)
-    final = _until_answered(crew.collector.status)
+        time.sleep(_POLL_S if answered - started < _SLOW_AFTER_S else _SLOW_POLL_S)
+    _until_answered(actors.collector.finish)
+    final = _until_answered(actors.collector.status)
     snapshot.funnels = final["funnels"]
-    report.take(snapshot, last=True)
+    report.observe(snapshot, last=True)
     show(snapshot)
     _raise_if_stopped(run, snapshot.progress)
-    if crew.trainer is not None:
-        _see_trained(run, crew.trainer, snapshot, show, stop, began)
+    if actors.trainer is not None:
+        _wait_for_trainings(run, actors.trainer, snapshot, show, stop, started)
     return snapshot
 
 
-def _see_trained(
+def _wait_for_trainings(
     run: Run,
     trainer: Any,
     snapshot: Snapshot,
     show: Callable[[Snapshot], None],
     stop: _Signals,
-    began: float,
+    started: float,
 ) -> None:
-    """Wait for all trainings of a run that is over. Tells of all again, as the trainer may have died."""
+    """Wait for all trainings of a run that is over. Asks for all again, as the trainer may have died."""
     names = all_due(snapshot.funnels, run.plan.planned())
     while True:
         _ask(trainer.train, names)
         states = _ask(trainer.status)
         if states is not _DOWN:
-            snapshot.trainings, snapshot.elapsed_s = states, time.monotonic() - began
+            snapshot.trainings, snapshot.elapsed_s = states, time.monotonic() - started
             show(snapshot)
             if names == [name for name in names if states.get(name) not in (None, "waiting", "running")]:
                 break
@@ -161,22 +165,22 @@ def _raise_if_stopped(run: Run, progress: Progress) -> None:
 
 
 class _Report:
-    """Writes the status file, and tells Ray's metrics, every so often."""
+    """Writes the status file and updates Ray's metrics, every `EVERY_S` seconds."""
 
     def __init__(self, run: Run, first: Snapshot) -> None:
         self._run = run
-        # As good as nothing has ended since the moderator's first answer, which began the session.
+        # Next to nothing has ended since the moderator's first answer, which began the session.
         self._watch = Watch(run, total_of(first.funnels)["turns"])
-        # Ray serves metrics in any case; in a private session nobody knows the port unless one is set.
-        told = run.settings.actors.metrics_port or os.environ.get("RAY_ADDRESS")
-        self._metrics = Metrics() if told else None
+        # Ray serves metrics in any case; in a private session at an unknown port unless one is set.
+        known = run.settings.actors.metrics_port or os.environ.get("RAY_ADDRESS")
+        self._metrics = Metrics() if known else None
         self._due_s = 0.0
 
-    def take(self, snapshot: Snapshot, took_s: float | None = None, last: bool = False) -> None:
-        """Take a look at the run; `took_s` is how long the actors took to answer for it."""
+    def observe(self, snapshot: Snapshot, answered_in_s: float | None = None, last: bool = False) -> None:
+        """Add a snapshot to the figures; `answered_in_s` is how long the actors needed to answer for it."""
         figures = self._watch.figures(snapshot)
-        if self._metrics and took_s is not None:
-            self._metrics.polled(took_s)
+        if self._metrics and answered_in_s is not None:
+            self._metrics.polled(answered_in_s)
         if snapshot.elapsed_s < self._due_s and not last:
             return
         self._due_s = snapshot.elapsed_s + EVERY_S
@@ -190,10 +194,10 @@ _DOWN = object()
 
 
 def _until_answered(method: Any) -> Any:
-    """The collector's answer, also if it dies over it: what it does at the end it may do again."""
-    began = time.monotonic()
+    """The collector's answer, also if it dies meanwhile: what it does at the end is idempotent."""
+    started = time.monotonic()
     while (answer := _ask(method, timeout_s=_FINISH_S)) is _DOWN:
-        if time.monotonic() - began > _FINISH_S:
+        if time.monotonic() - started > _FINISH_S:
             what = f"the collector could not finish the run within {_FINISH_S:.0f} s."
             raise CultureParkError("actors", what, "See the run's logs/, then run the command again.")
         time.sleep(_POLL_S)
@@ -221,9 +225,9 @@ class _Signals:
         self._root = root
         self.asked = threading.Event()
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.take()
+        self.install()
 
-    def take(self) -> None:
+    def install(self) -> None:
         """Handle the signals from now on."""
         for number in self._before:
             signal.signal(number, self._handle)

@@ -1,7 +1,7 @@
 """The actors that serve the embedded model and embedder, and how a run has them started.
 
 Ray starts, supervises and stops them. A restarted one listens on the same port, so that clients
-need not be told: their next attempt just succeeds.
+need no new address: their next attempt succeeds.
 """
 
 from __future__ import annotations
@@ -32,17 +32,21 @@ from culturepark.settings import ModelSettings, Settings
 without_addons()  # here, as Ray reads an actor's arguments as soon as it has imported its class
 
 _START_S, _ALL_START_S = 60.0, 300.0
-_LOOK_S = 0.5
+"""Seconds within which the embedder's server has to start, and all engines of a run."""
+_POLL_S = 0.5
+"""Seconds between checks for a request to stop while engines start."""
 _SHOWN_CHARS = 240
+"""Characters of an engine's own error that are shown."""
 _PORTS = range(20_000, 32_000)
-"""Below those that systems give to whoever asks for any."""
+"""Ports for engines: below those that systems give to programs that ask for any (ephemeral ports)."""
 _MODEL, _FIX = "embedded model", "The machine may be short of memory: try `culturepark doctor`."
 _NOT_FREE = frozenset({errno.EADDRINUSE, errno.EACCES})
+"""Errors of binding to a port that another may be free of."""
 
 
 class _Engine:
-    """An engine in an actor, listening once it is made, in threads of its own. It says what kept it from that
-    when it is asked: an error in a constructor would reach nobody in words."""
+    """An engine in an actor, listening once it is made, in threads of its own. It tells what kept it from
+    that when it is asked: an error in a constructor would reach no user in words."""
 
     def __init__(self, start: Callable[[], object]) -> None:
         self._failure: CultureParkError | None = None
@@ -60,7 +64,7 @@ class _Engine:
         if self._failure is not None:
             raise self._failure
 
-    def rest(self) -> None:
+    def run_forever(self) -> None:
         """Never return: Ray's thread costs nothing inside a call, see `ThreadedActor`. Raises as `ready`."""
         self.ready()
         threading.Event().wait()
@@ -89,8 +93,8 @@ class EmbeddingEngine(_Engine):
 
 
 def free_ports(host: str, count: int, promised: Collection[int]) -> list[int]:
-    """Ports that are free on this machine now, but for those `promised` to others; an engine takes them soon,
-    and again after a restart. Raises OSError if there are not so many, or this machine has no such host."""
+    """Ports that are free on this machine now, except those `promised` to others; an engine listens on them
+    soon, and again after a restart. Raises OSError if too few are free, or this machine has no such host."""
     ports: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):
         if port in promised:
@@ -116,12 +120,14 @@ class Engines:
         self._nodes = nodes
         self._wanted = wanted
         self._actors: list[Any] = []
-        self._listening: list[Any] = []
-        self._resting: list[Any] = []
+        self._starting: list[Any] = []
+        """Calls that return once an engine listens."""
+        self._running: list[Any] = []
+        """Calls that return only when an engine has failed."""
         self._ports: list[int] = []
 
     def serve(self, settings: Settings) -> Settings:
-        """Start servers for each embedded model in use, and say where they will listen."""
+        """Start servers for each embedded model in use; returns settings that name where they will listen."""
         roles = settings.roles
         embedder = roles.embedder if settings.refine.enabled else ""
         used = {name for name in (roles.speaker, roles.extractor, roles.verifier, roles.rewriter) if name}
@@ -132,7 +138,7 @@ class Engines:
         return replace(settings, models=models)
 
     def _serve(self, model: ModelSettings, embedder: bool) -> ModelSettings:
-        """Start the servers of a model, on each of its nodes: replicas of one endpoint."""
+        """Start the servers of a model on each of its nodes (replicas of one endpoint)."""
         model = replace(model, model=model.model or embedded_name(model, embedder).split(" ")[0])
         urls: list[str] = []
         parts: list[ModelSettings] = []
@@ -152,46 +158,46 @@ class Engines:
             self._ports += ports
             parts += servers
             urls += [f"http://{host}:{port}/v1" for port in ports]
-            options |= {"max_restarts": -1, "max_task_retries": -1}  # a new one rests like the old one
+            options |= {"max_restarts": -1, "max_task_retries": -1}  # a restarted one gets the call again
             if embedder:
                 engine: Any = ray.remote(EmbeddingEngine).options(**options).remote(host, *ports)
             else:
                 packed = msgspec.msgpack.encode(servers)
                 engine = ray.remote(ChatEngine).options(**options).remote(packed, host, ports)
             self._actors.append(engine)
-            self._listening.append(engine.ready.remote())
-            self._resting.append(engine.rest.remote())
+            self._starting.append(engine.ready.remote())
+            self._running.append(engine.run_forever.remote())
         return listening(model, urls, parts)
 
     def wait(self, stop: threading.Event) -> None:
         """Wait until all listen, or `stop` is set. Raises ConfigError, EndpointError."""
         deadline = time.monotonic() + _ALL_START_S
-        waiting = self._listening
+        waiting = self._starting
         while waiting and not stop.is_set():
-            told, waiting = ray.wait(waiting, timeout=_LOOK_S)
+            ready, waiting = ray.wait(waiting, timeout=_POLL_S)
             try:
-                ray.get(told)
+                ray.get(ready)
             except RayTaskError as error:
                 raise cause_of(error) from None
-            except RayError as error:  # its node cannot take it, or is lost
+            except RayError as error:  # its node has no room for it, or is lost
                 what = f"its engine is gone: {str(error).splitlines()[0][:200]}"
                 raise EndpointError(_MODEL, what, _FIX) from None
             if waiting and time.monotonic() > deadline:
                 what = f"its engine does not listen after {_ALL_START_S:.0f} s."
                 raise EndpointError(_MODEL, what, _FIX)
 
-    def look(self) -> None:
-        """Raises ConfigError, EndpointError if one that was started again cannot listen any more. One that is
-        gone with its node is no matter as long as others of its model go on."""
-        if self._resting:
-            told, _ = ray.wait(self._resting, num_returns=len(self._resting), timeout=0)
-            for one in told:
+    def check(self) -> None:
+        """Raises ConfigError, EndpointError if one that was restarted cannot listen any more. One that is
+        gone with its node is forgotten: the others of its model go on."""
+        if self._running:
+            ended, _ = ray.wait(self._running, num_returns=len(self._running), timeout=0)
+            for one in ended:
                 try:
                     ray.get(one)
                 except RayTaskError as error:
                     raise cause_of(error) from None
                 except RayError:
-                    self._resting.remove(one)
+                    self._running.remove(one)
 
     def close(self) -> None:
         """End all."""

@@ -1,4 +1,4 @@
-"""The table of metrics as Ray's own: Ray collects them on each node and serves them to Prometheus."""
+"""The table of metrics as Ray's: Ray collects them on each node and serves them to Prometheus."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Metrics:
                 continue
             before = self._counted.get((one.name, one.labels), 0.0)
             self._counted[one.name, one.labels] = one.value
-            # Ray counts what is added. A count that fell was begun anew by a process that restarted.
+            # Ray's counters are incremented. A count that fell belongs to a process that restarted.
             more = one.value - before if one.value >= before else one.value
             if more > 0:
                 self._counters[one.name].inc(more, dict(one.labels))
 
-    def polled(self, took_s: float) -> None:
-        """Note how long the actors took to answer."""
-        self._histograms["poll_seconds"].observe(took_s)
+    def polled(self, answered_in_s: float) -> None:
+        """Observe how long the actors needed to answer."""
+        self._histograms["poll_seconds"].observe(answered_in_s)

@@ -1,7 +1,6 @@
-"""How many processes a cluster gets and where: decisions alone, without Ray.
+"""How many processes run on a cluster, and on which of its nodes: decisions alone, without Ray.
 
-Agents and refiners share the cores half and half, at least one process each; more than `_MOST_CORES`
-count as that many, since one moderator would not keep more of them busy.
+Agents get half of the cores and refiners the other half, at least one process each.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from msgspec import Struct
 from culturepark.models.local.engine import LOOPBACK
 from culturepark.settings import ActorSettings
 
-_MOST_CORES = 32
+_MAX_CORES = 32
+"""More cores than this count as this many: one moderator would not keep more of them busy."""
 
 
 class Node(Struct, frozen=True):
@@ -24,9 +24,9 @@ class Node(Struct, frozen=True):
     cpus: float
 
 
-def staff(settings: ActorSettings, cultures: int, cpus: float) -> tuple[int, int]:
-    """Agents of each culture, and refiners. What is set stands; the rest follows from `cpus`."""
-    half = min(int(cpus), _MOST_CORES) // 2
+def worker_counts(settings: ActorSettings, cultures: int, cpus: float) -> tuple[int, int]:
+    """How many agents of each culture, and how many refiners. What is not set follows from `cpus`."""
+    half = min(int(cpus), _MAX_CORES) // 2
     return settings.agents_per_culture or max(1, half // cultures), settings.refiners or max(1, half)
 
 
@@ -35,8 +35,8 @@ def engine_nodes(nodes: Sequence[Node], engines: int) -> list[Node]:
 
     The driver's node is the first in `nodes` and serves if no other can.
     """
-    able = [node for node in nodes if node.cpus >= 1] or list(nodes[:1])
-    return able[: engines or None]
+    candidates = [node for node in nodes if node.cpus >= 1] or list(nodes[:1])
+    return candidates[: engines or None]
 
 
 def engine_host(nodes: Sequence[Node], node: Node) -> str:

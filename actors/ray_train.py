@@ -28,7 +28,7 @@ from culturepark.training.ports import Job, Outcome
 from culturepark.training.subprocess_backend import LOG_FILE, hold, save
 
 _WORKER_FILE = "worker.json"
-"""How it went for the first worker, or for one that failed: Ray Train hands on metrics and words alone."""
+"""File of the outcome of the first worker, or of one that failed: Ray Train returns no more than metrics."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     job = hold(arguments[0], arguments[1])
     os.set_inheritable(int(arguments[1]), False)
     with suppress(FileNotFoundError):
-        _told(job).unlink()
+        _outcome_file(job).unlink()
     try:
         with ray_session():
             _fit(job)
@@ -77,18 +77,18 @@ def _work(config: dict[str, str]) -> None:
     outcome = train(job)
     failed = outcome.state != "finished"
     if failed or ray_train.get_context().get_world_rank() == 0:
-        write_atomically(_told(job), msgspec.json.encode(outcome))
+        write_atomically(_outcome_file(job), msgspec.json.encode(outcome))
     if failed:
         raise RuntimeError(outcome.what)  # so that the others do not wait for this one
 
 
-def _told(job: Job) -> Path:
+def _outcome_file(job: Job) -> Path:
     return Path(job.output) / _WORKER_FILE
 
 
 def _outcome_of(job: Job) -> Outcome:
     with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(_told(job).read_bytes(), type=Outcome)
+        return msgspec.json.decode(_outcome_file(job).read_bytes(), type=Outcome)
     fix = f"See {LOG_FILE} in {job.output}."
     return Outcome(
         state="failed", failure="crashed", what="its group of workers ended without a result.", fix=fix

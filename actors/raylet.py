@@ -9,7 +9,7 @@ import ray
 
 
 class Raylet:
-    """A connection to the raylet of this node, over which nothing is ever said.
+    """A connection to the raylet of this node, over which nothing is ever sent (liveness by connection).
 
     The kernel closes it when the raylet ends, however that ends. Ray itself notices some ten seconds later,
     and then ends the driver without a word.
@@ -37,5 +37,5 @@ class Raylet:
         return self._lost
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._socket.close()

@@ -1,4 +1,4 @@
-"""The actors of a run in Ray's own words: remote classes, options, names, placement, restarts."""
+"""The actors of a run in Ray's terms: remote classes, options, names, placement, restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actors.collector import Collector
 from actors.cultural_agent import CulturalAgent
 from actors.engine import Engines
 from actors.moderator import Moderator
-from actors.placement import Node, staff
+from actors.placement import Node, worker_counts
 from actors.raylet import Raylet
 from actors.refiner import RefinerActor
 from actors.run_context import RunContext
@@ -29,14 +29,16 @@ from culturepark.store.rundir import Run
 from culturepark.training.jobs import detach_all
 
 _CONCURRENCY = 100_000
-"""Of an actor with coroutines. Ray's default of 1,000 calls at once is less than the dialogues that one may
-hold. Of any other it would be that many threads."""
+"""Concurrent calls of an actor with coroutines: Ray's default of 1,000 is less than the dialogues that one
+may hold. An actor without coroutines would get as many threads."""
 
 _CPU = 0.001
-"""What an agent or refiner claims of a node: enough that Ray gives them to nodes with CPUs alone."""
+"""CPUs that an agent or refiner claims of a node: enough that Ray places it on a node that has CPUs."""
 
 _ROOM_S = 30.0
+"""Seconds to wait for enough CPUs that no other job has claimed."""
 _TRAINER_STOP_S = 30.0
+"""Seconds to wait for the trainer to stop its training."""
 
 
 class RunActors:
@@ -47,31 +49,32 @@ class RunActors:
         driver = ray.get_runtime_context().get_node_id()
         self._nodes = _nodes(driver)
         self.raylet = Raylet()
-        self._here = NodeAffinitySchedulingStrategy(driver, soft=False)
+        self._on_this_node = NodeAffinitySchedulingStrategy(driver, soft=False)
         self._actors: list[Any] = []
         self.engines = Engines(self._nodes, run.settings.actors.engines)
         settings = self.engines.serve(run.settings)
-        self._inputs = inputs = RunContext.of(run, settings).packed()
+        self._context = context = RunContext.of(run, settings).packed()
         # Two runs on one cluster must not meet; the directory's lock keeps one run from running twice.
         self._namespace = f"culturepark-{run.file.run_id}-{secrets.token_hex(4)}"
-        post = (self._namespace, secrets.token_hex(16))  # what opens the doors of this run's actors
+        credentials = (self._namespace, secrets.token_hex(16))  # the token authenticates senders to inboxes
 
         cultures = run.plan.agent_cultures()
-        agents, refiners = staff(settings.actors, len(cultures), sum(node.cpus for node in self._nodes))
+        cpus = sum(node.cpus for node in self._nodes)
+        agents, refiners = worker_counts(settings.actors, len(cultures), cpus)
         _require_room(_CPU * (agents * len(cultures) + refiners))
         replicas = {**dict.fromkeys(cultures, agents), REFINERS: refiners}
         # The run directory is on this node, so its only writer is, too. Ray starts few processes at a time,
         # in this order, after the engines: dialogues begin with the first agents, while others are starting.
         self.trainer = self._trainer(settings) if settings.training.launch else None
-        self.collector = self._actor(Collector, "collector", inputs, post, self.trainer, here=True)
-        self.moderator = self._actor(Moderator, "moderator", inputs, post, replicas, here=True)
+        self.collector = self._actor(Collector, "collector", context, credentials, self.trainer, here=True)
+        self.moderator = self._actor(Moderator, "moderator", context, credentials, replicas, here=True)
         for culture, count in replicas.items():
             for i in range(count):
                 if culture == REFINERS:
-                    self._actor(threaded(RefinerActor), f"refiner/{i}", inputs, f"refiner/{i}", post)
+                    cls, address = RefinerActor, f"refiner/{i}"
                 else:
-                    address = f"agent/{culture}/{i}"
-                    self._actor(threaded(CulturalAgent), address, inputs, address, post)
+                    cls, address = CulturalAgent, f"agent/{culture}/{i}"
+                self._actor(threaded(cls), address, context, address, credentials)
 
     def close(self) -> None:
         """End all actors."""
@@ -82,7 +85,7 @@ class RunActors:
             ray.kill(actor, no_restart=True)
         self.engines.close()
         if self.trainer is not None:
-            detach_all(self._run)  # what a predecessor of it launched, or it could not be asked to stop
+            detach_all(self._run)  # what an earlier trainer launched, or one that could not be asked to stop
         self.raylet.close()
 
     def _actor(self, cls: type, name: str, *args: Any, here: bool = False) -> Any:
@@ -90,9 +93,9 @@ class RunActors:
             "name": name,
             "namespace": self._namespace,
             "num_cpus": 0 if here else _CPU,
-            "scheduling_strategy": self._here if here else "SPREAD",
+            "scheduling_strategy": self._on_this_node if here else "SPREAD",
             "max_restarts": -1,
-            # A retried call would run twice without telling anyone; we ask again by our own ids.
+            # Ray would run a retried call twice without a sign of it; we ask again by our own ids.
             "max_task_retries": 0,
             "max_concurrency": 1 if issubclass(cls, ThreadedActor) else _CONCURRENCY,
         }
@@ -104,11 +107,11 @@ class RunActors:
         """With CPUs of its own on the driver's node, where the run directory is."""
         options: dict[str, Any] = {
             "num_cpus": min(settings.training.cpus, max(_CPU, self._nodes[0].cpus - 1)),
-            "scheduling_strategy": self._here,
+            "scheduling_strategy": self._on_this_node,
             "max_restarts": -1,
             "max_concurrency": 8,
         }
-        trainer = ray.remote(Trainer).options(**options).remote(self._inputs, os.getpid())
+        trainer = ray.remote(Trainer).options(**options).remote(self._context, os.getpid())
         self._actors.append(trainer)
         return trainer
 
@@ -123,7 +126,7 @@ def _nodes(driver: str) -> list[Node]:
 
 
 def _require_room(cpus: float) -> None:
-    """Wait for CPUs that nobody has claimed. Raises ConfigError rather than let actors wait unseen."""
+    """Wait for CPUs that no job has claimed. Raises ConfigError rather than let actors wait unseen."""
     deadline = time.monotonic() + _ROOM_S
     while ray.available_resources().get("CPU", 0.0) < cpus:
         if time.monotonic() > deadline:

@@ -36,7 +36,7 @@ _LARGE_BYTES = 90_000
 
 
 class RunContext(Struct, frozen=True, dict=True):
-    """A run, as it crosses to other processes. `settings` already say where embedded models listen."""
+    """A run, as it is sent to other processes. `settings` already name where embedded models listen."""
 
     root: str
     file: RunFile
@@ -62,7 +62,7 @@ class RunContext(Struct, frozen=True, dict=True):
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan, worked out here."""
+        """The plan, computed in this process."""
         return Plan(self.settings, self.seeds, self.cultures)
 
     @property
@@ -71,12 +71,12 @@ class RunContext(Struct, frozen=True, dict=True):
         return Run(Path(self.root), self.file, self.settings, self.plan)
 
     def chat(self, role: Role, log: structlog.stdlib.BoundLogger) -> ChatModel:
-        """The chat model of a role; `log` is told of further attempts."""
+        """The chat model of a role; retries are written to `log`."""
         model = self.settings.model_of(role)
         return open_chat(model, self.settings.limits, endpoint=self._endpoint(model, log))
 
     def embedder(self, log: structlog.stdlib.BoundLogger) -> Embedder:
-        """The embedder; `log` is told of further attempts."""
+        """The embedder; retries are written to `log`."""
         model = self.settings.model_of("embedder")
         return open_embedder(model, self.settings.limits, endpoint=self._endpoint(model, log))
 
@@ -92,11 +92,11 @@ class RunContext(Struct, frozen=True, dict=True):
     def _endpoint(self, model: ModelSettings, log: structlog.stdlib.BoundLogger) -> HttpEndpoint | None:
         if model.engine == "scripted":
             return None
-        # Two models may differ in what is asked of them and still be the same place to ask.
-        place = (model.engine, model.model, model.base_urls, model.api_key_env, sorted(model.headers.items()))
-        key = msgspec.msgpack.encode(place)
+        # Models that differ only in other settings are one endpoint, and share its limits.
+        headers = sorted(model.headers.items())
+        key = msgspec.msgpack.encode((model.engine, model.model, model.base_urls, model.api_key_env, headers))
         if key not in self._opened:
-            self._opened[key] = HttpEndpoint(model, self.settings.limits, on_retry=_retries_to(log))
+            self._opened[key] = HttpEndpoint(model, self.settings.limits, on_retry=_log_retries_to(log))
             self.endpoints.append(self._opened[key])
         return self._opened[key]
 
@@ -109,8 +109,8 @@ class RunContext(Struct, frozen=True, dict=True):
         return open_logger(Path(self.root), actor)
 
 
-def _retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
-    def told(affinity: str, url: str, error: ModelError, wait_s: float) -> None:
+def _log_retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
+    def on_retry(affinity: str, url: str, error: ModelError, wait_s: float) -> None:
         log.warning(
             "call_retried",
             dialogue=affinity.rpartition(".")[2],
@@ -120,7 +120,7 @@ def _retries_to(log: structlog.stdlib.BoundLogger) -> OnRetry:
             wait_s=round(wait_s, 2),
         )
 
-    return told
+    return on_retry
 
 
 def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
@@ -132,12 +132,12 @@ def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
     except OSError:  # a node that does not share the run directory keeps its log to itself
         file = sys.stderr.buffer
     return structlog.wrap_logger(
-        structlog.WriteLogger(_Forgiving(file)),  # pyright: ignore[reportArgumentType]
+        structlog.WriteLogger(_BestEffortFile(file)),  # pyright: ignore[reportArgumentType]
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            # In ASCII: whatever a model said, a terminal that shows the file is told nothing by it.
+            # In ASCII, so that no model's reply can control a terminal that shows the file.
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -146,18 +146,18 @@ def open_logger(root: Path, actor: str) -> structlog.stdlib.BoundLogger:
     )
 
 
-class _Forgiving:
-    """A file that is written to as far as that works: a full disk costs lines of a log, never a dialogue."""
+class _BestEffortFile:
+    """A file whose write errors are ignored: a full disk costs lines of a log, never a dialogue."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
 
     def write(self, line: str) -> None:
-        """Write it, or leave it."""
+        """Write a line, if it can be written."""
         with contextlib.suppress(OSError):
             self._file.write(line.encode("ascii", "backslashreplace"))
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush, if it can be done."""
         with contextlib.suppress(OSError):
             self._file.flush()

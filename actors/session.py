@@ -105,7 +105,7 @@ def _join(address: str) -> None:
 
 
 def _metrics_options(port: int) -> dict[str, Any]:
-    """How Ray is told to serve metrics at `port`, and to collect them often. Raises ConfigError."""
+    """Options that make Ray serve metrics at `port`, and collect them often. Raises ConfigError."""
     with socket.socket() as probe:
         # Ray's own agent would die of a port in use, without a word.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,7 +124,7 @@ def _private_home() -> tuple[str, int]:
     """A new temporary directory for one Ray session, and the open lock that says it is in use.
 
     Sessions whose process was killed leave theirs behind: those that are this user's, and that
-    nobody holds any more, are removed.
+    no process holds any more, are removed.
     """
     for lock in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*/{_OWNER}"):
         with contextlib.suppress(OSError):
@@ -134,12 +134,12 @@ def _private_home() -> tuple[str, int]:
                 if flock.try_acquire(file.fileno()):
                     shutil.rmtree(lock.parent, ignore_errors=True)
     # A dying Ray process may write to its directory once more after it was removed.
-    for place in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*"):
         with contextlib.suppress(OSError):
-            about = place.stat()
+            about = folder.stat()
             old = time.time() - about.st_mtime > _BEING_MADE_S
-            if about.st_uid == os.getuid() and old and not (place / _OWNER).exists():
-                shutil.rmtree(place, ignore_errors=True)
+            if about.st_uid == os.getuid() and old and not (folder / _OWNER).exists():
+                shutil.rmtree(folder, ignore_errors=True)
     home = tempfile.mkdtemp(prefix=_HOME_PREFIX)  # mode 0700; short, since sockets live below it
     owner = flock.open_file(Path(home, _OWNER), 0o600)
     flock.acquire(owner)

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from culturepark.errors import CultureParkError
 
 _RETRY_S = 0.1
-"""Seconds before an actor that did not answer, or that nobody is connected to, is asked again."""
+"""Seconds before an actor that did not answer, or that has no senders, is asked again."""
 _EXIT_AFTER_S = 0.2
 """Seconds that an actor's process lives on after `leave`, so that what it wrote last gets out."""
 

@@ -24,17 +24,18 @@ from culturepark.training.ports import Job
 from culturepark.training.records import Records, training_lock
 
 _MOST_EMBEDDED = 2000
-"""Texts of a dataset that are embedded for the search: a minute or two."""
+"""A dataset of more texts than this is searched for leaks without embeddings: these need a minute or two."""
 
 
 class Trainer:
-    """Follows the trainings it is told of, each to its end. Telling it twice is harmless: what was
-    launched, and how it ended, is on record, and a training that failed is not tried again by itself."""
+    """Follows the trainings that it is asked for, each to its end. Asking twice is harmless (idempotent):
+    what was launched, and how it ended, is on record, and a training that failed is not tried again by
+    itself."""
 
     def __init__(self, packed: PackedContext, driver: int) -> None:
         """`driver` is the process on this node that the run belongs to."""
         context = RunContext.unpacked(packed)
-        self._driver = 0 if _gone(driver) else driver  # whose number may mean nothing here
+        self._driver = 0 if _gone(driver) else driver  # its id may mean nothing here, in a container
         self._root = Path(context.root)
         self._log: structlog.stdlib.BoundLogger = context.logger("trainer")
         self._states: dict[str, str] = {}
@@ -45,7 +46,7 @@ class Trainer:
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     async def train(self, names: list[str]) -> None:
-        """Train these, cultures by their ids or the joint one, as far as they are not known yet."""
+        """Train these, cultures by their ids or the joint one, unless they were asked for before."""
         for name in names:
             if name not in self._states:
                 self._states[name] = "waiting"
@@ -58,7 +59,7 @@ class Trainer:
         return dict(self._states)
 
     async def errors(self) -> dict[str, CultureParkError]:
-        """What is to be said of those that failed."""
+        """The errors of those that failed."""
         return dict(self._errors)
 
     async def stop(self) -> None:
@@ -106,15 +107,16 @@ class Trainer:
             self._errors[name] = error
             self._log.error("training_failed", name=name, where=error.where, what=error.what)
             return "failed"
-        except Exception as error:  # our own fault must not end the run, whose data is what counts
+        except Exception as error:  # our own fault must not end the run: its data is what counts
             self._log.exception("trainer_error", name=name)
             what = f"{type(error).__name__}: {error}"
             self._errors[name] = CultureParkError(f"training of {name}", what, "See logs/trainer.jsonl.")
             return "failed"
 
     def _look_for_leaks(self, run: Run, dataset: Path) -> None:
-        """Keep what the rows hold of evaluation texts. Without it the training goes on all the same. By
-        embedding only a small set is searched: a large one would keep the training waiting."""
+        """Search the training rows for evaluation texts, and keep a report. If that fails, the training goes
+        on all the same. Only a small dataset is searched by embeddings: a large one would delay the
+        training."""
 
         async def look() -> Report | None:
             sets = exam_texts(run, read_dataset(dataset).held_out)

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from actors import engine
-from actors.placement import Node, engine_host, engine_nodes, staff
+from actors.placement import Node, engine_host, engine_nodes, worker_counts
 from culturepark.limits.coordinator import known_limits
 from culturepark.models.local.engine import listening, servers_of
 from culturepark.settings import ActorSettings, ModelSettings
@@ -24,12 +24,12 @@ BARE = Node("c", "10.0.0.3", 0)
     [(0, 9, (1, 1)), (1, 9, (1, 1)), (2, 9, (1, 1)), (8, 9, (1, 4)), (24, 3, (4, 12)), (4096, 9, (1, 16))],
 )
 def test_the_numbers_follow_from_the_cores(cpus: float, cultures: int, expected: tuple[int, int]) -> None:
-    assert staff(ActorSettings(), cultures, cpus) == expected
+    assert worker_counts(ActorSettings(), cultures, cpus) == expected
 
 
 def test_what_is_set_stands() -> None:
-    assert staff(ActorSettings(agents_per_culture=3), 9, 64) == (3, 16)
-    assert staff(ActorSettings(refiners=5), 9, 2) == (1, 5)
+    assert worker_counts(ActorSettings(agents_per_culture=3), 9, 64) == (3, 16)
+    assert worker_counts(ActorSettings(refiners=5), 9, 2) == (1, 5)
 
 
 def test_engines_go_to_nodes_with_cpus_the_drivers_first() -> None:
@@ -45,7 +45,7 @@ def test_an_engine_leaves_loopback_only_for_other_machines() -> None:
     assert engine_host([DRIVER, WORKER], WORKER) == WORKER.ip
 
 
-def test_engines_get_ports_that_nobody_has_and_nobody_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_get_ports_that_are_free_and_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as used, socket.socket() as left, socket.socket() as promised:
         ports: list[int] = []
         for sock in (used, left, promised):
