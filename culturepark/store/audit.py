@@ -23,8 +23,8 @@ from culturepark.store.integrity import live_segments, what_is_missing
 from culturepark.store.manifest import Entry, Manifest
 from culturepark.store.readers import shard_rows
 from culturepark.store.rundir import SHARD_DIRS, Run, load_run
+from culturepark.store.segments import Damage, scan
 from culturepark.store.shards import verify_shard
-from culturepark.store.wal import Damage, scan
 from culturepark.words import plural
 
 _MOST_NAMED = 20

@@ -8,8 +8,8 @@ from culturepark.errors import RunDirError
 from culturepark.store.files import REPAIR
 from culturepark.store.head import Head, head_path, read_head
 from culturepark.store.manifest import Manifest, missing_entry
+from culturepark.store.segments import list_segments, missing_segment, segment_of
 from culturepark.store.shards import require_shards
-from culturepark.store.wal import list_segments, missing_segment, segment_of
 
 
 def require_all(root: Path, manifest: Manifest, head: Head | None) -> None:

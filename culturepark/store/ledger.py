@@ -43,8 +43,9 @@ from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest, Shard, missing_entry
 from culturepark.store.readers import kept_vectors, shard_rows
 from culturepark.store.rundir import SHARD_DIRS, Run
+from culturepark.store.segments import list_segments
 from culturepark.store.shards import Stray, commit_table, quarantine_strays, shard_path
-from culturepark.store.wal import Log, list_segments
+from culturepark.store.wal import Log
 from culturepark.usage import Usage
 
 _SEGMENT_BYTES = 64 << 20
@@ -138,7 +139,7 @@ class Ledger:
         """What is on disk of dialogues that have not ended.
 
         From now on only turns of this term (the moderator's incarnation number) count, so that no
-        conductor's turns follow on another's. The term is on disk before this returns: the next writer knows it.
+        conductor's turns follow on another's. The term is durable when this returns.
         """
         self._term = term
         self._advance_head(self._log.names())
@@ -262,7 +263,7 @@ class Ledger:
             self._log.drop(segment)
 
     def _advance_head(self, segments: tuple[str, ...]) -> None:
-        """`_write_head`; on an error the log is closed to all work, since the head may not name its segment."""
+        """`_write_head`; on an error the log refuses further work: the head may not name its segment."""
         try:
             self._write_head(segments)
         except BaseException as error:

@@ -27,7 +27,7 @@ from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rows import about_of, dialogue_row, opinion_row
 from culturepark.store.rundir import load_run
-from culturepark.store.wal import replay
+from culturepark.store.segments import replay
 
 _LOOKED_AT = 20_000
 """Opinions looked at when choosing what to show."""

@@ -1,129 +1,40 @@
-"""The write-ahead log: numbered segments of checksummed records, fsynced in groups.
-
-A segment, such as `000001-0003.wal`, the first one, by the writer with epoch 3, is 8 bytes of header
-(`CPWAL`, the format's number, a check of both), then records:
-
-    length, 4 bytes little-endian | crc32 of length and payload, 4 bytes little-endian | payload
+"""The write-ahead log: numbered segments of checksummed records, fsynced in groups (group commit).
 
 What `sync` has returned for is there after kill -9 and after a power loss, in order. What was appended
 later may be there in part, in order. A damaged record is named and set aside, never served.
 
 A writer makes and appends to files of its own epoch alone: to go on in an earlier writer's segment it copies
-it. So one that was replaced and has not noticed can harm nothing of its successor's. Which files count is for
-the head to say (`culturepark.store.head`). Segments of earlier versions, `000001.wal`, are of epoch 0.
+it. So one that was replaced and has not noticed can harm nothing of its successor's (fencing). Which segments
+count is for the head to say (`culturepark.store.head`), what is in them for `culturepark.store.segments`.
 """
 
 from __future__ import annotations
 
-import binascii
-import os
-import re
-import struct
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
-from zlib import crc32
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from culturepark.errors import RunDirError
-from culturepark.store.files import (
-    PART,
-    REAL,
-    Files,
-    disk_errors,
-    make_dirs,
-    orphan_path,
-    write_new,
+from culturepark.store.files import PART, REAL, Files, disk_errors, make_dirs, orphan_path, write_new
+from culturepark.store.segments import (
+    CHUNK_BYTES,
+    MAX_PAYLOAD_BYTES,
+    SEGMENT_HEADER,
+    Damage,
+    Entry,
+    frame,
+    is_segment,
+    list_segments,
+    replay,
+    scan,
+    scan_segment,
+    segment_name,
+    segment_of,
+    segments_on_disk,
 )
-
-MAX_PAYLOAD_BYTES = 64 << 20
-"""The longest record. A damaged length field beyond it is seen at once."""
-
-_CHUNK_BYTES = 1 << 20
-_MOST_BAD_IN_A_ROW = 16
-_SEGMENT_NAME = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})(?:-([0-9]{4}|[1-9][0-9]{4,8}))?\.wal")
-_REPAIR = (
-    "Put it back from a copy of the run; or make an empty file of this name, and what it held is done again."
-)
-_HEAD = struct.Struct("<II")
-_LENGTH = struct.Struct("<I")
-_MAGIC = b"CPWAL"
-_FORMAT = 1
-
-
-def _segment_header(format_number: int) -> bytes:
-    start = _MAGIC + bytes([format_number])
-    return start + binascii.crc_hqx(start, 0).to_bytes(2, "little")
-
-
-SEGMENT_HEADER = _segment_header(_FORMAT)
-
-
-class Entry(Struct, frozen=True):
-    """One record: its payload, and where it stands."""
-
-    segment: int
-    offset: int
-    payload: bytes
-
-
-class Damage(Struct, frozen=True):
-    """What could not be read, and where.
-
-    `record`: one or more damaged records; reading went on behind them. `rest`: a damaged record after
-    which no other could be found, up to the segment's end. `tail`: the same in the last segment, which
-    is what a crash in the middle of a write looks like; a reader beside a live writer may see it too.
-    `header`: the segment's first 8 bytes; its records are still served. `missing`: this whole segment, and
-    perhaps more up to the next that is there.
-
-    `bytes` counts from `offset`. `saved` is the file they were copied to, relative to the directory that
-    holds the log; empty when they were not.
-    """
-
-    kind: Literal["record", "rest", "tail", "header", "missing"]
-    segment: int
-    offset: int
-    bytes: int
-    saved: str = ""
-
-    def __str__(self) -> str:
-        place = f"log segment {self.segment:06d}"
-        if self.kind == "missing":
-            return f"{place} is missing"
-        kept = f"; kept in {self.saved}" if self.saved else ""
-        return f"{place}: damaged {self.kind} at byte {self.offset}, {self.bytes} bytes{kept}"
-
-
-def scan(directory: Path, segments: Sequence[str] | None = None) -> Iterator[Entry | Damage]:
-    """All that the log holds, in order, with each damage where it lies. Changes nothing on disk.
-
-    `segments` are the names of those that count, in order; None: what `list_segments` finds. Holds one record
-    in memory. Raises RunDirError if a segment cannot be read or has a newer format.
-    """
-    return _scan(directory, list_segments(directory) if segments is None else segments)
-
-
-def replay(directory: Path, segments: Sequence[str] | None = None) -> Iterator[Entry]:
-    """The good records, in order; damage is passed over. Otherwise as `scan`."""
-    return (item for item in scan(directory, segments) if isinstance(item, Entry))
-
-
-def list_segments(directory: Path) -> list[str]:
-    """The names of the segments on disk, in order, each number once, of its newest writer; none if there is
-    no such directory."""
-    newest = {number: (number, epoch) for number, epoch in sorted(_segments_on_disk(directory))}
-    return [_name(*segment) for segment in newest.values()]
-
-
-def segment_of(name: str) -> tuple[int, int]:
-    """Number and epoch of the segment of this name; epoch 0 if it was made by a version without."""
-    found = _SEGMENT_NAME.fullmatch(name)
-    if found is None:
-        raise ValueError(f"no log segment has the name {name!r}")
-    return int(found[1]), int(found[2] or 0)
 
 
 class Log:
@@ -171,11 +82,11 @@ class Log:
         """
         make_dirs(directory, files)
         if epoch is None:
-            epoch = 1 + max((epoch for _, epoch in _segments_on_disk(directory)), default=0)
+            epoch = 1 + max((epoch for _, epoch in segments_on_disk(directory)), default=0)
         _remove_unfinished(directory, epoch, files)
         found_names = list_segments(directory) if segments is None else segments
         names = {segment_of(name)[0]: name for name in found_names}
-        found = [item for item in _scan(directory, found_names, strict=True) if isinstance(item, Damage)]
+        found = [item for item in scan(directory, found_names, strict=True) if isinstance(item, Damage)]
         damage = tuple(
             _set_aside(directory, names[item.segment], item, files) if item.bytes else item for item in found
         )
@@ -224,11 +135,11 @@ class Log:
         length = len(payload)
         if length > MAX_PAYLOAD_BYTES:
             raise ValueError(f"a log record may hold {MAX_PAYLOAD_BYTES} bytes, this one has {length}")
-        frame = _frame(payload)
+        record = frame(payload)
         with self._buffering:
             self._refuse_after_failure()
-            self._frames.append(frame)
-            self._size_bytes += len(frame)
+            self._frames.append(record)
+            self._size_bytes += len(record)
 
     def sync(self) -> None:
         """Return once all that was appended before is on the disk: one write, one fsync.
@@ -266,7 +177,7 @@ class Log:
             numbers = self.segments()
             if segment != numbers[0] or len(numbers) == 1:
                 raise ValueError(f"segment {segment} cannot be dropped: the log holds {[*numbers]}")
-            self._remove([one for one in _segments_on_disk(self.directory) if one <= (segment, self._epoch)])
+            self._remove([one for one in segments_on_disk(self.directory) if one <= (segment, self._epoch)])
             del self._names[segment]
 
     def remove_replaced(self) -> None:
@@ -274,7 +185,7 @@ class Log:
         names the copy. Raises RunDirError."""
         with self._writing:
             own = (self.segment, self._epoch)
-            found = _segments_on_disk(self.directory)
+            found = segments_on_disk(self.directory)
             self._remove([one for one in found if one[0] == own[0] and one[1] < own[1]])
 
     def refuse(self, reason: str) -> None:
@@ -286,7 +197,7 @@ class Log:
             for number, epoch in sorted(segments):
                 if epoch <= self._epoch:
                     with suppress(FileNotFoundError):  # a later writer was quicker
-                        self._files.remove(self.directory / _name(number, epoch))
+                        self._files.remove(self.directory / segment_name(number, epoch))
             if segments:
                 self._files.fsync_dir(self.directory)
 
@@ -329,32 +240,13 @@ class Log:
             raise
 
 
-def _name(number: int, epoch: int) -> str:
-    return f"{number:06d}-{epoch:04d}.wal" if epoch else f"{number:06d}.wal"
-
-
-def _segments_on_disk(directory: Path) -> list[tuple[int, int]]:
-    """Number and epoch of every segment, also of those that do not count."""
-    with disk_errors(directory):
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return []
-    return [segment_of(name) for name in names if _SEGMENT_NAME.fullmatch(name)]
-
-
 def _remove_unfinished(directory: Path, epoch: int, files: Files) -> None:
     """Remove what earlier writers had not finished. Raises RunDirError."""
     with disk_errors(directory):
         for part in directory.glob(f"*{PART}"):
             name = part.name.removesuffix(PART).rpartition(".")[0]
-            if not _SEGMENT_NAME.fullmatch(name) or segment_of(name)[1] < epoch:
+            if not is_segment(name) or segment_of(name)[1] < epoch:
                 files.remove(part)
-
-
-def _frame(payload: bytes) -> bytes:
-    length = len(payload)
-    return _HEAD.pack(length, crc32(payload, crc32(_LENGTH.pack(length)))) + payload
 
 
 def _begin(
@@ -365,7 +257,7 @@ def _begin(
     content: bytes | Iterator[bytes] = SEGMENT_HEADER,
 ) -> str:
     """Make a segment that holds its header, or this; returns its name. Raises RunDirError."""
-    path = directory / _name(number, epoch)
+    path = directory / segment_name(number, epoch)
     try:
         write_new(path, content, files)
     except FileExistsError as error:
@@ -373,100 +265,6 @@ def _begin(
             str(path), "another process has begun this log segment", "Let one process at a time write here."
         ) from error
     return path.name
-
-
-def _scan(directory: Path, names: Sequence[str], strict: bool = False) -> Iterator[Entry | Damage]:
-    """As `scan`; `strict`: raises RunDirError if one of these is missing."""
-    expected = segment_of(names[0])[0] if names else 0
-    for name in names:
-        number, _ = segment_of(name)
-        if number != expected:
-            yield Damage("missing", expected, 0, 0)
-        yield from _scan_segment(directory, name, name == names[-1], strict)
-        expected = number + 1
-
-
-def _scan_segment(directory: Path, name: str, last: bool, strict: bool) -> Iterator[Entry | Damage]:
-    path = directory / name
-    number, _ = segment_of(name)
-    to_the_end = "tail" if last else "rest"
-    with disk_errors(path):
-        try:
-            file = path.open("rb", buffering=_CHUNK_BYTES)
-        except FileNotFoundError:
-            if strict:
-                raise missing_segment(path) from None
-            return  # dropped by the writer since the directory was read
-        with file:
-            size = os.fstat(file.fileno()).st_size
-            header = file.read(len(SEGMENT_HEADER))
-            if len(header) < len(SEGMENT_HEADER):
-                yield Damage(to_the_end, number, 0, size)
-                return
-            if header != SEGMENT_HEADER:
-                if header == _segment_header(header[len(_MAGIC)]):
-                    raise RunDirError(
-                        str(path),
-                        f"this log has format {header[len(_MAGIC)]}, and this version reads format {_FORMAT}",
-                        "Use the version of culturepark that the run was made with.",
-                    )
-                yield Damage("header", number, 0, len(header))
-            offset = len(header)
-            while offset < size:
-                payload = _payload_at(file, offset, size)
-                if payload is not None:
-                    yield Entry(number, offset, payload)
-                    offset += _HEAD.size + len(payload)
-                else:
-                    end = _after_damage(file, offset, size)
-                    yield Damage("record" if end < size else to_the_end, number, offset, end - offset)
-                    offset = end
-
-
-def _payload_at(file: BinaryIO, offset: int, size: int, flipped_bit: int = 0) -> bytes | None:
-    """The payload of the record at `offset` if its checksum is right, else None.
-
-    `flipped_bit` is put right in the stored length before it is used.
-    """
-    file.seek(offset)
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    length, checksum = _HEAD.unpack(head)
-    length ^= flipped_bit
-    if length > MAX_PAYLOAD_BYTES or offset + _HEAD.size + length > size:
-        return None
-    payload = file.read(length)
-    return payload if crc32(payload, crc32(_LENGTH.pack(length))) == checksum else None
-
-
-def _after_damage(file: BinaryIO, offset: int, size: int) -> int:
-    """Where the record after the damaged one at `offset` begins; `size` if it cannot be told.
-
-    A position counts only when a checksum proves it: that of the record there, or that of the damaged
-    record itself once one bit of its length is put right. Searching byte by byte would be no proof, for
-    a payload may hold what looks like a record.
-    """
-    for _ in range(_MOST_BAD_IN_A_ROW):
-        file.seek(offset)
-        head = file.read(_HEAD.size)
-        if len(head) < _HEAD.size:
-            return size
-        length: int = _HEAD.unpack(head)[0]
-        for bit in range(32):
-            if _payload_at(file, offset, size, 1 << bit) is not None:
-                return offset + _HEAD.size + (length ^ 1 << bit)
-        offset += _HEAD.size + length
-        if length > MAX_PAYLOAD_BYTES or offset >= size:
-            return size
-        if _payload_at(file, offset, size) is not None:
-            return offset
-    return size
-
-
-def missing_segment(path: Path) -> RunDirError:
-    """The error for a segment that counts and is not there."""
-    return RunDirError(str(path), "this log segment is missing", _REPAIR)
 
 
 def _set_aside(directory: Path, name: str, damage: Damage, files: Files) -> Damage:
@@ -479,7 +277,7 @@ def _set_aside(directory: Path, name: str, damage: Damage, files: Files) -> Dama
         with segment.open("rb") as file:
             file.seek(damage.offset)
             left = damage.bytes
-            while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
                 left -= len(chunk)
                 yield chunk
 
@@ -490,11 +288,11 @@ def _set_aside(directory: Path, name: str, damage: Damage, files: Files) -> Dama
 def _clean_copy(directory: Path, name: str, last: bool, known: list[Damage]) -> Iterator[bytes]:
     """The segment's content without its damage, in chunks. Raises RunDirError."""
     batch, batch_bytes = [SEGMENT_HEADER], 0
-    for item in _scan_segment(directory, name, last, strict=True):
+    for item in scan_segment(directory, name, last, strict=True):
         if isinstance(item, Entry):
-            batch.append(_frame(item.payload))
+            batch.append(frame(item.payload))
             batch_bytes += len(item.payload)
-            if batch_bytes >= _CHUNK_BYTES:
+            if batch_bytes >= CHUNK_BYTES:
                 yield b"".join(batch)
                 batch, batch_bytes = [], 0
         elif item not in known:

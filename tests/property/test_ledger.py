@@ -35,7 +35,7 @@ from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS, Run
-from culturepark.store.wal import MAX_PAYLOAD_BYTES, replay
+from culturepark.store.segments import MAX_PAYLOAD_BYTES, replay
 from culturepark.usage import Usage
 from tests import builders
 

@@ -34,8 +34,8 @@ from culturepark.store.lock import RunLock
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rundir import SHARD_DIRS
+from culturepark.store.segments import replay
 from culturepark.store.shards import verify_shard
-from culturepark.store.wal import replay
 from culturepark.usage import Usage
 from tests import builders
 from tests.faults import Crash, FaultyFiles

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from culturepark.errors import RunDirError
-from culturepark.store.wal import SEGMENT_HEADER, Damage, Entry, Log, replay, scan
+from culturepark.store.segments import SEGMENT_HEADER, Damage, Entry, replay, scan
+from culturepark.store.wal import Log
 from tests.faults import Crash, FaultyFiles
 
 PAYLOAD = st.binary(max_size=60)

@@ -14,17 +14,17 @@ from random import Random
 import pytest
 
 from culturepark.errors import RunDirError
-from culturepark.store.wal import (
+from culturepark.store.segments import (
     MAX_PAYLOAD_BYTES,
     SEGMENT_HEADER,
     Damage,
     Entry,
-    Log,
     list_segments,
     replay,
     scan,
     segment_of,
 )
+from culturepark.store.wal import Log
 from tests.faults import Crash, FaultyFiles
 
 HEAD_BYTES = 8

@@ -19,7 +19,7 @@ from culturepark.store.head import head_path, read_head
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import open_run
-from culturepark.store.wal import list_segments, segment_of
+from culturepark.store.segments import list_segments, segment_of
 from culturepark.usage import Usage
 from tests import builders
 from tests.property.test_ledger import said, settings_of
