@@ -13,7 +13,7 @@ from actors.base import MessagingActor
 from actors.run_context import PackedContext, RunContext
 from culturepark.errors import CultureParkError, RunDirError
 from culturepark.limits.budget import Budget
-from culturepark.messages import Outcome, Spent, encode, encode_begun, unpack_raw
+from culturepark.messages import Outcome, Spent, encode, encode_in_progress, unpack_raw
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
@@ -56,13 +56,13 @@ class Collector(MessagingActor):
         async with self._writing:
             await asyncio.to_thread(self._open)
             begun = await asyncio.to_thread(self._ledger.begin, term)
-            return self._ledger.done(), encode_begun(begun), encode(Spent(self._ledger.spent()))
+            return self._ledger.done(), encode_in_progress(begun), encode(Spent(self._ledger.spent()))
 
     async def begun(self, numbers: list[int]) -> bytes:
         """What is on disk of these dialogues, as far as they have not ended."""
         async with self._writing:
             await asyncio.to_thread(self._open)
-            return encode_begun(await asyncio.to_thread(self._ledger.begun, numbers))
+            return encode_in_progress(await asyncio.to_thread(self._ledger.begun, numbers))
 
     def receive(self, payload: bytes) -> asyncio.Future[None]:
         """Queue records; the future is done when they are durable."""

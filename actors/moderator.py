@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import secrets
 import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +20,7 @@ from actors.mailbox import Outbox
 from actors.run_context import PackedContext, RunContext
 from actors.supervision import cause_of, leave, losses, never_comes_back
 from culturepark.dialogue.conductor import Conductor
+from culturepark.dialogue.invariants import InvariantViolation
 from culturepark.dialogue.slots import COLLECTOR, REFINERS, Post
 from culturepark.limits.budget import Budget
 from culturepark.limits.coordinator import Coordinator, known_limits
@@ -25,15 +31,22 @@ from culturepark.messages import (
     Shares,
     Spent,
     decode,
-    decode_begun,
+    decode_in_progress,
     encode,
-    on_disk,
+    stored,
     unpack,
 )
 
 _SETTLED_S = 3.0
 """Seconds without a call under way after which all that came in is sure to be on disk: a few times the
 interval at which load reports come without news, too."""
+
+_VALIDATE_S = 10.0
+"""Seconds between two checks of the conductor's state, which reads all dialogues in flight."""
+EVENTS_FILE = "conductor-events.jsonl"
+"""The file in `logs/` that a run which ends with an internal error leaves, to find the fault by."""
+_FRAMES = 20
+"""Frames of a traceback that are written there, the innermost ones."""
 
 
 class Moderator(MessagingActor):
@@ -53,6 +66,7 @@ class Moderator(MessagingActor):
         self._budget = Budget(context.settings)
         self._halted_since: float | None = None
         self._quiet_since = 0.0
+        self._validate_at = 0.0
 
     async def start(self) -> None:
         """Begin, or begin again after a restart. Calling it again does nothing."""
@@ -61,24 +75,23 @@ class Moderator(MessagingActor):
                 return
             term = secrets.randbits(48)
             ended, underway, spent = await self._of_collector("begin", term)
-            begun = decode_begun(underway)
-            conductor = Conductor(
-                self._context.plan, self._context.settings, ended, term, self._replicas, begun
-            )
+            in_progress = decode_in_progress(underway)
+            plan, settings = self._context.plan, self._context.settings
+            conductor = Conductor(plan, settings, ended, term, self._replicas, in_progress)
             for address in self._addresses():
-                self._outbox(
-                    address
-                )  # `MessagingActor.watch` waits for a loss only while a sender is connected
+                # `MessagingActor.watch` waits for a loss only while a sender is connected.
+                self._outbox(address)
                 task = asyncio.create_task(self._watch(address))
                 self._tasks.add(task)
                 task.add_done_callback(self._task_ended)
             self._conductor = conductor
             progress = conductor.progress()
             self._log.info(
-                "started", planned=progress.planned, ended=progress.ended, begun=len(begun), term=term
+                "started", planned=progress.planned, ended=progress.ended, begun=len(in_progress), term=term
             )
             self._spent(decode(spent))
-            self._send(conductor.fill(time.time()))
+            with self._noticing():
+                self._send(conductor.fill(time.time()))
 
     def receive(self, payload: bytes) -> None:
         """Handle answers. After a restart, answers to a predecessor change nothing."""
@@ -138,6 +151,7 @@ class Moderator(MessagingActor):
         assert self._conductor is not None  # start made it
         self._let_go()
         progress = self._conductor.progress()
+        self._validate(now=progress.idle)
         return {
             "progress": msgspec.to_builtins(progress),
             "idle": progress.idle,
@@ -170,22 +184,23 @@ class Moderator(MessagingActor):
         """The collector has these on disk."""
         assert self._conductor is not None  # nothing was posted before
         now = time.time()
-        for record in records:
-            self._send(self._conductor.on(on_disk(record), now))
+        with self._noticing():  # the outbox would lose an error, and the run would wait for ever
+            for record in records:
+                self._send(self._conductor.on(stored(record), now))
 
     async def _watch(self, address: str) -> None:
         """Ask again what an actor was asked, each time it is lost."""
         async for why in losses(self.handle(address)):
             assert self._conductor is not None  # start made it
-            begun = await self._paid_for(address) if address.startswith("refiner/") else []
-            posts = self._conductor.lost(address, begun)
+            paid = await self._paid_for(address) if address.startswith("refiner/") else []
+            posts = self._conductor.lost(address, paid)
             self._log.warning("actor_lost", address=address, asked_again=len(posts), why=why[:200])
             self._send(posts)
 
     async def _paid_for(self, address: str) -> list[InProgress]:
         """Which calls for the dialogues that wait for this actor are on disk."""
         assert self._conductor is not None  # start made it
-        return decode_begun(await self._of_collector("begun", self._conductor.held_by(address)))
+        return decode_in_progress(await self._of_collector("begun", self._conductor.held_by(address)))
 
     async def _of_collector(self, method: str, *given: Any) -> Any:
         """What the collector answers, also when it is only being restarted. Raises RunDirError."""
@@ -204,11 +219,69 @@ class Moderator(MessagingActor):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fail(error)
 
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+
+    def _validate(self, now: bool) -> None:
+        """Check the conductor's state every so often, or now. What contradicts itself ends the run."""
+        assert self._conductor is not None  # start made it
+        if self._failure is None and (now or time.monotonic() >= self._validate_at):
+            self._validate_at = time.monotonic() + _VALIDATE_S
+            try:
+                self._conductor.validate()
+            except InvariantViolation as error:
+                self.fail(error)
+
     def fail(self, error: BaseException) -> None:
-        """Something that cannot be mended here: the driver reads it and ends the run."""
-        self._failure = self._failure or error
+        """Note what cannot be mended here: the driver reads it and ends the run."""
+        first, self._failure = self._failure is None, self._failure or error
         self._log.error("failed", error=f"{type(error).__name__}: {error}"[:500])
         if self._conductor is None:
             leave(str(error))
-        else:
-            self._conductor.stop("internal", str(error))
+            return
+        self._conductor.stop("internal", str(error))
+        if first:
+            write_events(Path(self._context.root), self._conductor, error)
+
+
+def write_events(root: Path, conductor: Conductor, error: BaseException) -> None:
+    """Write what the conductor saw last to `logs/conductor-events.jsonl`, for debugging.
+
+    A line on the failure and the state, then a line an event, oldest first. None of them holds a word of a
+    model or of an error's message, which may quote one. A node that does not see the run directory, or a full
+    disk, leaves no file.
+    """
+    progress = msgspec.to_builtins(conductor.progress())
+    del progress["stopped"]  # in words, which may be an endpoint's
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    head = {
+        "error": type(error).__name__,
+        "where": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
+        "broken": _broken(conductor),
+        "progress": progress,
+    }
+    lines = b"".join(msgspec.json.encode(one) + b"\n" for one in (head, *conductor.events.records()))
+    path = root / "logs" / EVENTS_FILE
+    partial = path.with_suffix(".part")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            partial.write_bytes(lines)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _broken(conductor: Conductor) -> str:
+    """What does not hold of the conductor's state; empty if nothing is found."""
+    try:
+        conductor.validate()
+    except InvariantViolation as violation:
+        return str(violation)
+    except Exception as error:  # whatever the state is, the events are to be written
+        return f"its state cannot be checked: {type(error).__name__}"
+    return ""

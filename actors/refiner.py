@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from actors.worker import Work, Worker
-from culturepark.messages import Ask, CallFailed, Outcome, Refine, Step, encode, recorded, with_speaker
+from culturepark.messages import Ask, CallFailed, Outcome, Refine, Step, encode, outcome_stored, with_speaker
 from culturepark.plan import Plan
 from culturepark.prompts.profile import sampling_with
 from culturepark.refine.journal import Journal
@@ -44,7 +44,7 @@ class RefinerActor(Worker):
                     if not step.done():
                         step.set_result(None)
                 else:
-                    moderator.post(encode(recorded(record)))
+                    moderator.post(encode(outcome_stored(record)))
 
         self.connected("collector", False)
         collector = self.outbox(

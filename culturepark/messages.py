@@ -3,7 +3,10 @@
 Actors pass bytes. `encode` and `decode` turn one message to msgpack and back; a batch is a msgpack
 array of messages. Every Struct here is importable from this module and nowhere else, since a
 Struct defined in a script loses its fields on the way to a worker. New fields come with a default,
-so that old bytes still read; `SCHEMA` counts changes that readers must know of.
+so that old bytes still read (schema evolution); `SCHEMA` counts changes that readers must know of.
+
+On disk are the tags `outcome`, `spoke` and `step` and their fields' names, `take` for a term among them;
+all other tags live no longer than a run's processes.
 """
 
 from __future__ import annotations
@@ -37,17 +40,18 @@ FailureKind = Literal[
 ]
 
 RECORD_BYTES = 64 << 20
-"""No record may be larger, since the log would refuse it and the run could not go on."""
+"""Bytes that a record may have at most: the log refuses a larger one, and the run could not go on."""
 
 RUN_STOPPERS: frozenset[FailureKind] = frozenset({"unauthorised", "no_such_model"})
-"""Failures that every later call would meet too: the run stops and the dialogues stay owed."""
+"""Kinds of failure that every later call would meet too: the run stops, and its dialogues stay owed."""
 
 
 # --- what is said -------------------------------------------------------------------------------
 
 
 class Turn(Struct, frozen=True):
-    """One utterance. `speaker` is an index into the dialogue's two personas; `number` starts at 1."""
+    """One utterance. `speaker` is an index into the dialogue's personas; `number` starts at 1. `latency_s` is
+    in seconds; `usage` is that of all calls for this turn; `health` holds labels of symptoms."""
 
     number: int
     speaker: int
@@ -61,7 +65,7 @@ class Turn(Struct, frozen=True):
 
 
 class Opinion(Struct, frozen=True):
-    """One opinion taken from a turn, with everything that was decided about it.
+    """One opinion extracted from a turn, with everything that was decided about it.
 
     `start` and `end` are the span in the turn's text. `extracted` is what the extractor gave,
     `text` what is kept after rewriting and post-processing. `verdict` is that of `text`;
@@ -89,11 +93,11 @@ class Opinion(Struct, frozen=True):
 
 
 class Ask(Struct, frozen=True, tag="ask"):
-    """Say turn `turn` of dialogue `number`, having heard the other's last words.
+    """A request for turn `turn` of dialogue `number`; `heard` is the text of the turn before it.
 
-    An ask is answered for its (`number`, `turn`), so asking twice is harmless. `term` tells the
-    moderator's lives apart (incarnation number): what was said in an earlier term is no part of this one.
-    `transcript` is only sent to an agent that said it does not know the dialogue.
+    An answer names the (`number`, `turn`) it is for, so it is harmless to ask twice (idempotent). `term` is
+    the moderator's incarnation (incarnation number): an answer to an earlier term is dropped (fencing token).
+    `transcript` goes only to an agent that answered NeedsTranscript.
     """
 
     number: int
@@ -112,16 +116,17 @@ class Spoke(Struct, frozen=True, tag="spoke"):
     schema: int = SCHEMA
 
 
-class NeedsTranscript(Struct, frozen=True, tag="unknown"):
-    """The agent has no transcript of this dialogue and needs it whole."""
+class NeedsTranscript(Struct, frozen=True, tag="needs_transcript"):
+    """The agent's cache does not hold this dialogue: it needs the whole transcript (cache miss)."""
 
     number: int
     term: int
     turn: int
 
 
-class CallFailed(Struct, frozen=True, tag="balked"):
-    """A model call failed for good. `usage` is what it took, by role; `turn` is 0 in refinement."""
+class CallFailed(Struct, frozen=True, tag="call_failed"):
+    """A model call failed for good, retries included. `usage` is its tokens and calls, by role; `turn` is 0
+    in refinement."""
 
     number: int
     term: int
@@ -135,11 +140,11 @@ class CallFailed(Struct, frozen=True, tag="balked"):
 
 
 class Step(Struct, frozen=True, tag="step"):
-    """One model call of a refinement that came back: its reply, so that nobody pays for it twice.
+    """The reply to one model call of a refinement, and a record of the log: it is never paid for twice.
 
-    `key` tells the calls of one dialogue apart by what was asked. `vectors` holds the float32 rows of
-    an embedding, one after the other; `text` and `finish_reason` are of a chat model's reply.
-    `only_usage`: calls of this dialogue, of any role, that brought nothing to keep but have to be counted.
+    `key` tells the calls of one dialogue apart by what was asked (idempotency key). `vectors` holds the
+    float32 rows of an embedding, one after the other; `text` and `finish_reason` are of a chat model's reply.
+    `only_usage`: calls of this dialogue, of any role, that brought no reply to keep and have to be counted.
     """
 
     number: int
@@ -157,9 +162,9 @@ class Step(Struct, frozen=True, tag="step"):
 
 
 class Refine(Struct, frozen=True, tag="refine"):
-    """Refine this whole dialogue and hand the outcome to the collector.
+    """A request to refine this complete dialogue and hand the outcome to the collector.
 
-    `steps` are its calls that have come back already, in an attempt that was cut short.
+    `steps` are the calls that were answered in an earlier attempt, which was cut short.
     """
 
     number: int
@@ -169,15 +174,15 @@ class Refine(Struct, frozen=True, tag="refine"):
     steps: tuple[Step, ...] = ()
 
 
-class OutcomeStored(Struct, frozen=True, tag="recorded"):
-    """The outcome of this dialogue is on disk. `failed` is as in Outcome."""
+class OutcomeStored(Struct, frozen=True, tag="outcome_stored"):
+    """The outcome of this dialogue is on disk (acknowledgement). `failed` is as in Outcome."""
 
     number: int
     failed: str = ""
 
 
 class TurnStored(Struct, frozen=True):
-    """This turn is on disk: the next one may be asked for. Never sent; made of an acknowledgement."""
+    """This turn is on disk: the next one may be asked for. Never sent: it is made of an acknowledgement."""
 
     number: int
     term: int
@@ -185,22 +190,22 @@ class TurnStored(Struct, frozen=True):
 
 
 class UsageStored(Struct, frozen=True):
-    """What calls of this dialogue took is on disk. Never sent, as Kept."""
+    """The usage of failed calls of this dialogue is on disk. Never sent, as TurnStored."""
 
     number: int
 
 
-# --- agent or refiner -> moderator, and back: how much may be under way ------------------------------
+# --- agent or refiner -> moderator, and back: the load of endpoints, and limits -------------------------
 
 
 class Seen(Struct, frozen=True):
-    """What one process saw of one replica of one model since its last report.
+    """What one process observed of one replica of one model since its last report.
 
     `latency_s` and `latency_sq` are sums over `completed` replies, of seconds and of their squares.
-    `retry_after_s` is the longest wait asked for, bounded; `broken` counts 5xx, lost connections and
-    time-outs. `in_flight` and `waiting` are counts of this moment, `most` the most in flight since the
-    last report. `limit` is the share this process was given, 0 if it was given none. `retried` counts
-    requests that were further attempts at one call.
+    `refused` counts 429s and their like (rate limiting), and `retry_after_s` is the longest wait that one
+    asked for, bounded; `broken` counts 5xx, lost connections and time-outs. `in_flight` and `waiting` are
+    counts of this moment, `most` the most in flight since the last report. `limit` is this process's share of
+    the limit, 0 if it has none yet. `retried` counts requests that were further attempts at one call.
     """
 
     url: str
@@ -223,8 +228,9 @@ class Seen(Struct, frozen=True):
 class Share(Struct, frozen=True):
     """What one process may do with one replica of one model.
 
-    `limit` is requests at once. `weight` is for routing, 0 to 1; 0 means: only a trial now and then.
-    The rates are this process's part of the static limits of the whole model, 0 for no limit.
+    `limit` is requests at once. `weight` is for routing, 0 to 1; 0 means that the replica's circuit breaker
+    is open: only a trial request now and then. The rates are this process's part of the static limits of the
+    whole model (token bucket), 0 for no limit.
     """
 
     url: str
@@ -235,22 +241,22 @@ class Share(Struct, frozen=True):
     tokens_per_minute: float = 0.0
 
 
-class LoadReport(Struct, frozen=True, tag="pulse"):
-    """What the process at `address` saw of its endpoints since its last pulse."""
+class LoadReport(Struct, frozen=True, tag="load_report"):
+    """What the process at `address` observed of its endpoints since its last report (heartbeat)."""
 
     address: str
     seen: tuple[Seen, ...]
 
 
 class Shares(Struct, frozen=True, tag="shares"):
-    """The answer to a pulse: what that process may do with each endpoint. `halt`: call none any more."""
+    """The answer to a load report: what that process may do with each endpoint. `halt`: call none again."""
 
     shares: tuple[Share, ...]
     halt: bool = False
 
 
 class Spent(Struct, frozen=True, tag="spent"):
-    """Collector to moderator: what the whole run has taken so far, by role, as far as it is on disk."""
+    """Collector to moderator: the usage of the whole run so far, by role, as far as it is on disk."""
 
     usage: dict[str, Usage]
 
@@ -259,7 +265,7 @@ class Spent(Struct, frozen=True, tag="spent"):
 
 
 class Outcome(Struct, frozen=True, tag="outcome"):
-    """How a planned dialogue ended: the record that the log holds.
+    """How a planned dialogue ended: the last of its records in the log.
 
     `failed` is empty for a finished dialogue, else the kind of failure with `reason` in words.
     `usage` is by role, retries and rejected replies included; `notes` holds what a reader of the
@@ -293,11 +299,11 @@ Message = (
 )
 
 Record = Outcome | Spoke | Step
-"""What the log holds: how dialogues ended, and of those under way each turn and each call that is paid."""
+"""What the log holds: how dialogues ended, and of those in progress each turn and each call that is paid."""
 
 
 class InProgress(Struct, frozen=True):
-    """What is on disk of a dialogue that has not ended: the turns said, the calls of its refinement."""
+    """What is on disk of a dialogue that has not ended: its turns, and the calls of its refinement."""
 
     number: int
     turns: tuple[Turn, ...] = ()
@@ -305,14 +311,14 @@ class InProgress(Struct, frozen=True):
 
 
 class SpokenHead(Struct, frozen=True):
-    """Of a turn, what the log's writer looks at."""
+    """The fields of a Turn that the log's writer reads."""
 
     number: int
     usage: Usage = Usage()
 
 
 class SpokeHead(Struct, frozen=True, tag="spoke"):
-    """Of a Spoke, what the log's writer looks at."""
+    """The fields of a Spoke that the log's writer reads."""
 
     number: int
     term: int = msgspec.field(name="take")
@@ -320,7 +326,7 @@ class SpokeHead(Struct, frozen=True, tag="spoke"):
 
 
 class StepHead(Struct, frozen=True, tag="step"):
-    """Of a Step, what the log's writer looks at."""
+    """The fields of a Step that the log's writer reads."""
 
     number: int
     key: bytes
@@ -329,7 +335,7 @@ class StepHead(Struct, frozen=True, tag="step"):
 
 
 class _Ended(Struct, frozen=True, tag="outcome"):
-    """What of an Outcome is worth reading where only its end matters."""
+    """The fields of an Outcome that its acknowledgement needs."""
 
     number: int
     failed: str = ""
@@ -342,18 +348,18 @@ _messages = msgspec.msgpack.Decoder(list[Message])
 _ended = msgspec.msgpack.Decoder(_Ended)
 _record = msgspec.msgpack.Decoder(Record)
 _head = msgspec.msgpack.Decoder(Outcome | SpokeHead | StepHead)
-_taken = msgspec.msgpack.Decoder(_Ended | SpokeHead | StepHead)
-_begun = msgspec.msgpack.Decoder(list[InProgress])
+_stored = msgspec.msgpack.Decoder(_Ended | SpokeHead | StepHead)
+_in_progress = msgspec.msgpack.Decoder(list[InProgress])
 _raws = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 def encode(message: Message) -> bytes:
     """One message as msgpack. Lone surrogates, which no UTF-8 can hold, become U+FFFD. An outcome that is
-    larger than a record may be becomes a failed one, without what was said."""
+    larger than RECORD_BYTES becomes a failed one, without its turns."""
     try:
         raw = _encoder.encode(message)
     except UnicodeEncodeError:
-        raw = _encoder.encode(msgspec.convert(_mended(msgspec.to_builtins(message)), type(message)))
+        raw = _encoder.encode(msgspec.convert(_repaired(msgspec.to_builtins(message)), type(message)))
     if len(raw) > RECORD_BYTES and isinstance(message, Outcome):
         return _encoder.encode(_too_large(message, len(raw)))
     return raw
@@ -388,47 +394,47 @@ def decode_record(raw: bytes) -> Record:
 
 
 def decode_head(raw: bytes) -> Outcome | SpokeHead | StepHead:
-    """The same, but of turns and steps no more than who, which and what it took."""
+    """The same, but of turns and steps only their heads: dialogue, number or key, role, usage."""
     return _head.decode(raw)
 
 
-def encode_begun(begun: Iterable[InProgress]) -> bytes:
-    """Dialogues that have begun, as one msgpack array."""
-    return _encoder.encode(list(begun))
+def encode_in_progress(dialogues: Iterable[InProgress]) -> bytes:
+    """Dialogues in progress, as one msgpack array."""
+    return _encoder.encode(list(dialogues))
 
 
-def decode_begun(raw: bytes) -> list[InProgress]:
-    """Back from `encode_begun`. Raises msgspec.DecodeError."""
-    return _begun.decode(raw)
+def decode_in_progress(raw: bytes) -> list[InProgress]:
+    """Back from `encode_in_progress`. Raises msgspec.DecodeError."""
+    return _in_progress.decode(raw)
 
 
 def speaker_usage(turns: Iterable[Turn]) -> Usage:
-    """What all turns together took."""
+    """The usage of all turns together."""
     return sum((turn.usage for turn in turns), Usage())
 
 
 def with_speaker(usage: Mapping[str, Usage], turns: Iterable[Turn]) -> dict[str, Usage]:
-    """A dialogue's usage by role, with what its turns took. It may hold calls of the speaker's that brought
-    none."""
+    """A dialogue's usage by role, with that of its turns added to the speaker's: `usage` may hold calls of
+    the speaker's that brought no turn."""
     return {**usage, "speaker": speaker_usage(turns) + usage.get("speaker", Usage())}
 
 
 def only_usage(number: int, usage: Mapping[str, Usage], key: bytes) -> list[Step]:
-    """Records of what calls took that brought nothing else, by role; `key` tells them from others."""
+    """Records of the usage of calls that brought no reply, by role; `key` tells them from others."""
     return [
-        Step(number, key + role.encode(), role, took, only_usage=True)
-        for role, took in usage.items()
-        if took.calls
+        Step(number, key + role.encode(), role, spent, only_usage=True)
+        for role, spent in usage.items()
+        if spent.calls
     ]
 
 
 def bare_usage(steps: Iterable[Step]) -> dict[str, Usage]:
-    """What steps say of calls that brought nothing else, by role."""
+    """The usage, by role, of the calls among these steps that brought no reply."""
     return step_usage(step for step in steps if step.only_usage)
 
 
 def step_usage(steps: Iterable[Step]) -> dict[str, Usage]:
-    """What the calls of these steps took, by role."""
+    """The usage of the calls of these steps, by role."""
     usage: dict[str, Usage] = {}
     for step in steps:
         usage[step.role] = usage.get(step.role, Usage()) + step.usage
@@ -450,15 +456,15 @@ def unpack_raw(batch: bytes) -> list[msgspec.Raw]:
     return _raws.decode(batch)
 
 
-def recorded(outcome: bytes) -> OutcomeStored:
-    """What the moderator is told of an encoded outcome that is on disk."""
+def outcome_stored(outcome: bytes) -> OutcomeStored:
+    """The acknowledgement of an encoded outcome that is on disk."""
     ended = _ended.decode(outcome)
     return OutcomeStored(ended.number, ended.failed)
 
 
-def on_disk(record: bytes) -> OutcomeStored | TurnStored | UsageStored:
-    """What it means that this encoded outcome, turn or step is on disk."""
-    head = _taken.decode(record)
+def stored(record: bytes) -> OutcomeStored | TurnStored | UsageStored:
+    """The acknowledgement of an encoded outcome, turn or step that is on disk."""
+    head = _stored.decode(record)
     if isinstance(head, SpokeHead):
         return TurnStored(head.number, head.term, head.turn.number)
     if isinstance(head, StepHead):
@@ -466,11 +472,11 @@ def on_disk(record: bytes) -> OutcomeStored | TurnStored | UsageStored:
     return OutcomeStored(head.number, head.failed)
 
 
-def _mended(value: object) -> object:
+def _repaired(value: object) -> object:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
-        return {_mended(k): _mended(v) for k, v in cast(dict[Any, Any], value).items()}
+        return {_repaired(k): _repaired(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_mended(v) for v in cast(Sequence[Any], value)]
+        return [_repaired(v) for v in cast(Sequence[Any], value)]
     return value

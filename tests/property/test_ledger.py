@@ -24,7 +24,7 @@ from culturepark.messages import (
     Turn,
     decode_outcome,
     encode,
-    on_disk,
+    stored,
 )
 from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
@@ -316,7 +316,7 @@ def test_an_outcome_that_no_record_can_hold_is_a_failed_one(tmp_path: Path) -> N
     disk = Disk(tmp_path / "run", settings_of())
     disk.ledger.begin(1)
     raw = encode(Outcome(3, turns, usage={"speaker": Usage(16)}))
-    assert on_disk(raw) == OutcomeStored(3, "too_large")  # what the conductor is told
+    assert stored(raw) == OutcomeStored(3, "too_large")  # what the conductor is told
     recorded = disk.ledger.append(raw)
     assert recorded is not None
     assert (recorded.failed, recorded.turns, recorded.usage) == ("too_large", (), {"speaker": Usage(16)})

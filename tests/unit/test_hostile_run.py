@@ -15,7 +15,7 @@ from culturepark.dialogue.conductor import Conductor, Progress
 from culturepark.dialogue.slots import COLLECTOR, Post
 from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.limits.budget import Budget
-from culturepark.messages import Ask, Outcome, encode, on_disk
+from culturepark.messages import Ask, Outcome, encode, stored
 from culturepark.models.chat import HttpChatModel
 from culturepark.models.endpoint import HttpEndpoint
 from culturepark.prompts.registry import profile_named
@@ -110,7 +110,7 @@ class World:
                     ledger.append(raw)
                     ledger.sync()
                     halt_if_spent()
-                    send(conductor.on(on_disk(raw), 0.0))
+                    send(conductor.on(stored(raw), 0.0))
                 else:
                     assert isinstance(post.message, Ask)
                     tasks.create_task(speak(post.address, post.message))
