@@ -22,7 +22,7 @@ from actors.supervision import cause_of
 from culturepark.dialogue.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
 from culturepark.monitor.figures import Endpoint, Snapshot, Watch, total_of
-from culturepark.monitor.status import EVERY_S, end_starting, starting, status_of, write_status
+from culturepark.monitor.status import WRITE_EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from culturepark.training.jobs import all_due
@@ -183,7 +183,7 @@ class _Report:
             self._metrics.polled(answered_in_s)
         if snapshot.elapsed_s < self._due_s and not last:
             return
-        self._due_s = snapshot.elapsed_s + EVERY_S
+        self._due_s = snapshot.elapsed_s + WRITE_EVERY_S
         status = status_of(self._run, snapshot, figures, time.time())
         write_status(self._run.root, status)
         if self._metrics:

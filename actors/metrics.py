@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from culturepark.monitor.metrics import PREFIX, TABLE, Labels, values
+from culturepark.monitor.metrics import METRICS, PREFIX, Labels, values
 from culturepark.monitor.status import Status
 
 
@@ -16,8 +16,8 @@ class Metrics:
         self._counters: dict[str, Counter] = {}
         self._counted: dict[tuple[str, Labels], float] = {}
         self._histograms: dict[str, Histogram] = {}
-        for one in TABLE:
-            name, says = PREFIX + one.name, f"{one.says} ({one.unit})"
+        for one in METRICS:
+            name, says = PREFIX + one.name, f"{one.help} ({one.unit})"
             if one.kind == "gauge":
                 self._gauges[one.name] = Gauge(name, says, one.labels)
             elif one.kind == "counter":

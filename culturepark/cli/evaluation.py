@@ -1,4 +1,4 @@
-"""What `culturepark evaluate` does: whom it asks, what it asks, and where the results go."""
+"""What `culturepark evaluate` does: which models it asks, what it asks them, and where the results go."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from culturepark.cli.arguments import PEOPLE, Task
 from culturepark.cli.evaluate_options import OF_MODELS, EvaluateOptions, check_options
 from culturepark.cli.quality import measure_data
 from culturepark.cli.views.evaluation import progress_bar, show_labelled, show_report
-from culturepark.cli.views.terminal import line_of
-from culturepark.cli.views.terminal import out as console_for
+from culturepark.cli.views.terminal import safe_line, stdout_console
 from culturepark.cultures import Culture, culture_named, load_cultures
 from culturepark.errors import ConfigError
 from culturepark.evaluation import forgetting, harness, vsm
@@ -54,7 +53,7 @@ def evaluate_with(options: EvaluateOptions) -> None:
     suite = _suite(options, registry, cultures, targets)
     if options.force:
         delete_results(options.out)
-    console = console_for()
+    console = stdout_console()
     show_labelled(console, suite.labelled)
     of_data, of_judge, notes = Measured(), Measured(), list[str]()
     if Task.quality in options.tasks:
@@ -68,7 +67,7 @@ def evaluate_with(options: EvaluateOptions) -> None:
     report = report_of(measured, comparisons, notes)
     write_report(options.out, report, measured)
     show_report(console, report)
-    console.print(line_of(f"Written to {options.out}", "dim"), soft_wrap=True)
+    console.print(safe_line(f"Written to {options.out}", "dim"), soft_wrap=True)
 
 
 def _targets(options: EvaluateOptions) -> list[Target]:
@@ -190,7 +189,7 @@ async def _measured(
                     words = (
                         f"{name}: {plural(len(cache), 'answer')} of an earlier evaluation that was stopped"
                     )
-                    console.print(line_of(words, "dim"))
+                    console.print(safe_line(words, "dim"))
                 with progress_bar(console, name, total) as advance:
                     measured[name] = await evaluate_model(
                         suite, model, name, advance, per_culture=per_culture, cache=cache
@@ -210,5 +209,5 @@ async def _benchmarked(
     log = folder / harness.LOG
     async with served(whole) as ready:
         words = f"{name}: lm-evaluation-harness on {', '.join(benchmarks)}; its output is in {log}"
-        with console.status(line_of(words)):
+        with console.status(safe_line(words)):
             return await harness.evaluate(ready, benchmarks, folder)

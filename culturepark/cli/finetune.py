@@ -26,7 +26,7 @@ _SHOWN_MATCHES = 3
 
 
 class BackendName(StrEnum):
-    """Who trains."""
+    """What trains (training.backend)."""
 
     local = "local"
     ray_train = "ray-train"
@@ -75,13 +75,13 @@ def finetune(
     Ctrl-C stops a training on this machine, which goes on from its last checkpoint next time; a job at a
     service goes on there, until it is stopped with --cancel.
     """
-    from culturepark.cli.views.terminal import out
+    from culturepark.cli.views.terminal import stdout_console
     from culturepark.settings import with_overrides
     from culturepark.store.rundir import load_run
     from culturepark.training.jobs import names_of
     from culturepark.training.records import training_lock
 
-    console = out()
+    console = stdout_console()
     run = load_run(directory)
     named = [f'training.backend="{backend.value}"'] if backend else []
     settings = with_overrides(run.settings, [*named, *(sets or ())])
@@ -99,7 +99,7 @@ def finetune(
         if not datasets_only:
             failed += _trained(console, run, settings, datasets)
     if not datasets_only:
-        _say_what_is_there(console, run)
+        _print_adapters(console, run)
     if failed:
         raise typer.Exit(failed[0].exit_code)
 
@@ -108,7 +108,7 @@ def _sealed(
     console: Console, run: Run, settings: Settings, names: Sequence[str]
 ) -> tuple[dict[str, Path], list[CultureParkError]]:
     """The folders of the datasets, by name, and why some could not be made. Raises if there is none."""
-    from culturepark.cli.views.terminal import line_of, print_error
+    from culturepark.cli.views.terminal import print_error, safe_line
     from culturepark.training.datasets import seal
     from culturepark.words import count
 
@@ -122,7 +122,7 @@ def _sealed(
             continue
         datasets[name] = folder
         rows = f"{count(facts.n_train)} training rows, {count(facts.n_held_out)} on held-out questions"
-        console.print(line_of(f"{name}: {rows} -> {folder}"), soft_wrap=True)
+        console.print(safe_line(f"{name}: {rows} -> {folder}"), soft_wrap=True)
     if not datasets:
         raise failed[0]
     for error in failed:
@@ -160,7 +160,7 @@ def _trained(
 
 def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str], backend: str) -> None:
     """Stop what is on record as begun, and say how each ended."""
-    from culturepark.cli.views.terminal import line_of, print_error
+    from culturepark.cli.views.terminal import print_error, safe_line
     from culturepark.training.jobs import cancel_all
     from culturepark.training.records import training_lock
 
@@ -172,7 +172,7 @@ def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str]
                 codes.append(ended.exit_code)
             else:
                 words = "had finished before" if ended.state == "finished" else ended.state
-                console.print(line_of(f"{job.name}: {words} ({job.backend})"))
+                console.print(safe_line(f"{job.name}: {words} ({job.backend})"))
                 codes.append(0)
     if not codes:
         console.print("No training of these is under way.")
@@ -203,7 +203,7 @@ def _check_leakage(
     """Look for evaluation texts in the training rows of each dataset; keep and show matches."""
     import asyncio
 
-    from culturepark.cli.views.terminal import line_of
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.evaluation.exam_texts import exam_texts
     from culturepark.models.errors import ModelError
     from culturepark.models.local.serving import local_embedder
@@ -219,7 +219,7 @@ def _check_leakage(
                     report = await check_dataset(folder, sets, vectors)
                 except ModelError as error:
                     words = f"{name}: looked for by words alone, as the embedder failed: {error.reason}"
-                    console.print(line_of(words, "yellow"), soft_wrap=True)
+                    console.print(safe_line(words, "yellow"), soft_wrap=True)
                     report = await check_dataset(folder, sets, None)
                 _show_leakage(console, name, report)
 
@@ -228,7 +228,7 @@ def _check_leakage(
 
 
 def _show_leakage(console: Console, dataset: str, report: Report) -> None:
-    from culturepark.cli.views.terminal import line_of
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.words import plural
 
     for name, items in report.items.items():
@@ -236,23 +236,23 @@ def _show_leakage(console: Console, dataset: str, report: Report) -> None:
         if not found:
             continue
         words = f"{dataset}: {len(found)} of {plural(items, 'text')} of {name} are in its training rows:"
-        console.print(line_of(words, "yellow"))
+        console.print(safe_line(words, "yellow"))
         for match in found[:_SHOWN_MATCHES]:
             words = f'    {match.look} {match.score:g}: "{match.item[:60]}" in "{match.found[:80]}"'
-            console.print(line_of(words, "dim"), soft_wrap=True)
+            console.print(safe_line(words, "dim"), soft_wrap=True)
 
 
 def _follow(console: Console, records: Records, backend: Backend, job: Job, poll_s: float) -> Outcome:
-    from culturepark.cli.views.terminal import line_of
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.training.jobs import follow
 
     with console.status(f"{job.name}: ...") as spinner:
 
         def say(what: str, job: Job, job_id: str) -> None:
             if what == "running":
-                spinner.update(line_of(f"{job.name}: {_where_it_is(job) or 'running'}"))
+                spinner.update(safe_line(f"{job.name}: {_progress_of(job) or 'running'}"))
             elif what in ("finished before", "found", "resumed", "launched"):
-                console.print(line_of(f"{job.name}: {what} ({job.backend}, {job_id})", "dim"))
+                console.print(safe_line(f"{job.name}: {what} ({job.backend}, {job_id})", "dim"))
 
         try:
             outcome = follow(records, backend, job, poll_s=poll_s, say=say)
@@ -263,11 +263,11 @@ def _follow(console: Console, records: Records, backend: Backend, job: Job, poll
                 fix = "Run the same command again to watch it, or with --cancel to stop it."
             raise Interrupted(f"training of {job.name}", what, fix) from None
     if outcome.state == "finished":
-        console.print(line_of(f"{job.name}: {_in_words(outcome)}", "green"))
+        console.print(safe_line(f"{job.name}: {_outcome_words(outcome)}", "green"))
     return outcome
 
 
-def _where_it_is(job: Job) -> str:
+def _progress_of(job: Job) -> str:
     """The last line that a training on this machine wrote about itself."""
     import json
 
@@ -278,7 +278,7 @@ def _where_it_is(job: Job) -> str:
         return ""
 
 
-def _in_words(outcome: Outcome) -> str:
+def _outcome_words(outcome: Outcome) -> str:
     from culturepark.words import clock
 
     words = f"done in {clock(outcome.seconds)}"
@@ -290,14 +290,14 @@ def _in_words(outcome: Outcome) -> str:
     return words
 
 
-def _say_what_is_there(console: Console, run: Run) -> None:
-    from culturepark.cli.views.terminal import line_of
+def _print_adapters(console: Console, run: Run) -> None:
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.training.adapters import adapters_of
 
     for name, adapter in sorted(adapters_of(run.root).items()):
-        console.print(line_of(f"{name:<12} {adapter.folder or adapter.model}"), soft_wrap=True)
+        console.print(safe_line(f"{name:<12} {adapter.folder or adapter.model}"), soft_wrap=True)
     console.print(
-        line_of(
+        safe_line(
             f"How to serve them: docs/training.md. The run: culturepark show {shlex.quote(str(run.root))}"
         ),
         style="dim",

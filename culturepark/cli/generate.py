@@ -42,48 +42,48 @@ def generate(
     from culturepark import launch
     from culturepark.cli.views.live import Display
     from culturepark.cli.views.run import show_closing, show_failures
-    from culturepark.cli.views.terminal import out as console_for
-    from culturepark.preflight.checks import check_before
+    from culturepark.cli.views.terminal import stdout_console
+    from culturepark.preflight.checks import check_all
     from culturepark.store.rundir import open_run
     from culturepark.store.view import View
     from culturepark.words import clock, count, plural
 
-    console = console_for()
-    settings, plan = _planned(config, sets, shard)
-    _hint_at_remote(console, config)
+    console = stdout_console()
+    settings, plan = _load_plan(config, sets, shard)
+    _print_hint(console, config)
     if (out / "run.json").exists():
-        this = open_run(out, settings, plan)
+        run = open_run(out, settings, plan)
         before = View(out)
-        if before.complete and not _to_tune(settings, before):
-            _say_complete(console, before.root, len(plan), before.total["failed"])
+        if before.complete and not _trainings_due(settings, before):
+            _print_complete(console, before.root, len(plan), before.total["failed"])
             if quiet:
                 console.print(f"See: culturepark show {shlex.quote(str(out))}", markup=False)
             else:
                 show_closing(console, before)
             return
         done, turns_before = before.ended, before.total["turns"]
-        check_before(settings, out)
+        check_all(settings, out)
     else:
-        check_before(settings, out)
-        this = open_run(out, settings, plan)
+        check_all(settings, out)
+        run = open_run(out, settings, plan)
         done = turns_before = 0
-    _say_what_begins(console, this, done)
+    _print_start(console, run, done)
 
-    with Display(console, this, turns_before) as display:
-        last = launch.generate(this, display.show)
+    with Display(console, run, turns_before) as display:
+        last = launch.generate(run, display.show)
 
     view = View(out)
     words = f"{plural(view.ended - done, 'dialogue')} in {clock(last.elapsed_s)}"
     console.print(f"\nDone: {words}; {count(view.total['kept'])} samples kept.", style="bold green")
     if quiet:
         show_failures(console, view)
-        console.print(f"See: culturepark show {shlex.quote(str(out))}")
+        console.print(f"See: culturepark show {shlex.quote(str(out))}", markup=False)
     else:
         show_closing(console, view)
 
 
-def _to_tune(settings: Settings, view: View) -> list[str]:
-    """Trainings that a run launches by itself and that have not ended."""
+def _trainings_due(settings: Settings, view: View) -> list[str]:
+    """Names of the trainings that a run launches by itself and that have not ended."""
     from culturepark.training.jobs import all_due, untrained
 
     if not settings.training.launch:
@@ -91,7 +91,8 @@ def _to_tune(settings: Settings, view: View) -> list[str]:
     return untrained(view.root, all_due(view.funnels, view.plan.planned()))
 
 
-def _planned(config: Path | None, sets: list[str] | None, shard: str | None) -> tuple[Settings, Plan]:
+def _load_plan(config: Path | None, sets: list[str] | None, shard: str | None) -> tuple[Settings, Plan]:
+    """Settings and plan as the command line has them. Raises ConfigError, SeedError."""
     from culturepark.cultures import load_cultures
     from culturepark.plan import Plan
     from culturepark.seeds import load_seeds
@@ -103,7 +104,8 @@ def _planned(config: Path | None, sets: list[str] | None, shard: str | None) -> 
     return settings, Plan(settings, load_seeds(settings.plan.seeds), cultures)
 
 
-def _hint_at_remote(console: Console, config: Path | None) -> None:
+def _print_hint(console: Console, config: Path | None) -> None:
+    """Say that a key is there and not used, which a newcomer might expect."""
     if config is None and os.environ.get("OPENAI_API_KEY"):
         console.print(
             "OPENAI_API_KEY is set and not used by the quickstart: "
@@ -113,16 +115,16 @@ def _hint_at_remote(console: Console, config: Path | None) -> None:
         )
 
 
-def _say_what_begins(console: Console, this: Run, done: int) -> None:
-    from culturepark.cli.views.terminal import line_of
+def _print_start(console: Console, run: Run, done: int) -> None:
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.words import count, plural
 
-    plan = this.plan
+    plan = run.plan
     parts = ((len(plan), "dialogue"), (len(plan.delegates), "culture"), (len(plan.seeds), "question"))
     what = ", ".join(plural(number, noun) for number, noun in parts)
-    console.print(line_of(f"{what} -> {this.root}", "bold"))
-    speaker = this.file.models.get("speaker", "")
-    console.print(line_of(f"Spoken by {speaker}", "dim"))
+    console.print(safe_line(f"{what} -> {run.root}", "bold"))
+    speaker = run.file.models.get("speaker", "")
+    console.print(safe_line(f"Spoken by {speaker}", "dim"))
     if plan.unasked:
         pairs = plural(
             len(plan.unasked), "pair of culture and question was", "pairs of culture and question were"
@@ -132,11 +134,13 @@ def _say_what_begins(console: Console, this: Run, done: int) -> None:
         console.print(f"Resuming: {count(done)} of {count(len(plan))} done.", style="cyan")
 
 
-def _say_complete(console: Console, root: Path, planned: int, failed: int) -> None:
-    from culturepark.cli.views.terminal import line_of
+def _print_complete(console: Console, root: Path, planned: int, failed: int) -> None:
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.words import count, plural
 
-    console.print(line_of(f"{root} is complete: all {plural(planned, 'dialogue')} have ended.", "bold green"))
+    console.print(
+        safe_line(f"{root} is complete: all {plural(planned, 'dialogue')} have ended.", "bold green")
+    )
     if failed:
         console.print(f"{count(failed)} of them failed.", style="bold red")
     console.print("Nothing to do.")
@@ -148,28 +152,28 @@ def _say_complete(console: Console, root: Path, planned: int, failed: int) -> No
 def plan_command(config: Config = None, sets: Sets = None, shard: Shard = None) -> None:
     """Show what would run and what it would take; calls nothing."""
     from culturepark.cli.views.plan import show_plan
-    from culturepark.cli.views.terminal import out
+    from culturepark.cli.views.terminal import stdout_console
     from culturepark.preflight.estimate import estimate
 
-    settings, plan = _planned(config, sets, shard)
-    show_plan(out(), settings, plan, estimate(settings, plan))
+    settings, plan = _load_plan(config, sets, shard)
+    show_plan(stdout_console(), settings, plan, estimate(settings, plan))
 
 
 def doctor(config: Config = None, sets: Sets = None) -> None:
     """Try each model role with one small real call."""
     import asyncio
 
-    from culturepark.cli.views.terminal import out, print_verdict
+    from culturepark.cli.views.terminal import print_verdict, stdout_console
     from culturepark.preflight.doctor import examine_machine, examine_models
     from culturepark.settings import load_settings
 
     settings = load_settings(config, sets or ())
-    console = out()
+    console = stdout_console()
     verdicts = examine_machine(Path.cwd())
     for verdict in verdicts:
-        print_verdict(console, verdict.who, verdict.ok, verdict.words, verdict.fix)
+        print_verdict(console, verdict.subject, verdict.ok, verdict.words, verdict.fix)
     models = asyncio.run(examine_models(settings))
     for verdict in models:
-        print_verdict(console, verdict.who, verdict.ok, verdict.words, verdict.fix)
+        print_verdict(console, verdict.subject, verdict.ok, verdict.words, verdict.fix)
     if not all(verdict.ok for verdict in (*verdicts, *models)):
         raise typer.Exit(EndpointError.exit_code)

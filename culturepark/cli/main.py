@@ -21,7 +21,10 @@ from culturepark.cli.runs import check, show, status
 from culturepark.cli.seeds import seeds_app
 from culturepark.errors import CultureParkError
 
-EXIT_INTERNAL, EXIT_KILLED = 70, 130
+EXIT_INTERNAL = 70
+"""The exit code of a fault of our own."""
+EXIT_KILLED = 130
+"""The exit code after Ctrl-C outside a run, or a second one in it."""
 
 _EPILOG = """\b
 Exit codes:

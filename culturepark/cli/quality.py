@@ -36,24 +36,24 @@ async def measure_data(
     """
     roots = [_run_at("TARGET", options.target)]
     roots += [_run_at("--against", options.against)] if options.against is not None else []
-    beside = _run_at("--baseline", str(options.baseline)) if options.baseline is not None else None
+    baseline_run = _run_at("--baseline", str(options.baseline)) if options.baseline is not None else None
     judge = _judge_of(roots[0], options)
     runs = [_only(read_run_data(run), cultures) for run in roots]
-    baseline = _only(read_run_data(beside), cultures) if beside is not None else None
+    baseline = _only(read_run_data(baseline_run), cultures) if baseline_run is not None else None
     every = [*runs, *([baseline] if baseline else [])]
     names = [f"data of {name}" for name in unique_names([one.run.root.resolve().name for one in every])]
     notes = [note for name, one in zip(names, every, strict=True) for note in _left_out(name, one)]
     same = _same_embedder(runs[0], runs[-1])
     if len(runs) > 1:
         notes += _differences(names[0], runs[0], names[1], runs[1])
-    originals = [await _originals(name, one, notes) for name, one in zip(names, every, strict=True)]
+    originals = [await _statement_vectors(name, one, notes) for name, one in zip(names, every, strict=True)]
     measured: Measured = {
         name: quality.measurements(one, vectors, same_embedder=same)
         for name, one, vectors in zip(names, runs, originals, strict=False)
     }
     if baseline:
         notes += _differences(names[0], every[0], names[-1], baseline)
-        first, second = _on_one_budget(every, originals, notes)
+        first, second = _budget_figures(every, originals, notes)
         measured[names[0]] = [*measured[names[0]], *first]
         measured[names[-1]] = second
     if judge is not None:
@@ -109,7 +109,7 @@ def _differences(name: str, first: RunData, other: str, second: RunData) -> list
 # --- vectors
 
 
-async def _originals(name: str, run_data: RunData, notes: list[str]) -> Vectors | None:
+async def _statement_vectors(name: str, run_data: RunData, notes: list[str]) -> Vectors | None:
     """Vectors of the statements that the run talks about, by its own embedder; None, and a note why, where
     that one is not at hand."""
     run = run_data.run
@@ -135,7 +135,7 @@ def _name_of(model: ModelSettings) -> str:
 # --- the baseline
 
 
-def _on_one_budget(
+def _budget_figures(
     every: Sequence[RunData], originals: Sequence[Vectors | None], notes: list[str]
 ) -> tuple[list[Measurement], list[Measurement]]:
     first, second, budget = quality.shared_budget(every[0], every[-1])

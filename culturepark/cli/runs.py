@@ -35,12 +35,12 @@ def show(
     """Read a run: its summary, one dialogue, or one sample."""
     from culturepark.cli.views.dialogue import show_dialogue, show_opinions, show_sample
     from culturepark.cli.views.run import show_summary
-    from culturepark.cli.views.terminal import out
+    from culturepark.cli.views.terminal import stdout_console
     from culturepark.store.view import View
 
     if dialogue is not None and sample is not None:
         raise ConfigError("--sample", "it cannot go with --dialogue.", "Ask for one of them.")
-    console, view = out(), View(directory)
+    console, view = stdout_console(), View(directory)
     if sample is not None:
         show_sample(console, view, view.opinion(sample))
     elif dialogue is not None:
@@ -60,30 +60,30 @@ def status(
     """Tell where a run stands, while it goes on or afterwards."""
     import time
 
-    from culturepark.cli.views.status import shown
-    from culturepark.cli.views.terminal import out
-    from culturepark.monitor.status import EVERY_S, as_json_text, look
+    from culturepark.cli.views.status import status_view
+    from culturepark.cli.views.terminal import stdout_console
+    from culturepark.monitor.status import WRITE_EVERY_S, as_json_text, status_report
     from culturepark.store.rundir import load_run
 
-    console = out()
+    console = stdout_console()
     refine = load_run(directory).settings.refine.enabled
     while True:
-        report = look(directory, time.time())
+        report = status_report(directory, time.time())
         if as_json:
             typer.echo(as_json_text(report))
         else:
             if watch and console.is_terminal:
                 console.clear()
-            console.print(shown(directory, report, refine))
-            _say_trainings(console, directory)
+            console.print(status_view(directory, report, refine))
+            _print_trainings(console, directory)
         if not watch or report.state != "running":
             return
-        time.sleep(EVERY_S)
+        time.sleep(WRITE_EVERY_S)
 
 
-def _say_trainings(console: Console, directory: Path) -> None:
-    """How each training on record stands, and whether its rows hold what models are examined on."""
-    from culturepark.cli.views.terminal import line_of
+def _print_trainings(console: Console, directory: Path) -> None:
+    """How each training on record stands, and whether texts of evaluation sets are in its rows (leakage)."""
+    from culturepark.cli.views.terminal import safe_line
     from culturepark.training.leakage import REPORT, read_report
     from culturepark.training.records import Records
     from culturepark.words import plural
@@ -91,34 +91,34 @@ def _say_trainings(console: Console, directory: Path) -> None:
     latest = {record.job.name: record for record in Records(directory).all()}
     for name, record in sorted(latest.items()):
         words = {"intended": "about to start", "launched": "launched"}.get(record.event, record.event)
-        console.print(line_of(f"tuning of {name}: {words}"))
+        console.print(safe_line(f"tuning of {name}: {words}"))
         dataset = directory / record.job.dataset
         if (leaks := read_report(dataset)) and leaks.matches:
             finds = plural(len(leaks.matches), "find")
             words = f"{finds} of evaluation texts in its rows: {dataset / REPORT}"
-            console.print(line_of(words, "yellow"), soft_wrap=True)
+            console.print(safe_line(words, "yellow"), soft_wrap=True)
 
 
 def check(directory: RunDir) -> None:
     """Verify a run: every file, every count."""
-    from culturepark.cli.views.terminal import facts, line_of, out, said
+    from culturepark.cli.views.terminal import key_values, safe_line, safe_text, stdout_console
     from culturepark.store.audit import check_run
     from culturepark.store.lock import being_written
     from culturepark.words import plural
 
-    console = out()
+    console = stdout_console()
     if being_written(directory):
         console.print(
             "A run is going on here: what is written at this moment may look unfinished.", style="yellow"
         )
     report = check_run(directory)
     if report.checked:
-        console.print(facts(report.checked))
+        console.print(key_values(report.checked))
         console.print()
     if report.problems:
         console.print(f"{plural(len(report.problems), 'problem')}:", style="bold red")
         for problem in report.problems:
-            console.print(line_of(f"- {problem}"), soft_wrap=True)
+            console.print(safe_line(f"- {problem}"), soft_wrap=True)
         raise typer.Exit(EXIT_PROBLEMS)
     state = "complete" if report.complete else "not complete yet"
-    console.print(said(f"All is as it should be. The run is {state}.", "bold green"))
+    console.print(safe_text(f"All is as it should be. The run is {state}.", "bold green"))

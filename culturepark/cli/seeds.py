@@ -52,7 +52,7 @@ def seeds_import(
 ) -> None:
     """Make a seed file from a survey file of your own; name it in `plan.seeds` of a configuration."""
     from culturepark.cli.views.plan import show_import
-    from culturepark.cli.views.terminal import out as console_for
+    from culturepark.cli.views.terminal import stdout_console
     from culturepark.seeds import ImportResult, import_globalopinionqa, import_wvs, read_seeds, write_seeds
 
     if kind != SurveyFormat.wvs:
@@ -73,12 +73,12 @@ def seeds_import(
         asked = [key for seed in read for key, answers in seed.answers.items() if answers.asked]
         result = ImportResult(read, len(read), {key: asked.count(key) for key in sorted(set(asked))})
     write_seeds(out, result.seeds)
-    console = console_for()
+    console = stdout_console()
     show_import(console, result, str(out))
-    _say_how_to_use(console, out, result.seeds)
+    _print_use(console, out, result.seeds)
 
 
-def _say_how_to_use(console: Console, file: Path, seeds: Sequence[Seed]) -> None:
+def _print_use(console: Console, file: Path, seeds: Sequence[Seed]) -> None:
     """A command that works as it is pasted, wherever that is, or why there can be none."""
     import json
 
@@ -135,13 +135,13 @@ def seeds_list(
 ) -> None:
     """List questions: the built-in ones, those of a configuration, or those of a seed file."""
     from culturepark.cli.views.plan import show_seeds
-    from culturepark.cli.views.terminal import out
+    from culturepark.cli.views.terminal import stdout_console
     from culturepark.seeds import builtin_seeds, load_seeds, read_seeds
     from culturepark.settings import load_settings
 
     if source is None:
-        show_seeds(out(), builtin_seeds(), "the built-in seeds")
+        show_seeds(stdout_console(), builtin_seeds(), "the built-in seeds")
     elif source.suffix == ".toml":
-        show_seeds(out(), load_seeds(load_settings(source).plan.seeds), str(source))
+        show_seeds(stdout_console(), load_seeds(load_settings(source).plan.seeds), str(source))
     else:
-        show_seeds(out(), read_seeds(source), str(source))
+        show_seeds(stdout_console(), read_seeds(source), str(source))

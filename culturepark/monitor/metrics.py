@@ -1,4 +1,4 @@
-"""The one table of metrics: what a run tells Prometheus, and how each value follows from its status.
+"""The one table of metrics: what a run exports to Prometheus, and how each value follows from its status.
 
 Pure: `actors.metrics` registers the table with Ray and gives it the values. Labels are few and small:
 no dialogue ids, and of an address its host and port alone.
@@ -11,26 +11,26 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from culturepark.monitor.status import Status, place
+from culturepark.monitor.status import Status, host_and_port
 
 PREFIX = "culturepark_"
 Labels = tuple[tuple[str, str], ...]
 
 
 class Metric(Struct, frozen=True):
-    """One line of the table. `name` is without prefix; `buckets` are a histogram's upper bounds."""
+    """One metric. `name` is without prefix; `buckets` are a histogram's upper bounds."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
-    says: str
+    help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
 
 _WHERE = ("model", "endpoint")
 
-TABLE = (
+METRICS = (
     Metric("dialogues_planned", "gauge", "dialogues", "in the plan of this run"),
     Metric("dialogues_in_flight", "gauge", "dialogues", "begun and not on disk yet"),
     Metric("dialogues_refining", "gauge", "dialogues", "of those in flight: past their last turn"),
@@ -72,7 +72,7 @@ TABLE = (
 
 
 class Value(Struct, frozen=True):
-    """The value of one series now; a counter's since the run began."""
+    """The value of one time series now; a counter counts from the beginning of the run."""
 
     name: str
     labels: Labels
@@ -112,7 +112,7 @@ def values(status: Status) -> Iterator[Value]:
         for kind in ("prompt", "cached", "completion"):
             yield Value("tokens_total", (("role", role), ("kind", kind)), used[f"{kind}_tokens"])
     for one in status.endpoints:
-        labels = (("model", one.model), ("endpoint", place(one.url)))
+        labels = (("model", one.model), ("endpoint", host_and_port(one.url)))
         for name, value in (
             ("limit", one.limit),
             ("in_flight", one.in_flight),
@@ -129,7 +129,7 @@ def values(status: Status) -> Iterator[Value]:
 def page_table() -> str:
     """The table in Markdown, as docs/metrics.md shows it."""
     rows = ["| metric | kind | unit | labels | |", "|---|---|---|---|---|"]
-    for one in TABLE:
+    for one in METRICS:
         labels = ", ".join(f"`{label}`" for label in one.labels)
-        rows.append(f"| `{PREFIX}{one.name}` | {one.kind} | {one.unit} | {labels} | {one.says} |")
+        rows.append(f"| `{PREFIX}{one.name}` | {one.kind} | {one.unit} | {labels} | {one.help} |")
     return "\n".join(rows) + "\n"

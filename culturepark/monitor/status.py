@@ -1,7 +1,7 @@
 """Where a run stands, read from its directory: while it goes on, after it ended, after it died.
 
-A running driver writes `status.json` every two seconds: a view and never truth. What has ended is known
-from log and manifest, and whether anybody writes from the run's lock.
+A running driver writes `status.json` every two seconds. It is only a view: which dialogues have ended is
+known from the write-ahead log and the manifest, and whether a process writes from the run's lock (lease).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from culturepark.store.rundir import Run, load_run
 from culturepark.store.view import View
 
 STATUS_FILE = "status.json"
-EVERY_S = 2.0
-"""How often a driver writes it."""
+WRITE_EVERY_S = 2.0
+"""Seconds between two writes of `status.json` by a running driver."""
 _STARTING_S = 120.0
-"""A start may take so long until somebody holds the run's lock."""
+"""Seconds for which a run that holds no lock yet is believed to be starting."""
 
 State = Literal["running", "complete", "stopped", "died"]
 
@@ -123,7 +123,7 @@ def _counted(run: Run, by_culture: Mapping[str, Mapping[str, int]]) -> dict[str,
 
 
 def write_status(root: Path, status: Status, files: Files = REAL) -> None:
-    """Put a status in place of the one before. What the disk refuses is left: this is only a view.
+    """Replace the status file. An error of the disk is ignored, as the file is only a view.
 
     It is not durable: after a power loss there may be none, or one that `read_status` refuses.
     """
@@ -147,7 +147,7 @@ def read_status(root: Path) -> Status | None:
         return None
 
 
-def look(root: Path, now_s: float) -> Report:
+def status_report(root: Path, now_s: float) -> Report:
     """Where the run in this directory stands; `now_s` is Unix time.
 
     Raises RunDirError if there is no run, or a damaged one.
@@ -158,22 +158,26 @@ def look(root: Path, now_s: float) -> Report:
         last = None
     writing = being_written(root)
     age_s = None if last is None else max(0.0, now_s - last.written_s)
-    if age_s is not None and last is not None:
-        if writing and not last.starting:
-            return Report("running", age_s, last)
-        if last.starting and age_s < _STARTING_S:
-            return Report("running", age_s, _from_disk(View(root), last, now_s))
+    if writing and last is not None and not last.starting:
+        return Report("running", age_s, last)
+    starts = last is not None and last.starting and age_s is not None and age_s < _STARTING_S
     view = View(root)
-    status = _from_disk(view, last, now_s)
-    if writing:
-        return Report("running", None, status)
-    if view.complete:
-        return Report("complete", None, status)
-    return Report("stopped" if _was_closed(view) else "died", None, status)
+    state = state_of(writing or starts, view.complete, _was_closed(view))
+    return Report(state, age_s if starts else None, _from_disk(view, last, now_s))
+
+
+def state_of(active: bool, complete: bool, closed: bool) -> State:
+    """The state of a run by whether a process works on it or starts to, whether every planned dialogue has
+    ended, and whether the last session sealed and published before it ended."""
+    if active:
+        return "running"
+    if complete:
+        return "complete"
+    return "stopped" if closed else "died"
 
 
 def _from_disk(view: View, last: Status | None, now_s: float) -> Status:
-    """What the directory tells, with what the last session said of itself."""
+    """A status by what is on disk, with the figures that the last session wrote of itself."""
     total = view.total
     dialogues = dialogues_of(total, len(view.plan))
     return Status(
@@ -192,7 +196,7 @@ def _from_disk(view: View, last: Status | None, now_s: float) -> Status:
 
 
 def _was_closed(view: View) -> bool:
-    """Whether the last session sealed and published what it had: only one that died does not."""
+    """Whether the last session sealed and published before it ended; one that died did not."""
     try:
         summary: Any = json.loads((view.root / "summary.json").read_bytes())
         return summary["total"] == funnels.view(view.total, len(view.plan))
@@ -209,6 +213,6 @@ def as_json_text(report: Report) -> str:
     return msgspec.json.encode(fields | msgspec.to_builtins(report.status)).decode()
 
 
-def place(url: str) -> str:
-    """What tells a replica from others: its host and port."""
+def host_and_port(url: str) -> str:
+    """The host and port of an address, which tell one replica from another."""
     return shown_address(url).split("://", 1)[-1].split("/", 1)[0]

@@ -1,4 +1,4 @@
-"""What can be found out before a run without paying for anything: keys, addresses, models, the disk."""
+"""Checks before a run that cost nothing: keys, addresses, models, the disk (preflight)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from culturepark.settings import CHAT_ROLES, ModelSettings, Role, Settings
 from culturepark.text import tidy
 
 DEADLINE_S = 10.0
-"""Wall-clock limit of one look at an endpoint."""
+"""Seconds that one probe of an endpoint may last, by the wall clock."""
 
 _LIST_BYTES = 16 << 20
+"""Bytes that are read of an endpoint's list of models."""
 _HOST_OF_OPENAI = "api.openai.com"
 _START = "Start the model server, correct the address, or leave the configuration out for the quickstart."
 
@@ -51,8 +52,8 @@ def models_in_use(settings: Settings) -> dict[str, tuple[Role, ...]]:
     return used
 
 
-def check_before(settings: Settings, out: Path) -> None:
-    """All free checks of a run. Raises ConfigError, EndpointError or RunDirError."""
+def check_all(settings: Settings, out: Path) -> None:
+    """All checks of a run that cost nothing. Raises ConfigError, EndpointError or RunDirError."""
     check_writable(out)
     for name, roles in models_in_use(settings).items():
         if settings.models[name].engine == "embedded":
@@ -89,17 +90,17 @@ async def check_endpoints(settings: Settings, deadline_s: float = DEADLINE_S) ->
     keys = {name: _key_for(name, model) for name, model in remote}
     timeout = aiohttp.ClientTimeout(total=deadline_s)
     async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        looks = [
-            asyncio.ensure_future(_look(session, name, model, url, keys[name], deadline_s))
+        probes = [
+            asyncio.ensure_future(_probe(session, name, model, url, keys[name], deadline_s))
             for name, model in remote
             for url in base_urls_of(model)
         ]
         try:
-            await asyncio.gather(*looks)
+            await asyncio.gather(*probes)
         finally:
-            for look in looks:
-                look.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
+            for probe in probes:
+                probe.cancel()
+            await asyncio.gather(*probes, return_exceptions=True)
 
 
 def _key_for(name: str, model: ModelSettings) -> str:
@@ -111,7 +112,7 @@ def _key_for(name: str, model: ModelSettings) -> str:
     return key
 
 
-async def _look(
+async def _probe(
     session: aiohttp.ClientSession, name: str, model: ModelSettings, url: str, key: str, deadline_s: float
 ) -> None:
     headers = {**model.headers, **({"Authorization": f"Bearer {key}"} if key else {})}

@@ -30,16 +30,18 @@ from culturepark.settings import CHAT_ROLES, LimitSettings, ModelSettings, Role,
 from culturepark.text import tidy
 
 _DEADLINE_S = 120.0
-"""A model that is loaded on demand takes its time for the first word."""
+"""Seconds that one call may last: a model that is loaded on demand needs many for its first word."""
 _ANSWER_TOKENS = 16
+"""The limit of tokens of a call without a schema."""
 _SCHEMA_TOKENS = 96
-"""Enough for the shortest reply that obeys a schema."""
+"""The limit of tokens of a call with a schema: enough for the shortest reply that obeys it."""
 _QUESTION = "Answer with one word: what colour is the sky on a clear day?"
 _MESSAGE = '{"message": "Neighbours should help each other."}'
 _SCHEMAS: dict[Role, dict[str, Any]] = {"extractor": OPINIONS_SCHEMA, "verifier": VERDICT_SCHEMA}
 _TOLERANTLY = "replies are read tolerantly"
 _GIB = 1 << 30
 _LITTLE_SPACE_BYTES = 1 * _GIB
+"""Bytes of free disk space below which the verdict is bad."""
 
 _FIXES = {
     "unauthorised": "Check the key in {key}, and the account behind it.",
@@ -51,18 +53,18 @@ _FIXES = {
     "connection": "Start the model server, or correct `base_urls` in [models.{name}].",
     "invalid_reply": "Check `base_urls` in [models.{name}]: an OpenAI-compatible one mostly ends in /v1.",
 }
-
-
+"""What to do next, by the kind of a ModelError."""
 _OF_SMALL_MODELS: dict[Role, str] = {
     "extractor": "sentences are taken word for word",
     "verifier": "the embedder verifies",
 }
+"""What stands in for a call, by role, with the small prompt profile."""
 
 
 class Verdict(Struct, frozen=True):
-    """What was found of some roles, or of this machine. `fix` is empty where nothing is wrong."""
+    """What was found of `subject`, a role or a part of this machine. `fix` is empty if nothing is wrong."""
 
-    who: str
+    subject: str
     ok: bool
     words: str
     fix: str = ""

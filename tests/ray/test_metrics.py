@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from culturepark.monitor.metrics import PREFIX, TABLE
+from culturepark.monitor.metrics import METRICS, PREFIX
 from tests.ray.conftest import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -86,7 +86,7 @@ def test_every_metric_can_be_scraped_while_the_run_goes_on(
         f"actors.metrics_port={port}",
     )
     pages: list[dict[str, list[tuple[dict[str, str], float]]]] = [{}]
-    wanted = {f"{one.name}_count" if one.kind == "histogram" else one.name for one in TABLE}
+    wanted = {f"{one.name}_count" if one.kind == "histogram" else one.name for one in METRICS}
 
     def all_there() -> bool:
         assert run.process.poll() is None, f"it ended without {wanted - set(pages[-1])}: {run.wait()}"

@@ -24,7 +24,7 @@ from culturepark.cli.main import run as culturepark
 from culturepark.cli.views.live import Display
 from culturepark.errors import ConfigError, EndpointError, RunDirError
 from culturepark.plan import Plan
-from culturepark.preflight.checks import check_before, check_endpoints
+from culturepark.preflight.checks import check_all, check_endpoints
 from culturepark.preflight.doctor import Verdict, examine_models
 from culturepark.preflight.estimate import estimate, turns_planned
 from culturepark.seeds import builtin_seeds, write_seeds
@@ -532,7 +532,7 @@ async def test_a_missing_key_is_named_before_anything_is_asked(tmp_path: Path) -
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunDirError, match="not a directory"):
-        check_before(runs.settings(), tmp_path / "file" / "run")
+        check_all(runs.settings(), tmp_path / "file" / "run")
 
 
 def test_an_unreachable_endpoint_leaves_no_trace(
@@ -594,7 +594,7 @@ class Chat:
         app.router.add_route("*", "/{path:.*}", self.answer)
         async with TestServer(app) as server:
             settings = remote(folder, str(server.make_url("/v1")), *overrides)
-            return {verdict.who: verdict for verdict in await examine_models(settings)}
+            return {verdict.subject: verdict for verdict in await examine_models(settings)}
 
 
 async def test_doctor_asks_as_the_run_would(tmp_path: Path) -> None:

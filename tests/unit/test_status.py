@@ -20,8 +20,15 @@ from culturepark.cli.views.live import Display
 from culturepark.cli.views.status import cost_words
 from culturepark.dialogue.conductor import Progress
 from culturepark.monitor.figures import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of
-from culturepark.monitor.metrics import PREFIX, TABLE, page_table, values
-from culturepark.monitor.status import as_json_text, look, read_status, starting, status_of, write_status
+from culturepark.monitor.metrics import METRICS, PREFIX, page_table, values
+from culturepark.monitor.status import (
+    as_json_text,
+    read_status,
+    starting,
+    status_of,
+    status_report,
+    write_status,
+)
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
 from tests import builders, runs
@@ -212,8 +219,8 @@ def test_a_run_without_a_status_file_goes_on_all_the_same(tmp_path: Path, capsys
 def test_a_start_is_believed_for_a_while(tmp_path: Path) -> None:
     run = runs.made(tmp_path / "run", ended=5)
     write_status(run.root, starting(run, 1000.0))
-    assert look(run.root, 1010.0).state == "running"
-    assert look(run.root, 2000.0).state != "running"
+    assert status_report(run.root, 1010.0).state == "running"
+    assert status_report(run.root, 2000.0).state != "running"
 
 
 def test_check_does_not_mind_the_status_file(tmp_path: Path, capsys: Printed) -> None:
@@ -237,7 +244,7 @@ def test_a_status_that_a_power_loss_tore_or_took_is_none_and_does_no_harm(tmp_pa
         files.power_loss(Random(calls), keep=calls % 3 / 2, holes=calls % 2 == 0)
         found = read_status(run.root)
         assert found is None or found in (starting(run, 1000.0), starting(run, 1010.0))
-        assert look(run.root, 2000.0).status.dialogues.finished > 0
+        assert status_report(run.root, 2000.0).status.dialogues.finished > 0
         calls += 1
     assert calls > 4
 
@@ -264,20 +271,20 @@ def test_the_display_shows_three_endpoints_and_how_many_more(tmp_path: Path) -> 
 def test_every_value_has_a_line_in_the_table_and_every_line_a_value(tmp_path: Path) -> None:
     run = going_on(tmp_path / "run", 0.0)
     with RunLock.acquire(run.root):
-        status = replace(look(run.root, 0.0).status, left_s=5.0)
-    kinds = {one.name: one for one in TABLE}
+        status = replace(status_report(run.root, 0.0).status, left_s=5.0)
+    kinds = {one.name: one for one in METRICS}
     found = list(values(status))
     for one in found:
         assert tuple(name for name, _ in one.labels) == kinds[one.name].labels
-    assert {one.name for one in found} == {one.name for one in TABLE if one.kind != "histogram"}
+    assert {one.name for one in found} == {one.name for one in METRICS if one.kind != "histogram"}
     assert len({(one.name, one.labels) for one in found}) == len(found)
 
 
 def test_the_page_holds_the_table() -> None:
     assert page_table() in (ROOT / "docs" / "metrics.md").read_text("utf-8")
-    assert all(PREFIX + one.name in page_table() for one in TABLE)
+    assert all(PREFIX + one.name in page_table() for one in METRICS)
 
 
 def test_json_is_one_line(tmp_path: Path) -> None:
     run = runs.made(tmp_path / "run", ended=5)
-    assert "\n" not in as_json_text(look(run.root, 0.0))
+    assert "\n" not in as_json_text(status_report(run.root, 0.0))

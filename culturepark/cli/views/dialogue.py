@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from culturepark.cli.views.terminal import VERDICT_STYLES, facts, heading, line_of, said
+from culturepark.cli.views.terminal import VERDICT_STYLES, heading, key_values, safe_line, safe_text
 from culturepark.cultures import Persona, describe
 from culturepark.plan import Brief
 from culturepark.store.view import View
@@ -37,10 +37,10 @@ def show_dialogue(console: Console, view: View, row: dict[str, Any], reasons: bo
     """One dialogue whole: who speaks, what they hold and how many hold it, every turn."""
     brief = view.plan.brief(row["number"])
     heading(console, f"Dialogue {row['id']}")
-    console.print(said(f'"{row["statement"]}"', "bold"))
+    console.print(safe_text(f'"{row["statement"]}"', "bold"))
     told = [row["survey"] and f"{row['survey']} {row['wave']}", row["seed_id"], row["kind"]]
     told += [row["style"]] if row["kind"] != "direct" else []
-    console.print(said("; ".join(part for part in (*told, row["language"]) if part), "dim"))
+    console.print(safe_text("; ".join(part for part in (*told, row["language"]) if part), "dim"))
     console.print()
     console.print(Padding(_people(view, brief), (0, 0, 0, 1)))
     console.print(Padding(_distribution(brief), (1, 0, 1, 1)))
@@ -49,17 +49,17 @@ def show_dialogue(console: Console, view: View, row: dict[str, Any], reasons: bo
     turns.add_column(no_wrap=True)
     turns.add_column(overflow="fold")
     for turn in row["turns"]:
-        name = line_of(turn["name"], f"bold {_SPEAKERS[turn['speaker'] % 2]}")
-        words = said(turn["text"])
+        name = safe_line(turn["name"], f"bold {_SPEAKERS[turn['speaker'] % 2]}")
+        words = safe_text(turn["text"])
         if turn.get("health"):
             words.append(f"  [{', '.join(turn['health'])}]".replace("_", " "), "yellow")
         turns.add_row(str(turn["number"]), name, words)
     console.print(turns)
     if row["status"] == "failed":
-        words = Text(f"It failed here: {row['failure']}. ", "bold red").append_text(said(row["reason"]))
+        words = Text(f"It failed here: {row['failure']}. ", "bold red").append_text(safe_text(row["reason"]))
         console.print(words)
     for note in row["notes"]:
-        console.print(said(f"Note: {note}.", "yellow"))
+        console.print(safe_text(f"Note: {note}.", "yellow"))
     if reasons:
         console.print()
         console.print(_made_by(row))
@@ -85,12 +85,12 @@ def _people(view: View, brief: Brief) -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for place, (persona, stance) in enumerate(zip(brief.speakers, brief.stances, strict=True)):
-        name = line_of(persona.name, f"bold {_SPEAKERS[place % 2]}")
-        who = said(_described(view, persona))
+        name = safe_line(persona.name, f"bold {_SPEAKERS[place % 2]}")
+        who = safe_text(_described(view, persona))
         if stance is None:
             who.append("\nthe main contact: holds no drawn answer", "dim")
         else:
-            who.append("\nholds: ", "dim").append_text(said(stance.label, "bold"))
+            who.append("\nholds: ", "dim").append_text(safe_text(stance.label, "bold"))
         grid.add_row(name, who)
     return grid
 
@@ -108,7 +108,7 @@ def _distribution(brief: Brief) -> Group:
     held: dict[int, list[Text]] = {}
     for place, (persona, stance) in enumerate(zip(brief.speakers, brief.stances, strict=True)):
         if stance is not None:
-            held.setdefault(stance.code, []).append(line_of(persona.name, f"bold {_SPEAKERS[place % 2]}"))
+            held.setdefault(stance.code, []).append(safe_line(persona.name, f"bold {_SPEAKERS[place % 2]}"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(overflow="fold", max_width=36)
     grid.add_column(width=_SHARE_WIDTH, no_wrap=True)
@@ -120,8 +120,8 @@ def _distribution(brief: Brief) -> Group:
         style = "bold" if option.code in held else ""
         bar = Text("█" * round(_SHARE_WIDTH * share / top), "blue" if option.code in held else "dim")
         who = Text(", ").join(held.get(option.code, []))
-        grid.add_row(said(option.label, style), bar, Text(f"{share:.1%}", style), who)
-    return Group(said(f"The answers{asked} in {answers.country}:", "dim"), grid)
+        grid.add_row(safe_text(option.label, style), bar, Text(f"{share:.1%}", style), who)
+    return Group(safe_text(f"The answers{asked} in {answers.country}:", "dim"), grid)
 
 
 def _made_by(row: dict[str, Any]) -> Table:
@@ -129,19 +129,19 @@ def _made_by(row: dict[str, Any]) -> Table:
     took = max(0.0, row["ended_s"] - row["started_s"])
     used = {use["role"]: use for use in row["usage"]}
     calls = ", ".join(f"{role} {count(use['calls'])}" for role, use in used.items())
-    return facts([("spoken by", models), ("took", clock(took)), ("calls", calls or "none")])
+    return key_values([("spoken by", models), ("took", clock(took)), ("calls", calls or "none")])
 
 
 def _opinion(row: dict[str, Any], reasons: bool) -> Group:
     head = Text(f"turn {row['turn']:<4}")
     head.append_text(verdict_chain(row)).append("  ")
     head.append_text(fate(row))
-    lines = [head, Padding(said(row["text"]), (0, 0, 0, 4))]
+    lines = [head, Padding(safe_text(row["text"]), (0, 0, 0, 4))]
     if row["text"] != row["extracted"]:
-        was = Text("said as: ", "dim").append_text(said(row["extracted"], "dim"))
+        was = Text("said as: ", "dim").append_text(safe_text(row["extracted"], "dim"))
         lines.append(Padding(was, (0, 0, 0, 4)))
     if reasons and row["verdict_reason"]:
-        why = Text("verifier: ", "dim").append_text(line_of(row["verdict_reason"], "dim"))
+        why = Text("verifier: ", "dim").append_text(safe_line(row["verdict_reason"], "dim"))
         lines.append(Padding(why, (0, 0, 0, 4)))
     return Group(*lines)
 
@@ -194,14 +194,14 @@ def show_sample(console: Console, view: View, row: dict[str, Any]) -> None:
     heading(console, "Where it was said")
     turn = next(turn for turn in dialogue["turns"] if turn["number"] == row["turn"])
     where = f"turn {row['turn']} of dialogue {row['dialogue_id'][:9]}, by "
-    console.print(Text(where, "dim").append_text(line_of(turn["name"], "bold")))
+    console.print(Text(where, "dim").append_text(safe_line(turn["name"], "bold")))
     console.print(Padding(_with_span(turn["text"], row["start"], row["end"]), (0, 0, 1, 1)))
     console.print(Padding(_people(view, brief), (0, 0, 0, 1)))
     console.print(Padding(_distribution(brief), (1, 0, 0, 1)))
     heading(console, "What was done with it")
-    console.print(facts([*_steps(row)]))
+    console.print(key_values([*_steps(row)]))
     heading(console, "Provenance")
-    console.print(facts(_provenance(row)))
+    console.print(key_values(_provenance(row)))
 
 
 def messages_view(row: dict[str, Any]) -> Table:
@@ -211,14 +211,14 @@ def messages_view(row: dict[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     for message in row["messages"]:
         style = "green" if message["role"] == "assistant" else ""
-        grid.add_row(line_of(message["role"]), said(message["content"], style))
+        grid.add_row(safe_line(message["role"]), safe_text(message["content"], style))
     return grid
 
 
 def _with_span(text: str, start: int, end: int) -> Text:
     """A turn's text with the span of the opinion marked."""
     if tidy(text) != text:  # then what is printed is not what the span counts in
-        return said(text)
+        return safe_text(text)
     marked = Text(text)
     marked.stylize("bold reverse", start, end)
     return marked

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from culturepark.cli.views.terminal import heading, line_of, said, table
+from culturepark.cli.views.terminal import heading, safe_line, safe_text, table
 from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Better, Comparison
 from culturepark.evaluation.report import FLOORS, Figure, Report
@@ -23,9 +23,9 @@ def show_labelled(console: Console, sets: Sequence[LabelledSet]) -> None:
     """Each set's size, language, licence and notes, before its texts cost anything."""
     for one in sets:
         texts = f"{plural(len(one.rows), 'text')} in {one.task.language}"
-        console.print(line_of(f"{one.task.name}: {texts}. {one.task.licence}", "dim"))
+        console.print(safe_line(f"{one.task.name}: {texts}. {one.task.licence}", "dim"))
         for note in one.notes:
-            console.print(line_of(f"  {note}", "yellow"))
+            console.print(safe_line(f"  {note}", "yellow"))
 
 
 @contextmanager
@@ -33,14 +33,14 @@ def progress_bar(console: Console, name: str, total: int) -> Generator[Callable[
     """A bar of `total` questions to the model `name`, gone after the block. Yields a call that adds one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(line_of(name).plain, total=total)
+        bar = progress.add_task(safe_line(name).plain, total=total)
         yield lambda: progress.advance(bar)
 
 
 def show_report(console: Console, report: Report) -> None:
     """A table of figures a model, one of differences if two were compared, and the cautions."""
     for model in dict.fromkeys(one.model for one in report.figures):
-        heading(console, line_of(model).plain)
+        heading(console, safe_line(model).plain)
         console.print(_figures_table([one for one in report.figures if one.model == model]))
     words = (
         "const, rand, maj, oth: what models reach that always say the same, anything, what most people of the"
@@ -56,7 +56,7 @@ def show_report(console: Console, report: Report) -> None:
         console.print(Text("p: two-sided, by bootstrap, corrected for their number (Holm)", "dim"))
     if report.notes:
         heading(console, "To be kept in mind")
-        console.print(Group(*(said(f"- {note}") for note in report.notes)))
+        console.print(Group(*(safe_text(f"- {note}") for note in report.notes)))
 
 
 def _figures_table(figures: Sequence[Figure]) -> Table:
@@ -70,10 +70,10 @@ def _figures_table(figures: Sequence[Figure]) -> Table:
         if one.better == "neither" and one.subset != "all":
             continue
         if one.task != last:
-            made.add_row(line_of(one.task, "bold"))
+            made.add_row(safe_line(one.task, "bold"))
         last = one.task
         made.add_row(
-            line_of(_name(one.subset, one.metric, one.better)),
+            safe_line(_name(one.subset, one.metric, one.better)),
             Text(number(one.value), "bold"),
             _range(one.low, one.high),
             *(number(getattr(one, f"floor_{name}")) for name in FLOORS),
@@ -89,7 +89,7 @@ def _comparisons_table(comparisons: Sequence[Comparison]) -> Table:
     for one in comparisons:
         found = one.difference
         made.add_row(
-            line_of(f"{one.task} {_name(one.subset, one.metric, one.better)}"),
+            safe_line(f"{one.task} {_name(one.subset, one.metric, one.better)}"),
             number(found.value, signed=True) if found else "-",
             _range(found.low, found.high) if found else "-",
             number(one.p_holm),

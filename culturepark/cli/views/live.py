@@ -1,4 +1,4 @@
-"""What is seen while a run goes on: a live panel on a terminal, plain lines elsewhere."""
+"""The display of a run that goes on: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from culturepark.cli.views.status import cost_words, left_words, rate, seconds, tokens_words
-from culturepark.cli.views.terminal import line_of, table
+from culturepark.cli.views.terminal import safe_line, table
 from culturepark.monitor.figures import Figures, Snapshot, Watch, total_of
-from culturepark.monitor.status import place
+from culturepark.monitor.status import host_and_port
 from culturepark.store.rundir import Run
 from culturepark.words import clock, count, plural
 
 _LINE_EVERY_S = 5.0
+"""Least seconds between two plain lines."""
 _ROWS_AROUND_CULTURES = 13
+"""Rows of the panel beside those of the cultures and the endpoints."""
 _ENDPOINTS_SHOWN = 3
+"""How many endpoints the panel shows before it says how many more there are."""
 
 
 class Display:
@@ -38,7 +41,7 @@ class Display:
         self._live: Live | None = None
         self._last_line = ""
         self._last_line_s = float("-inf")
-        self._told: set[str] = set()
+        self._printed_notes: set[str] = set()
 
     def __enter__(self) -> Display:
         words = "Starting the actors and the models ..."
@@ -60,9 +63,9 @@ class Display:
     def show(self, snapshot: Snapshot) -> None:
         """Show one look at the run."""
         for note in snapshot.set_aside:
-            if note not in self._told:
-                self._told.add(note)
-                self._console.print(line_of(f"Set aside, from an earlier crash: {note}", "yellow"))
+            if note not in self._printed_notes:
+                self._printed_notes.add(note)
+                self._console.print(safe_line(f"Set aside, from an earlier crash: {note}", "yellow"))
         figures = self._watch.figures(snapshot)
         if self._live is not None:
             self._live.update(self._panel(snapshot, figures), refresh=True)
@@ -107,7 +110,7 @@ class Display:
         facts.add_row("tokens", f"{tokens_words(figures.tokens)}; cost {cost_words(figures.cost)}")
         facts.add_row("speed", _speed(figures))
         if snapshot.trainings:
-            facts.add_row("tuning", line_of(_trainings(snapshot).removeprefix("tuning: ")))
+            facts.add_row("tuning", safe_line(_trainings(snapshot).removeprefix("tuning: ")))
         if snapshot.endpoints:
             facts.add_row("endpoints", _endpoints(snapshot))
 
@@ -117,7 +120,7 @@ class Display:
             words = f"Stopping: dialogues in flight get {wait} s to end. Ctrl-C again stops at once."
             parts += [Text(), Text(words, "yellow")]
         elif progress.stopped:
-            parts += [Text(), line_of(f"Stopping: {progress.stopped}.", "bold red")]
+            parts += [Text(), safe_line(f"Stopping: {progress.stopped}.", "bold red")]
         return Group(*(Padding(part, (0, 1)) for part in parts))
 
     def _cultures(self, snapshot: Snapshot) -> Table:
@@ -159,7 +162,7 @@ class Display:
         if snapshot.trainings:
             parts.append(_trainings(snapshot))
         if snapshot.draining or progress.stopped:
-            parts.append(f"stopping: {line_of(progress.stopped or 'on request')}")
+            parts.append(f"stopping: {safe_line(progress.stopped or 'on request')}")
         return "; ".join(parts)
 
 
@@ -177,7 +180,7 @@ def _endpoints(snapshot: Snapshot) -> Table:
     made = Table.grid(padding=(0, 2))
     for one in snapshot.endpoints[:_ENDPOINTS_SHOWN]:
         made.add_row(
-            line_of(f"{one.model} at {place(one.url)}"),
+            safe_line(f"{one.model} at {host_and_port(one.url)}"),
             f"{count(one.in_flight)} of {count(one.limit)}",
             f"{rate(one.requests_s)}/s",
             seconds(one.latency_s),

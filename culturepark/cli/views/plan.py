@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from culturepark.cli.views.terminal import facts, heading, line_of, said, table
+from culturepark.cli.views.terminal import heading, key_values, safe_line, safe_text, table
 from culturepark.plan import Plan
 from culturepark.preflight.estimate import ASSUMPTIONS, Estimate
 from culturepark.seeds import ImportResult, Seed
@@ -17,10 +17,11 @@ from culturepark.settings import Settings
 from culturepark.words import count, money, plural
 
 _MOST_LISTED = 20
+"""How many ids or countries a list shows before it says how many more there are."""
 
 
 def show_plan(console: Console, settings: Settings, plan: Plan, expected: Estimate) -> None:
-    """What would run, and about what it would take."""
+    """What would run, and an estimate of its calls, tokens and cost."""
     heading(console, f"The plan: {plural(len(plan), 'dialogue')}")
     room = plan.settings
     kinds = ", ".join(f"{count(n)} {kind}" for kind, n in expected.kinds.items())
@@ -42,10 +43,10 @@ def show_plan(console: Console, settings: Settings, plan: Plan, expected: Estima
         ("stances", f"by {room.stance}, drawn with seed {room.seed}"),
         ("language", "English" if room.language == "english" else "each culture's own"),
     ]
-    console.print(Padding(facts(rows), (0, 0, 1, 1)))
+    console.print(Padding(key_values(rows), (0, 0, 1, 1)))
     console.print(_by_culture(plan))
     show_unasked(console, plan)
-    heading(console, "What it would take, about")
+    heading(console, "What it would cost, about")
     console.print(_by_role(expected))
     console.print()
     total = "none, all models are local" if all(r.local for r in expected.roles) else money(expected.money)
@@ -55,7 +56,7 @@ def show_plan(console: Console, settings: Settings, plan: Plan, expected: Estima
             ("opinions", f"about {count(expected.opinions)}"),
             ("samples", f"at most {count(expected.samples_at_most)}"),
         ]
-    console.print(Padding(facts(rows), (0, 0, 1, 1)))
+    console.print(Padding(key_values(rows), (0, 0, 1, 1)))
     assumed = Text("An estimate; nothing was called. It takes that ", "dim")
     console.print(assumed.append("; ".join(ASSUMPTIONS), "dim").append(".", "dim"))
 
@@ -83,7 +84,7 @@ def show_unasked(console: Console, plan: Plan) -> None:
     for culture, seeds in by_culture.items():
         more = f" and {len(seeds) - _MOST_LISTED} more" if len(seeds) > _MOST_LISTED else ""
         rows.append((culture, ", ".join(seeds[:_MOST_LISTED]) + more))
-    console.print(Padding(facts(rows), (0, 0, 0, 1)))
+    console.print(Padding(key_values(rows), (0, 0, 0, 1)))
 
 
 def _by_role(expected: Estimate) -> Table:
@@ -101,7 +102,7 @@ def show_seeds(console: Console, seeds: Sequence[Seed], source: str) -> None:
     for seed in seeds:
         asked = sum(answers.asked for answers in seed.answers.values())
         of = f"{asked} of {len(seed.answers)}" if asked < len(seed.answers) else str(asked)
-        made.add_row(line_of(seed.id), line_of(seed.statement), of)
+        made.add_row(safe_line(seed.id), safe_line(seed.statement), of)
     console.print(made)
 
 
@@ -131,5 +132,5 @@ def show_import(console: Console, result: ImportResult, written_to: str) -> None
     if result.overlaps:
         words = f"{plural(len(result.overlaps), 'question')} from the World Values Survey"
         rows.append(("overlap", f"{words}, which built-in ones may ask too"))
-    rows.append(("written to", said(written_to, "bold")))
-    console.print(facts(rows))
+    rows.append(("written to", safe_text(written_to, "bold")))
+    console.print(key_values(rows))

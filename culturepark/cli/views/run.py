@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from culturepark.cli.views.dialogue import REASONS, messages_view, short_id, show_dialogue, show_opinions
-from culturepark.cli.views.terminal import VERDICT_STYLES, command, facts, heading, line_of, table
+from culturepark.cli.views.terminal import VERDICT_STYLES, command, heading, key_values, safe_line, table
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.lock import being_written
@@ -32,7 +32,7 @@ def show_summary(console: Console, view: View) -> None:
     """What a run holds: how far it is, the funnel by culture, what it took, where the files are."""
     file, total = view.run.file, view.total
     heading(console, f"Run {file.run_id}")
-    console.print(Padding(facts(_about(view)), (0, 0, 0, 1)))
+    console.print(Padding(key_values(_about(view)), (0, 0, 0, 1)))
     show_funnel(console, view)
     show_failures(console, view)
     heading(console, "Model calls")
@@ -128,7 +128,7 @@ def show_funnel(console: Console, view: View) -> None:
         reasons = sorted(total["rejections"].items(), key=lambda item: -item[1])
         rows = [(count(n).rjust(7), REASONS.get(why) or str(why)) for why, n in reasons]
         console.print(Text("Why opinions are no samples:"))
-        console.print(facts(rows))
+        console.print(key_values(rows))
 
 
 def funnel_table(views: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -196,9 +196,9 @@ def show_failures(console: Console, view: View) -> None:
     words.append(". Each is a row in dialogues/ with its reason.")
     console.print(words)
     rows: list[tuple[str, Text | str]] = [
-        (row["id"][:9], line_of(f"{row['failure']}: {row['reason']}")) for row in view.some_failures(3)
+        (row["id"][:9], safe_line(f"{row['failure']}: {row['reason']}")) for row in view.some_failures(3)
     ]
-    console.print(facts(rows))
+    console.print(key_values(rows))
 
 
 def show_files(console: Console, view: View) -> None:
@@ -221,7 +221,7 @@ def show_files(console: Console, view: View) -> None:
         rows = [row for row in rows if not row[0].startswith(("datasets", "summary"))]
     if view.logged:
         rows.append(("log/", f"{plural(len(view.logged), 'dialogue')} that ended and are not in shards yet"))
-    console.print(Padding(facts(rows), (0, 0, 0, 1)))
+    console.print(Padding(key_values(rows), (0, 0, 0, 1)))
 
 
 def show_closing(console: Console, view: View) -> None:

@@ -8,13 +8,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from culturepark.cli.views.run import funnel_table
-from culturepark.cli.views.terminal import facts, line_of, table
+from culturepark.cli.views.terminal import key_values, safe_line, table
 from culturepark.monitor.figures import WINDOW_S, Cost, Dialogues, Endpoint, Speed, Tokens
-from culturepark.monitor.status import Report, State, place
+from culturepark.monitor.status import Report, State, host_and_port
 from culturepark.words import clock, count, money, plural
 
 _OLD_S = 10.0
-"""An older view is not shown as if it were of now."""
+"""Seconds after which a running run's status counts as old, and its age is marked."""
 
 _WORDS: dict[State, tuple[str, str]] = {
     "running": ("running", "bold green"),
@@ -24,7 +24,7 @@ _WORDS: dict[State, tuple[str, str]] = {
 }
 
 
-def shown(root: Path, report: Report, refine: bool) -> RenderableType:
+def status_view(root: Path, report: Report, refine: bool) -> RenderableType:
     """The report for a terminal. `refine`: whether the run makes samples at all."""
     status, now = report.status, report.state == "running"
     words, style = _WORDS[report.state]
@@ -32,7 +32,7 @@ def shown(root: Path, report: Report, refine: bool) -> RenderableType:
         words = "starting"
     elif now and status.stopping:
         words = f"running, and stopping: {status.stopping}"
-    head = line_of(str(root), "bold").append(": ").append_text(line_of(words, style))
+    head = safe_line(str(root), "bold").append(": ").append_text(safe_line(words, style))
     if report.age_s is not None:
         late = report.age_s > _OLD_S
         old = f"as of {report.age_s:.0f} s ago"
@@ -46,7 +46,7 @@ def shown(root: Path, report: Report, refine: bool) -> RenderableType:
         ("retries", "unknown" if status.retries is None else count(status.retries)),
         ("time", time_words(status.elapsed_s, status.left_s if now else None)),
     ]
-    parts: list[RenderableType] = [head, Text(), facts((name, value) for name, value in rows if value)]
+    parts: list[RenderableType] = [head, Text(), key_values((name, value) for name, value in rows if value)]
     if status.endpoints:
         parts += [Text(), _endpoints(status.endpoints)]
     if status.cultures and refine:
@@ -68,7 +68,7 @@ def _dialogues(seen: Dialogues, now: bool) -> Text:
 
 
 def tokens_words(tokens: Tokens) -> str:
-    """Tokens read and written; unknown ones are said to be."""
+    """Tokens read and written, or `unknown`."""
     if tokens.unknown:
         return "unknown"
     cached = f" ({count(tokens.cached)} from the cache)" if tokens.cached else ""
@@ -129,8 +129,8 @@ def _endpoints(endpoints: tuple[Endpoint, ...]) -> RenderableType:
     made = table(*names, left=2)
     for one in endpoints:
         made.add_row(
-            line_of(place(one.url)),
-            line_of(one.model),
+            safe_line(host_and_port(one.url)),
+            safe_line(one.model),
             count(one.limit),
             count(one.in_flight),
             count(one.waiting),

@@ -1,7 +1,7 @@
-"""What all views share: consoles, numbers in words, and text of others made safe to print.
+"""What all views share: consoles, tables, errors, and untrusted text made safe to print (sanitised).
 
-What a model, a survey or an endpoint said is data: it goes to the terminal as `Text`, never as
-markup, and without control characters.
+What a model, a survey or an endpoint said is data: it goes to the terminal as `Text`, never as markup, and
+without control characters.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from culturepark.text import tidy
 
 VERDICT_STYLES = {"entails": "green", "novel": "yellow", "contradicts": "red"}
 _WIDEST = 100
-"""Longer lines are hard to read."""
+"""Columns of the widest line: longer ones are hard to read."""
 
 
-def out() -> Console:
+def stdout_console() -> Console:
     """The console for results."""
     console = Console(highlight=False)
     console.width = min(console.width, _WIDEST)
     return console
 
 
-def err() -> Console:
+def stderr_console() -> Console:
     """The console for errors."""
     return Console(stderr=True, highlight=False)
 
 
-def said(text: str, style: str = "") -> Text:
-    """Words of others, as they may be printed."""
+def safe_text(text: str, style: str = "") -> Text:
+    """Untrusted text, as it may be printed."""
     return Text(tidy(text), style)
 
 
-def line_of(text: str, style: str = "") -> Text:
-    """Words of others on one line."""
+def safe_line(text: str, style: str = "") -> Text:
+    """Untrusted text on one line."""
     return Text(" ".join(tidy(text).split()), style)
 
 
@@ -52,13 +52,13 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
-def facts(rows: Iterable[tuple[str, Text | str]]) -> Table:
-    """Names and what they stand for, side by side."""
+def key_values(rows: Iterable[tuple[str, Text | str]]) -> Table:
+    """Two columns: names, and the value of each."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(Text(name), value if isinstance(value, Text) else said(value))
+        grid.add_row(Text(name), value if isinstance(value, Text) else safe_text(value))
     return grid
 
 
@@ -73,12 +73,12 @@ def command(words: str) -> Text:
     return Text(f"  {words}", "cyan")
 
 
-def print_verdict(console: Console, who: str, ok: bool, words: str, fix: str) -> None:
-    """One line on whether something works, and what to do next if it does not."""
-    line = Text(f"{who:<10}", "bold").append("ok    " if ok else "FAILS ", "green" if ok else "bold red")
-    console.print(line.append_text(line_of(words)), soft_wrap=True)
+def print_verdict(console: Console, subject: str, ok: bool, words: str, fix: str) -> None:
+    """One line on whether `subject` works, and one on what to do next if it does not."""
+    line = Text(f"{subject:<10}", "bold").append("ok    " if ok else "FAILS ", "green" if ok else "bold red")
+    console.print(line.append_text(safe_line(words)), soft_wrap=True)
     if fix:
-        console.print(Text(" " * 16).append_text(line_of(fix, "cyan")), soft_wrap=True)
+        console.print(Text(" " * 16).append_text(safe_line(fix, "cyan")), soft_wrap=True)
 
 
 def print_error(error: CultureParkError) -> None:
@@ -100,7 +100,7 @@ def print_internal(error: BaseException) -> None:
 
 def _print_err(text: Text) -> None:
     sys.stdout.flush()
-    err().print(text, soft_wrap=True)
+    stderr_console().print(text, soft_wrap=True)
 
 
 def _on_lines(text: str) -> str:
