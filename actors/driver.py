@@ -165,7 +165,7 @@ def _raise_if_stopped(run: Run, progress: Progress) -> None:
 
 
 class _Report:
-    """Writes the status file and updates Ray's metrics, every `EVERY_S` seconds."""
+    """Writes the status file and updates Ray's metrics, every so many seconds."""
 
     def __init__(self, run: Run, first: Snapshot) -> None:
         self._run = run

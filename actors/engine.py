@@ -56,7 +56,7 @@ class _Engine:
             self._failure = error
         except Exception as error:  # the engine's own
             what = f"its engine did not start: {str(error)[:_SHOWN_CHARS]}"
-            fix = "Its weights may be damaged, or its port be taken: try `culturepark doctor`, or again."
+            fix = "Its weights may be damaged, or its port in use: try `culturepark doctor`, or again."
             self._failure = EndpointError(_MODEL, what, fix)
 
     def ready(self) -> None:

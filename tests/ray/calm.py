@@ -1,4 +1,4 @@
-"""A run that nobody disturbed, and how others are held against it."""
+"""An undisturbed run, and how others are compared with it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _times_asked_again(log: Path, until_s: float) -> int:
 
 
 def _moments(calls: list[Call]) -> int:
-    """How many moments it takes for each of these calls to have been in flight at one of them."""
+    """How many moments are needed for each of these calls to have been in flight at one of them."""
     found, until_s = 0, -math.inf
     for call in calls:
         if call.began_s > until_s + JUST_NOW_S:

@@ -33,7 +33,7 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**common, **head, **_agent()})
     for _ in range(nodes - 1):
         cluster.add_node(**common, **_agent())
-    # A raylet that was killed must not stay behind as a zombie: its workers would take it to be alive.
+    # A raylet that was killed must not stay behind as a zombie: its workers would believe it alive.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(json.dumps({"address": cluster.address, "jobs": f"http://{cluster.webui_url}"}), flush=True)
     sys.stdin.read()
@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def _agent() -> dict[str, Any]:
-    """A port of its own for a node's agent: one that finds Ray's usual port taken, by another cluster on this
-    machine, takes no jobs."""
+    """A port of its own for a node's agent: one that finds Ray's usual port in use, by another cluster on
+    this machine, accepts no jobs."""
     return {"dashboard_agent_listen_port": _free_port()}
 
 

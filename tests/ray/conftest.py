@@ -70,7 +70,7 @@ def generate(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A run that nobody disturbed (`tests.ray.calm`)."""
+    """An undisturbed run (`tests.ray.calm`)."""
     from tests.endpoint import ScriptedEndpoint
     from tests.ray.calm import Calm
 

@@ -105,7 +105,7 @@ def test_a_budget_counts_what_was_billed_for_nothing(
 
 
 def counted(out: Path) -> int:
-    """What all calls took that are on disk, each that told nothing taken for one like the others."""
+    """Tokens of all calls that are on disk; a call whose usage is unknown counts as one like the others."""
     with RunLock.acquire(out) as lock:
         spent = Ledger(load_run(out), lock).spent().values()
     return sum(of.prompt_tokens + of.completion_tokens + A_CALL * of.unreported for of in spent)

@@ -54,7 +54,7 @@ def assert_whole(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
+    """An undisturbed run."""
     from tests.ray.conftest import Generate
 
     out = tmp_path_factory.mktemp("undisturbed") / "run"

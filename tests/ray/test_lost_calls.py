@@ -49,7 +49,7 @@ def chances(percent: int, at_least: int = 0) -> dict[str, int]:
 
 
 def under_way_at_deaths(out: Path) -> int:
-    """Ray may take an actor for dead over a lost call; what was under way there is asked for again."""
+    """Ray may declare an actor dead over a lost call; what was under way there is asked for again."""
     return IN_FLIGHT * (out / "logs" / "moderator.jsonl").read_text().count('"asked_again"')
 
 

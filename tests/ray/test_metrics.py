@@ -42,7 +42,7 @@ def endpoint() -> Iterator[str]:
 
 
 def read(url: str) -> str:
-    """What is there; nothing while nobody answers."""
+    """What is there; nothing while there is no answer."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return reply.read().decode()
@@ -123,10 +123,10 @@ def test_every_metric_can_be_scraped_while_the_run_goes_on(
 
 
 def test_a_port_that_is_taken_is_said_before_the_run(tmp_path: Path, generate: Any) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as in_use:
+        in_use.bind(("127.0.0.1", 0))
+        in_use.listen()
+        port = in_use.getsockname()[1]
         scripted = ['models.chat.engine="scripted"', 'models.embedder.engine="scripted"']
         code, printed = generate(tmp_path / "run", *scripted, f"actors.metrics_port={port}").wait(60)
     assert code == 2

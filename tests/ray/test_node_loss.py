@@ -71,7 +71,7 @@ def test_a_raylet_dies_or_is_taken_for_dead(
     tmp_path: Path, generate: Any, calm: Calm, raylets: Raylets, how: signal.Signals
 ) -> None:
     """Without their raylet actors end by themselves. With one that is stopped they go on beside those that
-    take their place: a node that the others have lost sight of."""
+    replace them: a node that the others have lost sight of."""
     run = calm.start(generate, tmp_path / "run")
     raylet = others(raylets)[0]
     lost = [pid for name in ACTORS for pid in children_named(raylet, name)]

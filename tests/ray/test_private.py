@@ -63,7 +63,7 @@ JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 
 
 def test_a_session_waits_for_nobodys_port_and_runs_nothing_needless(tmp_path: Path, generate: Any) -> None:
     with socket.socket() as other:
-        with contextlib.suppress(OSError):  # somebody else may have it already
+        with contextlib.suppress(OSError):  # another process may have it already
             other.bind(("127.0.0.1", 52365))
             other.listen()
         run = generate(
