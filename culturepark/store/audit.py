@@ -1,4 +1,4 @@
-"""Does a run directory hold what it says? Every shard, every commit, every count.
+"""The audit: does a run directory hold what it says? Every shard, every commit, every count.
 
 Nothing is changed. Memory holds a bit for each dialogue and the opinions of one commit.
 """
@@ -28,10 +28,10 @@ from culturepark.store.shards import verify_shard
 from culturepark.words import plural
 
 _MOST_NAMED = 20
-"""Problems of one sort that are named one by one."""
+"""The most problems of one sort that are named one by one."""
 
 
-class Report(Struct):
+class Audit(Struct):
     """What was checked, in words, and what is wrong."""
 
     checked: list[tuple[str, str]]
@@ -39,13 +39,13 @@ class Report(Struct):
     complete: bool = False
 
 
-def check_run(root: Path) -> Report:
+def check_run(root: Path) -> Audit:
     """Check a whole run directory. Raises RunDirError if there is no run at all."""
     if not (root / "run.json").exists():
         raise RunDirError(
             str(root), "there is no run here.", "Name the directory that `culturepark generate --out` made."
         )
-    report = Report([], [])
+    report = Audit([], [])
     try:
         run = load_run(root)
     except CultureParkError as error:
@@ -66,11 +66,11 @@ def check_run(root: Path) -> Report:
     )
     if missing := what_is_missing(root, manifest):
         report.problems.append(f"{missing.where}: {missing.what}")
-    _Check(run, manifest, logged, report).all()
+    _Check(run, manifest, logged, report).run()
     return report
 
 
-def _check_log(run: Run, report: Report) -> dict[int, Outcome]:
+def _check_log(run: Run, report: Audit) -> dict[int, Outcome]:
     """The outcomes in the log, by number; damage and repetition become problems."""
     logged: dict[int, Outcome] = {}
     problems: list[str] = []
@@ -93,14 +93,14 @@ def _check_log(run: Run, report: Report) -> dict[int, Outcome]:
         else:
             logged[outcome.number] = outcome
     report.checked.append(("log", f"{plural(len(logged), 'dialogue')}"))
-    report.problems += _some(problems)
+    report.problems += _first_few(problems)
     return logged
 
 
 class _Check:
     """The checks of a run whose manifest can be read."""
 
-    def __init__(self, run: Run, manifest: Manifest, logged: Mapping[int, Outcome], report: Report) -> None:
+    def __init__(self, run: Run, manifest: Manifest, logged: Mapping[int, Outcome], report: Audit) -> None:
         self._run = run
         self._plan = run.plan
         self._manifest = manifest
@@ -109,12 +109,12 @@ class _Check:
         self._sealed = bytearray(run.plan.n_cells)
         self._unread: set[str] = set()
         for entry in manifest.entries:
-            self._take(entry)
+            self._count_entry(entry)
         self._waiting = {n: o for n, o in logged.items() if not self._sealed[run.plan.cell_of(n)]}
         for number, outcome in self._waiting.items():
             funnels.add(self._counts[run.plan.culture_of(number)], funnels.of_outcome(outcome))
 
-    def all(self) -> None:
+    def run(self) -> None:
         """Run every check."""
         self._shards()
         self._strays()
@@ -131,10 +131,10 @@ class _Check:
     def _problem(self, words: str) -> None:
         self._report.problems.append(words)
 
-    def _done(self, name: str, words: str) -> None:
+    def _checked(self, name: str, words: str) -> None:
         self._report.checked.append((name, words))
 
-    def _take(self, entry: Entry) -> None:
+    def _count_entry(self, entry: Entry) -> None:
         """Count what an entry says it sealed; a cell is sealed once."""
         facts = entry.data_as(Sealed)
         for index in facts.cells:
@@ -162,7 +162,7 @@ class _Check:
                     self._unread.add(shard.path)
                 shards += 1
                 size += shard.bytes
-        self._done("shards", f"{shards:,} files, {size / 1e6:,.1f} MB, sizes, hashes and row counts")
+        self._checked("shards", f"{shards:,} files, {size / 1e6:,.1f} MB, sizes, hashes and row counts")
 
     def _strays(self) -> None:
         root, named = self._run.root, self._manifest.paths
@@ -174,7 +174,7 @@ class _Check:
         ]
         strays = [path for path in found if path not in named]
         hint = "no manifest entry names it (a crash leaves this; running again sets it aside)"
-        self._report.problems += _some([f"{path}: {hint}" for path in strays])
+        self._report.problems += _first_few([f"{path}: {hint}" for path in strays])
 
     def _rows(self) -> None:
         """Each dialogue once, under its own id, in a cell of its entry; opinions belong to one."""
@@ -185,20 +185,20 @@ class _Check:
                 continue  # named already; what it holds cannot be counted
             facts = entry.data_as(Sealed)
             counts: dict[str, Funnel] = {}
-            said = self._dialogue_rows(entry, facts, seen, counts)
-            found = self._opinion_rows(entry, said, counts)
-            dialogues, opinions = dialogues + len(said), opinions + found
+            stated = self._dialogue_rows(entry, facts, seen, counts)
+            found = self._opinion_rows(entry, stated, counts)
+            dialogues, opinions = dialogues + len(stated), opinions + found
             self._compare(entry, facts, counts)
-        self._done("rows", f"{dialogues:,} dialogues and {opinions:,} opinions, each once")
+        self._checked("rows", f"{dialogues:,} dialogues and {opinions:,} opinions, each once")
 
     def _dialogue_rows(
         self, entry: Entry, facts: Sealed, seen: bytearray, counts: dict[str, Funnel]
     ) -> dict[str, int]:
         """How many opinions each dialogue of an entry says it has, by id."""
-        said: dict[str, int] = {}
+        stated: dict[str, int] = {}
         problems: list[str] = []
         cells = set(facts.cells)
-        for row in self._of(entry, "dialogues", ("id", "number", "culture", "status", "n_opinions")):
+        for row in self._rows_of(entry, "dialogues", ("id", "number", "culture", "status", "n_opinions")):
             number, one = row["number"], row["id"]
             if not 0 <= number < len(self._plan) or self._plan.brief(number).id != one:
                 problems.append(
@@ -212,7 +212,7 @@ class _Check:
             if row["culture"] != self._plan.culture_of(number):
                 problems.append(f"dialogue {one} is filed under {row['culture']!r}")
             seen[number] = 1
-            said[one] = row["n_opinions"]
+            stated[one] = row["n_opinions"]
             counts.setdefault(row["culture"], Counter())[row["status"]] += 1
         for index in facts.cells:
             if 0 <= index < self._plan.n_cells:
@@ -221,15 +221,15 @@ class _Check:
                 problems += [
                     f"dialogue {self._plan.brief(n).id} is sealed but not in the shards" for n in missing
                 ]
-        self._report.problems += _some(problems)
-        return said
+        self._report.problems += _first_few(problems)
+        return stated
 
-    def _opinion_rows(self, entry: Entry, said: Mapping[str, int], counts: dict[str, Funnel]) -> int:
+    def _opinion_rows(self, entry: Entry, stated: Mapping[str, int], counts: dict[str, Funnel]) -> int:
         ids: set[str] = set()
         found = Counter[str]()
         problems: list[str] = []
         for kind in ("samples", "rejected"):
-            for row in self._of(entry, kind, ("id", "dialogue_id", "culture", "kept", "rejected")):
+            for row in self._rows_of(entry, kind, ("id", "dialogue_id", "culture", "kept", "rejected")):
                 if row["id"] in ids:
                     problems.append(f"opinion {row['id']} is there twice")
                 ids.add(row["id"])
@@ -242,11 +242,11 @@ class _Check:
                 if row["rejected"]:
                     into[f"reason:{row['rejected']}"] += 1
         problems += [
-            f"dialogue {one} has {found[one]} opinions in the shards, not {said.get(one, 0)}"
-            for one in sorted({*said, *found})
-            if found[one] != said.get(one, 0)
+            f"dialogue {one} has {found[one]} opinions in the shards, not {stated.get(one, 0)}"
+            for one in sorted({*stated, *found})
+            if found[one] != stated.get(one, 0)
         ]
-        self._report.problems += _some(problems)
+        self._report.problems += _first_few(problems)
         return len(ids)
 
     def _compare(self, entry: Entry, facts: Sealed, counts: Mapping[str, Funnel]) -> None:
@@ -262,7 +262,7 @@ class _Check:
                         f"manifest entry {entry.number}: {what} in its rows, not {stated.get(key, 0)}"
                     )
 
-    def _of(self, entry: Entry, kind: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    def _rows_of(self, entry: Entry, kind: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         for shard in entry.shards:
             if shard.kind == kind:
                 yield from shard_rows(self._run.root, shard, columns)
@@ -275,7 +275,7 @@ class _Check:
         seen = funnels.view(total, len(self._plan))
         owed = f" + {seen['owed']:,} owed" if seen["owed"] else ""
         waiting = f" + {seen['waiting']:,} waiting" if seen["waiting"] else ""
-        self._done(
+        self._checked(
             "counts",
             f"{seen['planned']:,} planned = {seen['finished']:,} finished + {seen['failed']:,} failed{owed}; "
             f"{seen['extracted']:,} opinions = "
@@ -306,14 +306,14 @@ class _Check:
             {kind: [shard.path for shard in self._manifest.shards(kind)] for kind in SHARD_DIRS},
         )
         if stated == found:
-            self._done("summary.json", "agrees with what was counted")
+            self._checked("summary.json", "agrees with what was counted")
             return True
         if stated[0] or found[0]:
             names = ("`complete`", "`total`", "`cultures`", "`shards`")
             differing = [name for name, a, b in zip(names, stated, found, strict=True) if a != b]
             self._problem(f"summary.json does not agree with what was counted, in {', '.join(differing)}")
         else:
-            self._done("summary.json", "is of an earlier stop; the run has gone on since")
+            self._checked("summary.json", "is of an earlier stop; the run has gone on since")
         return False
 
     def _datasets(self) -> None:
@@ -321,7 +321,7 @@ class _Check:
         trained = Counter(
             row["culture"]
             for entry in self._manifest.entries
-            for row in self._of(entry, "samples", ("culture", "messages"))
+            for row in self._rows_of(entry, "samples", ("culture", "messages"))
             if row["messages"]
         )
         for culture in self._counts:
@@ -331,7 +331,7 @@ class _Check:
                 if found is not None and found != trained[culture]:
                     self._problem(f"{self._named(path)}: it has {found} lines, not {trained[culture]}")
                 lines += found or 0
-        self._done(
+        self._checked(
             "datasets/", f"{lines:,} lines in {2 * len(self._counts)} files, two for each training row"
         )
 
@@ -353,7 +353,7 @@ class _Check:
     def _orphans(self) -> None:
         files = [path for path in (self._run.root / "orphans").glob("*") if path.is_file()]
         if files:
-            self._done(
+            self._checked(
                 "orphans/", f"{plural(len(files), 'file')} that a crash left, set aside and never read"
             )
 
@@ -361,7 +361,7 @@ class _Check:
         return path.relative_to(self._run.root).as_posix()
 
 
-def _some(problems: list[str]) -> list[str]:
+def _first_few(problems: list[str]) -> list[str]:
     """The first problems of a sort, and how many there are beyond them."""
     rest = len(problems) - _MOST_NAMED
     return [*problems[:_MOST_NAMED], f"... and {rest} more like these"] if rest > 0 else problems

@@ -1,4 +1,4 @@
-"""The one place that changes the disk: a small port, and files that appear whole or not at all.
+"""The one place that changes the disk: a small port, and files that appear whole or not at all (atomically).
 
 What is written survives a power loss once it is fsynced and its name is, by an fsync of the directory.
 The port lets tests lose everything that was not. Reading needs no port: it goes to the disk directly.
@@ -18,10 +18,10 @@ from typing import Protocol
 from culturepark.errors import RunDirError
 
 PART = ".part"
-"""Suffix of a file that is still being written. Such a file holds nothing that anybody was promised."""
+"""Suffix of a file that is still being written. Nothing in such a file was acknowledged."""
 
 ORPHANS = "orphans"
-"""Name of the directory, inside the run directory, for what was found and belongs to nothing."""
+"""Directory inside the run directory for files that belong to nothing, moved there unread (quarantine)."""
 
 REPAIR = "Put the file back from a copy of the run, or begin a new run directory; its shards are untouched."
 """What to do about a file without which it is not known what was done."""
@@ -44,11 +44,11 @@ class Files(Protocol):
     """What durable writing needs of a file system. Every method may raise OSError."""
 
     def mkdir(self, path: Path) -> None:
-        """Make one directory; FileExistsError if the name is taken."""
+        """Make one directory; FileExistsError if the name is in use."""
         ...
 
     def create(self, path: Path) -> int:
-        """Open a new file for appending; FileExistsError if the name is taken."""
+        """Open a new file for appending; FileExistsError if the name is in use."""
         ...
 
     def append_to(self, path: Path) -> int:
@@ -70,7 +70,7 @@ class Files(Protocol):
         ...
 
     def link(self, source: Path, target: Path) -> None:
-        """Give a file a second name; FileExistsError if the name is taken."""
+        """Give a file a second name (hard link); FileExistsError if the name is in use."""
         ...
 
     def remove(self, path: Path) -> None: ...
@@ -94,7 +94,7 @@ class RealFiles:
 
     def write(self, fd: int, data: bytes | memoryview) -> None:
         done = os.write(fd, data)
-        while done < len(data):  # a nearly full disk, or more than the kernel takes in one call
+        while done < len(data):  # a nearly full disk, or more than the kernel writes in one call
             done += os.write(fd, memoryview(data)[done:])
 
     def fsync(self, fd: int) -> None:
@@ -176,7 +176,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes | memoryview], fil
 
 
 def write_view(path: Path, data: bytes, files: Files = REAL) -> None:
-    """Make `path` hold `data` for those who read beside us: the old content or the new, never a part.
+    """Make `path` hold `data`; a reader sees the old content or the new, never a part. It is not durable.
 
     Nothing is fsynced: after a power loss the file may be old, torn or missing, so only for what can be
     done without. One writer at a time; what a killed one left unfinished gives way. Raises RunDirError.
@@ -226,7 +226,7 @@ def _write(
     publish: Callable[[Path, Path], None],
     check: Callable[[Path], None] | None,
 ) -> None:
-    # The name is ours alone: a writer that was fenced off can disturb nobody's unfinished file.
+    # The name is ours alone: a writer that was fenced off cannot disturb an unfinished file of another.
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART}")
     with disk_errors(path):
         fd = files.create(part)

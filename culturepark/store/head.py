@@ -1,8 +1,9 @@
-"""The head: where the newest writer of a run stands, so that the next one knows what has to be there.
+"""The head: the newest writer's checkpoint, by which the next writer knows what has to be there.
 
-One small file for each writer, `manifest/head-000003.json` for the one with epoch 3, replaced whole whenever
-it begins or lets go of a log segment, or a moderator begins. What a head names has to be there at the next
-start; a log segment that the newest head does not name is no part of the run. Nobody writes another's head.
+One small file for each writer, `manifest/head-000003.json` for the one with epoch 3 (fencing token), replaced
+atomically whenever a log segment is begun or dropped, or a moderator begins. What a head names has to be
+there at the next start; a log segment that the newest head does not name is no part of the run. A writer
+writes its own head alone.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _HEAD_NAME = re.compile(r"head-([0-9]{6}|[1-9][0-9]{6,8})\.json")
 class Head(Struct, frozen=True, forbid_unknown_fields=True):
     """What a writer relies on: its log segments by name, in order, and the newest commit.
 
-    `term` is the number of the moderator whose turns count, None before the first. `entries` is how many
-    entries the manifest had, `sha256` that of the last, empty if there was none.
+    `term` is the incarnation number of the moderator whose turns count, None before the first. `entries` is
+    how many entries the manifest had, `sha256` that of the last, empty if there was none.
     """
 
     epoch: int

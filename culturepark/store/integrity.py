@@ -1,4 +1,4 @@
-"""What must be there before a run goes on: deleting a file never makes it begin anew in silence."""
+"""What must be there before a run goes on: a deleted file is noticed, and never makes a run begin anew."""
 
 from __future__ import annotations
 

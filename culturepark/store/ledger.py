@@ -150,11 +150,11 @@ class Ledger:
         """What is on disk of these dialogues, as far as they have not ended; read from the log."""
         turns: dict[int, list[Turn]] = {n: [] for n in sorted(numbers) if n in self._begun}
         steps: dict[int, dict[bytes, Step]] = {n: {} for n in turns}
-        for entry in self._log.replay():
-            head = decode_head(entry.payload)
+        for logged in self._log.replay():
+            head = decode_head(logged.payload)
             if head.number not in turns:
                 continue
-            record = decode_record(entry.payload)
+            record = decode_record(logged.payload)
             if isinstance(record, Spoke) and record.turn.number == len(turns[record.number]) + 1:
                 turns[record.number].append(record.turn)
             elif isinstance(record, Step):
@@ -308,18 +308,18 @@ class Ledger:
 
     def _replay_log(self) -> int:
         count = 0
-        for entry in self._log.replay():
-            record = decode_head(entry.payload)
+        for logged in self._log.replay():
+            record = decode_head(logged.payload)
             if not 0 <= record.number < len(self._plan):
                 what = f"the log holds dialogue {record.number}, which the plan does not have."
                 raise RunDirError(str(self._root / "log"), what, "This log belongs to another run.")
             if self.has(record.number):
                 continue
             if isinstance(record, Outcome):
-                self._hold(record, entry.segment)
+                self._hold(record, logged.segment)
                 count += 1
             else:
-                self._goes_on(record, entry.segment)
+                self._goes_on(record, logged.segment)
         self._cells.select_whole()
         return count
 

@@ -1,4 +1,4 @@
-"""One writer per run directory, and proof of it: a lock that dies with its process, and an epoch."""
+"""One writer per run directory: a lock that ends with its process, and an epoch (fencing token)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from culturepark.store.files import REAL, Files, disk_error, disk_errors, make_d
 from culturepark.store.head import newest_head_epoch
 
 _POLL_S = 0.1
+"""Seconds between two attempts to lock a run directory that another process holds."""
 
 
 class Holder(Struct, frozen=True):
-    """Who holds a run directory, and since when (UTC)."""
+    """The process that holds a run directory, and since when (UTC)."""
 
     pid: int
     host: str
@@ -33,9 +34,10 @@ class Holder(Struct, frozen=True):
 class RunLock:
     """The right to write to a run directory.
 
-    The lock is the kernel's (`flock`): it ends with the process, however that ends, so there is no stale
-    lock. Where a network file system does not hold it across machines, the epoch does: every writer takes
-    the next number, and the older one stops at its next `check`. So: sync, then `check`, then acknowledge.
+    The lock is the kernel's (`culturepark.flock`): it ends with the process, however that ends, so there is
+    no stale lock. Where a network file system does not hold it across machines, the epoch does (fencing
+    token): every writer is given the next number, and the older one stops at its next `check`. So: sync, then
+    `check`, then acknowledge.
     """
 
     def __init__(self, root: Path, fd: int, epoch: int) -> None:
@@ -43,6 +45,7 @@ class RunLock:
         self.root = root
         """The run directory, with symbolic links followed once and for all."""
         self.epoch = epoch
+        """The number of this writer (fencing token), higher than that of every earlier writer."""
         self._fd = fd
 
     @classmethod
@@ -87,7 +90,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give the directory free. Calling it again does nothing."""
+        """Release the directory. Calling it again does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -131,14 +134,14 @@ def _lock(path: Path, root: Path, polls: int, sleep: Callable[[float], object]) 
 
 def _describe(holder: bytes) -> str:
     try:
-        who = msgspec.json.decode(holder, type=Holder)
+        process = msgspec.json.decode(holder, type=Holder)
     except msgspec.MsgspecError:  # it is just writing its name
         return "a process that has only begun"
-    return f"process {who.pid} on {who.host}, since {who.since}"
+    return f"process {process.pid} on {process.host}, since {process.since}"
 
 
 def _next_epoch(root: Path, holder: bytes, files: Files) -> int:
-    """Take the first free number durably. Raises RunDirError."""
+    """Claim the first free number durably. Raises RunDirError."""
     directory = root / "epochs"
     make_dirs(directory, files)
     while True:

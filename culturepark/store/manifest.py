@@ -1,4 +1,4 @@
-"""The manifest: what is not named here did not happen.
+"""The manifest (commit log of the shards): what is not named here did not happen.
 
 Entries are numbered files, `manifest/000001.json` and so on, each made whole and never changed. Each
 holds its own hash, and the hash of the entry before it: a damaged, missing or foreign entry is found.
@@ -40,7 +40,8 @@ class Shard(Struct, frozen=True, forbid_unknown_fields=True):
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """One commit: the shards that it adds, and the caller's own facts about them in `data`.
 
-    `epoch` is that of the writer. `previous` is the sha256 of the entry before, empty for the first.
+    `epoch` is that of the writer (fencing token). `previous` is the sha256 of the entry before, empty for the
+    first.
     """
 
     number: int
@@ -130,7 +131,7 @@ class Manifest:
         """Commit these shards, all or none; they are committed once this returns.
 
         `data` is whatever msgspec can encode. Raises ValueError if a shard is named already,
-        RunDirError if the disk fails or another process took the number: that one is the writer now.
+        RunDirError if the disk fails or another process has used the number: that one is the writer now.
         """
         if self._refusal:
             what = f"nothing is committed here: {self._refusal}"

@@ -26,7 +26,7 @@ def safe_name(text: str) -> str:
 
 
 def inside(root: Path, path: str | Path) -> Path:
-    """The resolved `path`, taken from `root` if relative, if it lies strictly below `root`.
+    """The resolved `path`, relative to `root` if it is not absolute, if it lies strictly below `root`.
 
     Symbolic links are followed before the check. Raises RunDirError.
     """

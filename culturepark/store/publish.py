@@ -128,7 +128,7 @@ Verdicts `entails` and `novel` were given by the verifier named above, with its 
 
 
 def _plain(name: str) -> str:
-    """A name of somebody else's making on one line of Markdown, where it stays a name."""
+    """A name that is not ours, on one line of Markdown and escaped, so that it stays a name."""
     return re.sub(r"([\\`*<>\[\]|!])", r"\\\1", " ".join(tidy(name).split()))
 
 

@@ -1,4 +1,4 @@
-"""Reading a run: what the manifest names, and what the log still holds. Changes nothing."""
+"""Reading the shards that the manifest names. Changes nothing."""
 
 # pyarrow ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -19,6 +19,7 @@ from culturepark.ports import Vectors
 from culturepark.store.manifest import Manifest, Shard
 
 _BATCH_ROWS = 1024
+"""Rows of a shard that are decoded at a time."""
 
 
 def rows(

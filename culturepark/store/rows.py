@@ -146,6 +146,7 @@ OPINIONS: Any = pa.schema(
 
 
 _CHUNK_ROWS = 512
+"""Rows that a RowBuffer holds as Python objects before it converts them to Arrow."""
 
 
 def dialogue_row(brief: Brief, outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +247,7 @@ class RowBuffer:
         self._n = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take one row."""
+        """Add one row."""
         self._rows.append(row)
         self._n += 1
         if len(self._rows) >= _CHUNK_ROWS:

@@ -3,14 +3,15 @@
 run.json          settings, fingerprint, versions, models; its presence means the plan is fixed
 seeds.jsonl       the questions, as they were used
 cultures.json     the cultures, as they were used
-log/              outcomes that are not in shards yet
-manifest/         what is in shards: readers trust nothing else; and what the next writer has to find
+log/              the write-ahead log: outcomes that are not in shards yet, dialogues under way
+manifest/         commits of shards: readers trust nothing else; the head, what the next writer has to find
+lock  epochs/     one writer at a time: its lock, and the epochs (fencing tokens) given so far
 dialogues/ samples/ rejected/   Parquet shards
 datasets/<culture>/             chat JSONL for fine-tuning
 summary.json  README.md         counts that add up; the dataset card
 status.json       what the running driver saw last: a view, read by `culturepark status` alone
 logs/             structured logs
-orphans/          what a crash left behind, set aside and never served
+orphans/          what a crash left behind, set aside and never served (quarantine)
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_a
 from culturepark.versions import PROMPT_VERSION
 
 SHARD_DIRS = ("dialogues", "samples", "rejected")
+"""The directories of Parquet shards, each named as the kind of rows in it."""
+
 _OURS = {"seeds.jsonl", "cultures.json", "lock", "epochs", "logs", "orphans"}
+"""What a directory may hold already when a run begins in it."""
+
 _UNFINISHED = re.compile(
     r"(?:run\.json|cultures\.json|seeds\.jsonl)\.[0-9a-f]+\.part|\.seeds\.jsonl\.[0-9]+\.tmp"
 )
-"""What a run that was killed in its first moments leaves behind."""
+"""Names of temporary files that a run killed in its first moments leaves behind."""
 
 
 class RunFile(Struct, frozen=True):

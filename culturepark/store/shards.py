@@ -1,4 +1,4 @@
-"""Parquet shards: written whole, read back, then named; checked against the manifest; strays put aside."""
+"""Parquet shards: written whole, read back, then named; checked against the manifest; strays quarantined."""
 
 # pyarrow ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -65,7 +65,7 @@ def commit_table(root: Path, path: str, table: Any, kind: str, files: Files = RE
 
 
 def shard_path(kind: str, commit: int, epoch: int) -> str:
-    """Where a shard of this commit goes. The epoch keeps it from meeting one that a crash left behind."""
+    """Where a shard of this commit goes. The epoch keeps its name apart from one that a crash left behind."""
     return f"{kind}/part-{commit:06d}-{epoch:04d}.parquet"
 
 
@@ -101,7 +101,7 @@ def quarantine_strays(
     """Move the files below these directories that no commit names to `orphans/`, in a stable order.
 
     They come from a crash between a shard and its commit. Unfinished files (`.part`) of the run directory
-    itself and of the manifest's go too. Those of the commit to come stay until its number is taken: an
+    itself and of the manifest's go too. Those of the commit to come stay until its number is in use: an
     earlier writer may not know yet that it was replaced, and make that commit. Only for the holder of the
     `RunLock`. Raises RunDirError, also for a shard of a later commit still: then it is entries of the
     manifest that are missing.

@@ -24,7 +24,7 @@ from culturepark.store.segments import (
     MAX_PAYLOAD_BYTES,
     SEGMENT_HEADER,
     Damage,
-    Entry,
+    Record,
     frame,
     is_segment,
     list_segments,
@@ -41,7 +41,7 @@ class Log:
     """The writer's side of a log. One process at a time: see `RunLock`.
 
     `append` may be called while another thread is in `sync`; that sync covers what was appended before
-    it began. After a failed write or fsync nobody knows what reached the disk, so the log refuses all
+    it began. After a failed write or fsync it is not known what reached the disk, so the log refuses all
     further work; `Log.open` starts anew from what is there.
     """
 
@@ -74,11 +74,11 @@ class Log:
     ) -> Log:
         """Recover the log, or begin one; then every record that `replay` yields is durable.
 
-        `epoch` is the writer's, higher than that of any before; None: one more than those in the names.
-        `segments` are the names of those that count, as in `scan`. A torn tail is cut, damaged records are
-        taken out; their bytes go to `orphans/` beside the log and are listed in `damage`. What is changed is
-        a copy; the files that were there stay until `drop` and `remove_replaced`. Raises RunDirError, also
-        if one of `segments` is missing.
+        `epoch` is the writer's (fencing token), higher than that of any before; None: one more than those in
+        the names. `segments` are the names of those that count, as in `scan`. A torn tail is cut, damaged
+        records are removed; their bytes go to `orphans/` beside the log and are listed in `damage`. What is
+        changed is a copy; the files that were there stay until `drop` and `remove_replaced`. Raises
+        RunDirError, also if one of `segments` is missing.
         """
         make_dirs(directory, files)
         if epoch is None:
@@ -120,10 +120,10 @@ class Log:
         return tuple(self._names)
 
     def names(self) -> tuple[str, ...]:
-        """The names of the same."""
+        """The file names of all segments, oldest first."""
         return tuple(self._names.values())
 
-    def replay(self) -> Iterator[Entry]:
+    def replay(self) -> Iterator[Record]:
         """The good records on disk, in order."""
         return replay(self.directory, self.names())
 
@@ -189,7 +189,7 @@ class Log:
             self._remove([one for one in found if one[0] == own[0] and one[1] < own[1]])
 
     def refuse(self, reason: str) -> None:
-        """Take nothing more, as after a failed write."""
+        """Refuse all further work, as after a failed write; `reason` is told in the error."""
         self._failure = self._failure or reason
 
     def _remove(self, segments: list[tuple[int, int]]) -> None:
@@ -289,7 +289,7 @@ def _clean_copy(directory: Path, name: str, last: bool, known: list[Damage]) -> 
     """The segment's content without its damage, in chunks. Raises RunDirError."""
     batch, batch_bytes = [SEGMENT_HEADER], 0
     for item in scan_segment(directory, name, last, strict=True):
-        if isinstance(item, Entry):
+        if isinstance(item, Record):
             batch.append(frame(item.payload))
             batch_bytes += len(item.payload)
             if batch_bytes >= CHUNK_BYTES:
