@@ -100,7 +100,7 @@ class Moderator(MessagingActor):
         now = time.time()
         for message in unpack(payload):
             if isinstance(message, LoadReport):
-                shares = self._limits.take(message.address, message.seen, time.monotonic())
+                shares = self._limits.update(message.address, message.seen, time.monotonic())
                 self._tell(message.address, Shares(shares, self._halted_since is not None))
             elif isinstance(message, Spent):
                 self._spent(message)

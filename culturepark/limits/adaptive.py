@@ -1,11 +1,12 @@
-"""How many requests at once serve one replica best, found out from how long its replies take.
+"""How many requests at once serve one replica best, found out from the latency of its replies (adaptive
+concurrency limit).
 
 Pure: no clock and no I/O, time is an argument.
 
-Servers like vLLM do not refuse what is too much, they let it wait in silence; so a knee watches latency
-against its own floor and keeps the queue that it causes small, after TCP Vegas (Brakmo and Peterson
-1995) and BBR (Cardwell et al. 2016). Latencies of language models are noisy, so a floor is the mean of
-many replies and never the least one.
+Servers like vLLM do not refuse requests that are too many, they queue them in silence; so the limit compares
+latency with a floor, the latency without a queue, and keeps the queue that it causes small, after TCP Vegas
+(Brakmo and Peterson 1995) and BBR (Cardwell et al. 2016). Latencies of language models are noisy, so a floor
+is the mean of many replies and never the least one.
 """
 
 from __future__ import annotations
@@ -15,43 +16,51 @@ import math
 from culturepark.messages import Seen
 
 REPORT_EVERY_S = 0.25
-"""How often a process with news says what it saw."""
+"""A process with news sends a load report once in so many seconds."""
 FIRST_LIMIT = 16
-"""Requests at once to a replica of which nothing is known."""
+"""Requests at once to a replica of which nothing is known yet."""
 
 _HEADROOM = 1.15
-"""The limit over what fits into the server without a queue: enough that it never runs dry."""
+"""The limit, as a multiple of the requests that need no queue: enough that the server never runs dry."""
 _QUEUE_SMALL, _QUEUE_LARGE = 0.05, 0.2
-"""Share of the latency that is waiting: below the one grow fast, above the other shrink."""
+"""The part of the latency that is spent in a queue: below the first the limit grows fast, above the second it
+shrinks."""
 _PROBE = 0.85
-"""A probe's limit, as a share of what fits without a queue."""
+"""A probe's limit, as a part of the requests that need no queue."""
 _PROBE_DEEPER = 0.6
+"""A deeper probe's limit, as a part of the requests in flight."""
 _STILL_FALLING = 0.2
 """A latency that falls by more than this when a probe goes deeper was a queue's; half of what a queue
 that fills both levels would give."""
 _PROBE_DEPTH = 5
+"""A probe lowers the limit at most so many times."""
 _PROBE_EVERY = 16
-"""A probe loses about a seventh of the rate while it lasts, so one in seventeen loses about 1 %.
+"""Time between probes, as a multiple of their length. A probe loses about a seventh of the rate while it
+lasts, so one in seventeen loses about 1 %.
 They come four times as often while they do not agree with each other."""
 _PROBE_LEAST_S = 5.0
+"""Seconds between probes, at least."""
 _REPLIES_LEAST, _REPLIES_MOST, _ROUNDS_MOST = 16, 512, 16
+"""Replies of a round, at least and at most; and round trips that it lasts at most."""
 _ERROR_AIM = 0.05
-"""How exact the mean of a round should be; noisier latencies take more replies."""
+"""The standard error that a round's mean latency should have, as a part of it; noisier latencies need more
+replies."""
 _CUT = 0.7
+"""The limit after a cut, as a part of the limit before (multiplicative decrease)."""
 _CAUTION_S, _CAUTION = 60.0, 1.03
-"""After a refusal: how long growth stays slow, and how slow."""
+"""For so many seconds after a refusal, the limit grows by at most this factor a round."""
 _BROKEN_S = 2.0
-"""No growth for so long after a fault of the server."""
+"""Seconds without growth after a fault of the server."""
 _SETTLE_S = 0.3
-"""What a new limit takes to reach all processes and to show in their reports, above a round trip."""
+"""Seconds until a new limit has reached all processes and shows in their reports, beside a round trip."""
 
-_OWN_S = 0.005
-"""What our own busy event loop may add to a latency: no server's queue, and harmless. Without it a client
-that is slower than its server would take itself for the queue and hold back for nothing."""
+_CLIENT_S = 0.005
+"""Seconds that our own busy event loop may add to a latency: no server's queue, and harmless. Without it a
+client that is slower than its server would mistake its own delay for a queue and hold back for nothing."""
 
 
 class _Round:
-    """What came in since a moment."""
+    """The replies and requests since a moment, over which means are formed."""
 
     def __init__(self, began_s: float) -> None:
         self.began_s = self.now_s = began_s
@@ -87,7 +96,7 @@ class _Round:
         return self.in_flight_s / self.elapsed_s if self.elapsed_s else 0.0
 
     def fits(self, base_s: float) -> float:
-        """Requests at once that need no queue, by Little's law: rate times latency without a queue.
+        """Requests at once that need no queue: rate times latency without a queue (Little's law).
 
         The rate is known twice, by counting replies and by requests in flight; the lesser one is
         right while the latency has not caught up with a limit that has just grown.
@@ -96,11 +105,11 @@ class _Round:
 
 
 class AdaptiveLimit:
-    """The limit of one replica, settling near the knee of its latency.
+    """The limit of one replica: near the number of requests from which on more only wait longer.
 
-    It doubles each round trip (`start`) until replies take longer than the floor, then follows what
-    fits without a queue (`steady`), and lowers the limit briefly now and then to see the floor anew
-    (`probe`), since prompts grow and servers change.
+    It doubles each round trip (slow start, `start`) until latency rises above the floor, then follows the
+    number of requests that need no queue (`steady`), and is lowered briefly now and then to measure the floor
+    anew (`probe`), since prompts grow and servers change.
     """
 
     def __init__(self, most: int, *, adaptive: bool = True, limit: int = FIRST_LIMIT) -> None:
@@ -111,12 +120,12 @@ class AdaptiveLimit:
         self._round: _Round | None = None
         self._round_limit = float(limit)
         self._last: _Round | None = None
-        """Of slow start: the round before."""
+        """The round before, in slow start."""
         self._settled_s = 0.0
         self.floor_s = 0.0
         self._floor_replies = 0
         self._spread = 0.5
-        """Standard deviation over mean of a reply's latency."""
+        """Standard deviation of latencies over their mean (coefficient of variation)."""
         self._no_growth_until_s = 0.0
         self._cautious_until_s = 0.0
         self._next_cut_s = 0.0
@@ -129,7 +138,7 @@ class AdaptiveLimit:
         self._probe_from_limit = 0.0
         self._next_probe_s = self._early_probe_s = 0.0
         self._long_queues = self._short_queues = 0
-        """Rounds in a row."""
+        """Rounds in a row with a long, or a short, queue."""
         self._highest = 0.0
         """The highest limit since the last probe."""
 
@@ -142,16 +151,16 @@ class AdaptiveLimit:
 
     @property
     def base_s(self) -> float:
-        """What a reply may take before it counts as queued."""
-        return self.floor_s + _OWN_S
+        """Seconds of latency above which a reply counts as queued."""
+        return self.floor_s + _CLIENT_S
 
     def inherit(self, limit: int) -> None:
-        """Go on from a limit that another knee had found: no slow start, and a look at the floor soon."""
+        """Go on from a limit that another coordinator had found: no slow start, and a probe soon."""
         self._limit = self._limit + limit if self._phase == "inherited" else float(limit)
         self._phase = "inherited"
 
-    def step(self, now_s: float, seen: Seen, in_flight: int, most: int) -> None:
-        """Take a process's report; `in_flight` and `most` are of all processes together."""
+    def observe(self, now_s: float, seen: Seen, in_flight: int, most: int) -> None:
+        """Add a process's report; `in_flight` and `most` are of all processes together."""
         if not self._adaptive:
             return
         if seen.broken:
@@ -192,7 +201,7 @@ class AdaptiveLimit:
         self._spread += 0.3 * (spread - self._spread)
 
     def _error(self, replies: int) -> float:
-        """The standard error of a mean of so many latencies, as a share of it."""
+        """The standard error of a mean of so many latencies, as a part of it."""
         return self._spread / math.sqrt(replies)
 
     def _grow_to(self, limit: float, now_s: float) -> None:
@@ -203,7 +212,7 @@ class AdaptiveLimit:
         self._limit = max(self._limit, min(limit, float(self._most)))
 
     def _cut(self, now_s: float, retry_after_s: float) -> None:
-        """The server refuses: at most one cut a round trip, since one burst is one message."""
+        """The server refuses requests: at most one cut a round trip, since one burst is one signal."""
         self._no_growth_until_s = max(self._no_growth_until_s, now_s + retry_after_s)
         self._cautious_until_s = max(self._cautious_until_s, now_s + retry_after_s + _CAUTION_S)
         if now_s < self._next_cut_s:
@@ -229,7 +238,7 @@ class AdaptiveLimit:
         if this.replies < _REPLIES_LEAST:
             return
         mean = this.latency_s
-        if self._floods(this):
+        if self._is_saturated(this):
             self._learn_spread(this)
             self._probe(this)
             return
@@ -245,7 +254,7 @@ class AdaptiveLimit:
             self._floor_replies = known + new
         self._last, self._round, self._round_limit = this, _Round(now_s), self._limit
 
-    def _floods(self, this: _Round) -> bool:
+    def _is_saturated(self, this: _Round) -> bool:
         """Whether more requests only wait longer.
 
         Latency alone would mislead: of requests that have just begun, the quick ones end first, so a
@@ -275,7 +284,7 @@ class AdaptiveLimit:
         self._long_queues = self._long_queues + 1 if long else 0
         self._short_queues = self._short_queues + 1 if queue < _QUEUE_SMALL else 0
         if long:
-            # More queue than we ever wanted: the server has less to give, or a reply takes longer now.
+            # A longer queue than any we wanted: the server has become slower, or a reply takes longer now.
             self._limit = max(1.0, min(self._limit, max(target, self._limit * _CUT)))
             self._restart(now_s + mean + _SETTLE_S)
         elif used and self._short_queues > 1:
@@ -296,7 +305,7 @@ class AdaptiveLimit:
     # --- probing the floor
 
     def _probe(self, this: _Round) -> None:
-        """Lower the limit until the server has no queue, to see what a reply takes then."""
+        """Lower the limit until the server has no queue, to measure the latency without one."""
         self._probe_from_start = self._phase == "start"
         self._phase, self._probe_depth = "probe", 1
         self._probe_began_s = this.now_s

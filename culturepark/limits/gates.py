@@ -1,4 +1,4 @@
-"""Who may send a request now: a `Gate` for how many at once, a `Pacer` for how many a minute."""
+"""When a request may be sent: a `Gate` limits how many are under way, a `Pacer` how many begin a minute."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 
 class Gate:
-    """Admits at most `limit` at once, first come first served. The limit may change at any time.
+    """Admits at most `limit` requests at once, first come first served (semaphore). The limit may be
+    changed at any time.
 
-    For one event loop. When nobody waits, entering and leaving are a comparison and a count each.
+    For one event loop. When no request waits, entering and leaving are a comparison and a count each.
     """
 
     __slots__ = ("_queue", "closed", "held", "in_flight", "limit", "most", "paused", "waiting")
@@ -21,17 +22,17 @@ class Gate:
         self.in_flight = 0
         self.waiting = 0
         self.most = 0
-        """The most in flight since whoever reads it last set it back."""
+        """The most in flight at once since this was last set."""
         self.paused = self.closed = self.held = False
         self._queue: deque[asyncio.Future[bool]] = deque()
 
     @property
     def free(self) -> bool:
-        """Whether `try_enter` would let somebody in."""
+        """Whether `try_enter` would admit a request."""
         return self.in_flight < self.limit and not (self.waiting or self.paused or self.held)
 
     def try_enter(self) -> bool:
-        """Take a place if there is one and nobody waits for it."""
+        """Enter if there is room and no request waits for it."""
         if self.in_flight >= self.limit or self.waiting or self.paused or self.held:
             return False
         self.in_flight += 1
@@ -40,7 +41,7 @@ class Gate:
         return True
 
     async def enter(self) -> bool:
-        """Wait for a place. False if sent away: then there is none to leave."""
+        """Wait until admitted. False if rejected: then there is nothing to leave."""
         if self.try_enter():
             return True
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -49,29 +50,29 @@ class Gate:
         try:
             return await future
         except asyncio.CancelledError:
-            # Let in and cancelled in the same moment: the place goes to the next.
+            # Admitted and cancelled in the same moment: the room goes to the next.
             if future.done() and not future.cancelled():
                 if future.result():
                     self.leave()
             else:
-                # Until now it was counted, and may have kept one who came after it from going in.
+                # Until now it was counted, and may have kept a later request waiting.
                 self.waiting -= 1
                 self._admit()
             raise
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Make room for the next request."""
         self.in_flight -= 1
         if self.waiting:
             self._admit()
 
     def set_limit(self, limit: int) -> None:
-        """Change the limit. Who is in stays in."""
+        """Change the limit. Requests that were admitted go on."""
         self.limit = limit
         self._admit()
 
     def pause(self) -> None:
-        """Let nobody in until `resume`."""
+        """Admit no request until `resume`."""
         self.paused = True
 
     def resume(self) -> None:
@@ -81,16 +82,16 @@ class Gate:
             self._admit()
 
     def hold(self, held: bool) -> None:
-        """Let nobody in for as long as this is so, for a reason that is not the endpoint's."""
+        """Admit no request for as long as this is so, for a reason that is not the endpoint's."""
         self.held = held
         self._admit()
 
     def close(self) -> None:
-        """Let nobody in any more. Who is in stays in."""
+        """Admit no request any more. Those that were admitted go on."""
         self.paused = self.closed = True
 
-    def send_away(self) -> None:
-        """Let go of all who wait, to try elsewhere."""
+    def reject_waiting(self) -> None:
+        """End all waits without admission, so that the requests may go elsewhere."""
         while self._queue:
             future = self._queue.popleft()
             if not future.done():
@@ -112,7 +113,7 @@ class Gate:
 
 
 class _Bucket:
-    """Fills at a rate, holds one second's worth but at least one piece."""
+    """A token bucket: it fills at a rate and holds one second's worth, but at least one unit."""
 
     def __init__(self, per_minute: float, now_s: float) -> None:
         self.per_s = per_minute / 60
@@ -131,10 +132,10 @@ class _Bucket:
 
 
 class Pacer:
-    """Keeps requests and tokens a minute, first come first served.
+    """Limits the rates of requests and of LLM tokens a minute (token bucket), first come first served.
 
-    What a request costs in tokens is known after it: the mean so far is set aside before, and the
-    difference settled by `spent`, so the level may fall below nothing and is waited out.
+    How many tokens a request costs is known only after it: before it, the mean so far is withdrawn, and
+    `spent` settles the difference, so the level may fall below zero; then requests wait until it is back.
     """
 
     def __init__(
@@ -154,42 +155,42 @@ class Pacer:
         self._timer: asyncio.TimerHandle | None = None
 
     def set_rates(self, requests_per_minute: float, tokens_per_minute: float) -> None:
-        """Change the rates of those that are limited at all; 0 lets nothing through."""
+        """Change the rates that are limited at all; 0 lets no request through."""
         now_s = self._clock()
         for bucket, rate in ((self._requests, requests_per_minute), (self._tokens, tokens_per_minute)):
             if bucket is not None:
                 bucket.fill(now_s)
                 bucket.per_s = rate / 60
-        self._pump()
+        self._release()
 
     def hold(self, held: bool) -> None:
-        """Let nobody through for as long as this is so."""
+        """Let no request through for as long as this is so."""
         self._held = held
-        self._pump()
+        self._release()
 
     def end(self) -> None:
-        """Keep no rate any more, so that nobody waits: no request will be sent."""
+        """Limit no rate any more, so that no caller waits: no request will be sent."""
         self._requests = self._tokens = None
         self.hold(False)
 
-    async def turn(self) -> None:
+    async def acquire(self) -> None:
         """Wait until one more request may be sent."""
         if not self._queue and not self._wait_s():
-            self._take()
+            self._withdraw()
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(future)
-        self._pump()
+        self._release()
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self._take(-1)
-                self._pump()
+                self._withdraw(-1)
+                self._release()
             raise
 
     def spent(self, tokens: int) -> None:
-        """What a request has cost."""
+        """Settle a request by the tokens that it has cost."""
         if self._tokens is not None:
             self._tokens.level -= tokens - self._mean_tokens
             self._mean_tokens += (tokens - self._mean_tokens) * (0.1 if self._mean_tokens else 1.0)
@@ -202,13 +203,13 @@ class Pacer:
                 wait_s = max(wait_s, bucket.wait_s(least))
         return wait_s
 
-    def _take(self, count: int = 1) -> None:
+    def _withdraw(self, count: int = 1) -> None:
         if self._requests is not None:
             self._requests.level -= count
         if self._tokens is not None:
             self._tokens.level -= count * self._mean_tokens
 
-    def _pump(self) -> None:
+    def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -219,8 +220,8 @@ class Pacer:
                 if wait_s != float("inf"):
                     # A little late rather than early, which would find nothing.
                     loop = asyncio.get_running_loop()
-                    self._timer = loop.call_later(min(wait_s, 3600.0) + 0.001, self._pump)
+                    self._timer = loop.call_later(min(wait_s, 3600.0) + 0.001, self._release)
                 return
             else:
-                self._take()
+                self._withdraw()
                 self._queue.popleft().set_result(None)

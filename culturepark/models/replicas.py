@@ -229,7 +229,7 @@ class Replicas:
     def _reroute(self, replica: Replica) -> None:
         """Requests that wait for a replica that is not healthy choose again, if another one is."""
         if any(other.healthy for other in self.all):
-            replica.gate.send_away()
+            replica.gate.reject_waiting()
 
     def _pause(self, replica: Replica, wait_s: float) -> None:
         resume_s = time.monotonic() + wait_s
@@ -253,7 +253,7 @@ class Replicas:
         """Wait until the rate limit lets one more request through; meanwhile it counts as waiting."""
         replica.waiting_for_rate += 1
         try:
-            await pacer.turn()
+            await pacer.acquire()
         finally:
             replica.waiting_for_rate -= 1
 
@@ -285,7 +285,7 @@ class Replicas:
         """Set the limits by what this process saw, as long as no coordinator does."""
         if self._local is not None:
             self.decide_due_s = now_s + _DECIDE_EVERY_S
-            self._apply(self._local.take("", self.report(), now_s), granted=False)
+            self._apply(self._local.update("", self.report(), now_s), granted=False)
 
     def _apply(self, shares: Iterable[Share], *, granted: bool) -> None:
         rates: tuple[float, float] | None = None
@@ -304,7 +304,7 @@ class Replicas:
             if replica.gate.waiting and not replica.healthy:
                 self._reroute(replica)
             elif better:
-                replica.gate.send_away()  # requests whose own replica is back choose it again
+                replica.gate.reject_waiting()  # requests whose own replica is back choose it again
         if rates is not None and self.pacer is not None:
             self.pacer.set_rates(*rates)
 
@@ -323,7 +323,7 @@ class Replicas:
             self.pacer.end()
         for replica in self.all:
             replica.gate.close()
-            replica.gate.send_away()
+            replica.gate.reject_waiting()
 
     def cancel_pauses(self) -> None:
         """End the tasks that would end pauses."""

@@ -1,4 +1,4 @@
-"""The control law against a simulated server in virtual time, and what the coordinator hands out."""
+"""The adaptive limit against a simulated server in virtual time, and the shares of the coordinator."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class World:
         self.starts: list[float] = []
         self.levels: list[tuple[float, int]] = []
         for i, client in enumerate(self.clients):
-            self.at(REPORT_EVERY_S * i / processes, lambda c=client, i=i: self.pulse(c, str(i)))
+            self.at(REPORT_EVERY_S * i / processes, lambda c=client, i=i: self.report(c, str(i)))
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self.events, (when, next(self.order), what))
@@ -109,15 +109,15 @@ class World:
         self.now = until
         return self
 
-    def pulse(self, client: Client, name: str) -> None:
-        (share,) = self.coordinator.take(name, [client.seen()], self.now)
+    def report(self, client: Client, name: str) -> None:
+        (share,) = self.coordinator.update(name, [client.seen()], self.now)
 
         def obey() -> None:
             client.limit = client.granted = share.limit
             self.fill(client)
 
         self.at(self.now + 0.005, obey)
-        self.at(self.now + REPORT_EVERY_S, lambda: self.pulse(client, name))
+        self.at(self.now + REPORT_EVERY_S, lambda: self.report(client, name))
 
     def fill(self, client: Client) -> None:
         while client.in_flight < min(client.limit, client.demand) and self.now >= client.paused_s:
@@ -206,7 +206,7 @@ def test_a_server_that_queues_in_silence_is_kept_busy_and_its_queue_short(
 
 @pytest.mark.parametrize("processes", [1, 10])
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
-def test_a_server_without_a_knee_gets_all_there_is_within_a_few_round_trips(
+def test_a_server_that_never_queues_gets_all_there_is_within_a_few_round_trips(
     sigma: float, processes: int
 ) -> None:
     time = lognormal(1.0, sigma) if sigma else fixed(1.0)
@@ -216,7 +216,7 @@ def test_a_server_without_a_knee_gets_all_there_is_within_a_few_round_trips(
 
 
 @pytest.mark.parametrize("processes", [1, 10])
-def test_a_server_that_refuses_is_asked_for_little_more_than_it_takes(processes: int) -> None:
+def test_a_server_that_refuses_is_asked_for_little_more_than_it_accepts(processes: int) -> None:
     world = World(lognormal(1.0, 0.3), capacity=64, processes=processes, demand=500, refuses=2.0).run(120)
     assert world.rate(20) >= 0.7 * 64
     assert sum(when > 20 for when in world.refusals) <= 0.01 * len(world.done)
@@ -244,7 +244,7 @@ def test_a_client_that_is_slower_than_its_server_does_not_hold_back(processes: i
     assert world.rate(8) >= 0.95 * 2000
 
 
-def test_a_client_much_slower_than_its_server_does_not_take_itself_for_a_queue() -> None:
+def test_a_client_much_slower_than_its_server_does_not_mistake_itself_for_a_queue() -> None:
     world = World(fixed(0.0002), processes=1, demand=32, client_s=0.0001).run(8)
     assert world.rate(4) >= 0.95 * 10_000
 
@@ -254,30 +254,30 @@ def report(**over: float) -> Seen:
 
 
 def test_a_burst_of_refusals_is_one_cut_and_holds_for_as_long_as_was_asked() -> None:
-    knee = AdaptiveLimit(4096, limit=100)
-    knee.step(0.0, report(), 100, 100)
+    adaptive = AdaptiveLimit(4096, limit=100)
+    adaptive.observe(0.0, report(), 100, 100)
     for i in range(20):
-        knee.step(1 + i / 100, report(refused=5, retry_after_s=30.0), 100, 100)
-    assert knee.limit == 70
+        adaptive.observe(1 + i / 100, report(refused=5, retry_after_s=30.0), 100, 100)
+    assert adaptive.limit == 70
     for i in range(116):  # 29 s of quick replies at the limit
-        knee.step(2 + i / 4, report(completed=70, latency_s=17.5, latency_sq=4.4), 70, 70)
-    assert knee.limit == 70
+        adaptive.observe(2 + i / 4, report(completed=70, latency_s=17.5, latency_sq=4.4), 70, 70)
+    assert adaptive.limit == 70
     for i in range(40):
-        knee.step(32.5 + i / 4, report(completed=70, latency_s=17.5, latency_sq=4.4), 70, 70)
-    assert 72 <= knee.limit <= 130  # slowly
+        adaptive.observe(32.5 + i / 4, report(completed=70, latency_s=17.5, latency_sq=4.4), 70, 70)
+    assert 72 <= adaptive.limit <= 130  # slowly
 
 
 def test_faults_of_the_server_cut_nothing_but_stop_growth() -> None:
-    knee = AdaptiveLimit(4096, limit=16)
+    adaptive = AdaptiveLimit(4096, limit=16)
     for i in range(40):
-        knee.step(i / 4, report(completed=16, latency_s=4.0, latency_sq=1.0, broken=1), 16, 16)
-    assert knee.limit == 16
+        adaptive.observe(i / 4, report(completed=16, latency_s=4.0, latency_sq=1.0, broken=1), 16, 16)
+    assert adaptive.limit == 16
 
 
 def test_without_adaptation_the_static_maximum_is_the_limit() -> None:
     coordinator = Coordinator(LimitSettings(adaptive=False, requests_in_flight=300))
-    shares = [s for name in "abc" for s in coordinator.take(name, [report(waiting=500)], 0.0)]
-    shares = [s for name in "abc" for s in coordinator.take(name, [report(waiting=500)], 0.25)]
+    shares = [s for name in "abc" for s in coordinator.update(name, [report(waiting=500)], 0.0)]
+    shares = [s for name in "abc" for s in coordinator.update(name, [report(waiting=500)], 0.25)]
     assert [share.limit for share in shares] == [100, 100, 100]
 
 
@@ -301,7 +301,7 @@ def test_shares_never_add_up_to_more_than_the_limit(reports: list[tuple[int, int
     for i, (process, waiting) in enumerate(reports):
         in_flight = min(held.get(process, 0), waiting)
         seen = report(in_flight=in_flight, waiting=waiting - in_flight)
-        (share,) = coordinator.take(str(process), [seen], i / 100)
+        (share,) = coordinator.update(str(process), [seen], i / 100)
         held[process] = share.limit
         assert share.limit >= 1
         # Those that have not been heard of since one was added to them may have one too many.
@@ -311,8 +311,8 @@ def test_shares_never_add_up_to_more_than_the_limit(reports: list[tuple[int, int
 def test_shares_follow_demand() -> None:
     coordinator = Coordinator(LimitSettings(adaptive=False, requests_in_flight=100, requests_per_minute=600))
     for now in (0.0, 0.25, 0.5):
-        few = coordinator.take("few", [report(waiting=10)], now)[0]
-        many = coordinator.take("many", [report(waiting=90)], now + 0.1)[0]
+        few = coordinator.update("few", [report(waiting=10)], now)[0]
+        many = coordinator.update("many", [report(waiting=90)], now + 0.1)[0]
     assert few.limit + many.limit == 100
     assert 9 <= few.limit <= 12
     assert few.requests_per_minute + many.requests_per_minute == pytest.approx(600)
@@ -329,7 +329,7 @@ def shared_by_nine(coordinator: Coordinator) -> list[int]:
             demand = 3 if i < 4 or round > 5 else 0
             in_flight = min(demand, given.get(i, 0))
             seen = report(in_flight=in_flight, waiting=demand - in_flight, most=in_flight)
-            given[i] = coordinator.take(str(i), [seen], round * REPORT_EVERY_S + i / 100)[0].limit
+            given[i] = coordinator.update(str(i), [seen], round * REPORT_EVERY_S + i / 100)[0].limit
         if round == 5:
             assert all(given[i] == 1 for i in range(4, 9))  # one that gets something need not wait
             few = [given[i] for i in range(4)]
@@ -341,7 +341,7 @@ def test_a_process_with_nothing_to_ask_keeps_nothing_from_those_that_have() -> N
     assert few == [2, 2, 2, 2]
 
 
-def test_the_static_maximum_is_kept_whoever_wakes() -> None:
+def test_the_static_maximum_is_kept_whichever_process_wakes() -> None:
     *few, all_of_them = shared_by_nine(Coordinator(LimitSettings(adaptive=False, requests_in_flight=10)))
     assert sum(few) + 5 <= 10
     assert all_of_them <= 10
@@ -352,14 +352,14 @@ def test_what_is_known_of_a_replica_need_not_be_found_out() -> None:
     for i in range(400):  # replies that take longer and longer, as of a CPU that has more and more at once
         latency_s = 1.0 + i / 10
         seen = report(completed=4, latency_s=4 * latency_s, in_flight=12, most=12, waiting=4)
-        [share] = coordinator.take("a", [seen], i * REPORT_EVERY_S)
+        [share] = coordinator.update("a", [seen], i * REPORT_EVERY_S)
     assert share.limit == 12
-    [other] = Coordinator(LimitSettings(), {"v": 12}).take("a", [report(waiting=50)], 0.0)
+    [other] = Coordinator(LimitSettings(), {"v": 12}).update("a", [report(waiting=50)], 0.0)
     assert other.limit == FIRST_LIMIT
     mine = LimitSettings(adaptive=False, requests_in_flight=100)  # a user's own word
-    assert Coordinator(mine, {"u": 12}).take("a", [report(waiting=200)], 0.0)[0].limit == 100
+    assert Coordinator(mine, {"u": 12}).update("a", [report(waiting=200)], 0.0)[0].limit == 100
     less = Coordinator(LimitSettings(requests_in_flight=5), {"u": 12})
-    assert less.take("a", [report(waiting=200)], 0.0)[0].limit == 5
+    assert less.update("a", [report(waiting=200)], 0.0)[0].limit == 5
     assert less.view()[0]["limit"] == 5
 
 
@@ -371,7 +371,7 @@ def test_a_server_of_our_own_is_not_left_out_for_being_slower_than_another() -> 
         if i % 80 == 79:
             slow = Seen("x", "m", completed=12, latency_s=240.0, latency_sq=4800.0, in_flight=12, most=12)
         quick = Seen("y", "m", completed=i % 4 == 0, latency_s=1.0, latency_sq=1.0, in_flight=1, most=1)
-        shares = coordinator.take("a", [slow, quick], i * REPORT_EVERY_S)
+        shares = coordinator.update("a", [slow, quick], i * REPORT_EVERY_S)
     assert {share.url: share.weight for share in shares} == {"x": 1.0, "y": 1.0}
 
 
@@ -379,15 +379,15 @@ def test_a_process_that_falls_silent_loses_its_share() -> None:
     coordinator = Coordinator(LimitSettings(adaptive=False, requests_in_flight=100))
     for now in (0.0, 0.25):
         for name in "ab":
-            coordinator.take(name, [report(waiting=50)], now)
-    assert coordinator.take("a", [report(waiting=50)], 5.0)[0].limit == 50
-    assert coordinator.take("a", [report(waiting=50)], 1.0 + FORGET_S)[0].limit == 100
+            coordinator.update(name, [report(waiting=50)], now)
+    assert coordinator.update("a", [report(waiting=50)], 5.0)[0].limit == 50
+    assert coordinator.update("a", [report(waiting=50)], 1.0 + FORGET_S)[0].limit == 100
 
 
 def test_a_new_coordinator_goes_on_from_what_processes_were_given() -> None:
     coordinator = Coordinator(LimitSettings())
     for name, limit in (("a", 40), ("b", 60)):
-        coordinator.take(name, [report(in_flight=limit, limit=limit)], 0.0)
+        coordinator.update(name, [report(in_flight=limit, limit=limit)], 0.0)
     assert coordinator.view()[0]["limit"] == 100
 
 
@@ -398,7 +398,7 @@ def three(coordinator: Coordinator, now: float, **odd: float) -> dict[str, float
     """One report of three replicas of which the last is `odd`; their weights."""
     well = {"completed": 20, "latency_s": 20.0, "latency_sq": 20.0, "in_flight": 20, "most": 20}
     seen = [Seen(url, "m", **well) for url in "xy"] + [Seen("z", "m", **odd)]  # type: ignore[arg-type]
-    return {share.url: share.weight for share in coordinator.take("p", seen, now)}
+    return {share.url: share.weight for share in coordinator.update("p", seen, now)}
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def two(coordinator: Coordinator, now: float, waiting: int) -> dict[str, float]:
     many = {"completed": 4, "latency_s": 12.0, "latency_sq": 36.0, "in_flight": 12, "most": 12}
     one = {"completed": 4, "latency_s": 1.0, "latency_sq": 0.25, "in_flight": 1, "most": 1}
     seen = [Seen("x", "m", waiting=waiting, **many), Seen("y", "m", waiting=waiting, **one)]
-    return {share.url: share.weight for share in coordinator.take("p", seen, now)}
+    return {share.url: share.weight for share in coordinator.update("p", seen, now)}
 
 
 def test_a_replica_that_is_late_for_having_more_at_once_is_not_left_out() -> None:
@@ -447,12 +447,12 @@ def test_a_replica_that_is_late_for_having_more_at_once_is_not_left_out() -> Non
 def test_when_all_replicas_are_broken_none_is_left_out() -> None:
     coordinator = Coordinator(LimitSettings())
     for i in range(8):
-        shares = coordinator.take("p", [Seen(url, "m", broken=5) for url in "xyz"], i * REPORT_EVERY_S)
+        shares = coordinator.update("p", [Seen(url, "m", broken=5) for url in "xyz"], i * REPORT_EVERY_S)
     assert [share.weight for share in shares] == [1.0, 1.0, 1.0]
 
 
 def test_replicas_together_keep_the_static_maximum() -> None:
     coordinator = Coordinator(LimitSettings(adaptive=False, requests_in_flight=30))
-    shares = coordinator.take("p", [Seen(url, "m", waiting=100) for url in "xyz"], 0.0)
-    shares = coordinator.take("p", [Seen(url, "m", waiting=100) for url in "xyz"], 0.25)
+    shares = coordinator.update("p", [Seen(url, "m", waiting=100) for url in "xyz"], 0.0)
+    shares = coordinator.update("p", [Seen(url, "m", waiting=100) for url in "xyz"], 0.25)
     assert sum(share.limit for share in shares) == 30

@@ -27,14 +27,14 @@ steps = st.lists(
     st.one_of(
         st.just(("enter", 0)),
         st.tuples(st.sampled_from(["leave", "cancel", "limit", "hold"]), st.integers(0, 6)),
-        st.sampled_from([("pause", 0), ("resume", 0), ("send_away", 0), ("breathe", 0)]),
+        st.sampled_from([("pause", 0), ("resume", 0), ("reject_waiting", 0), ("breathe", 0)]),
     ),
     max_size=60,
 )
 
 
 @given(steps)
-def test_a_gate_keeps_its_limit_forgets_nobody_and_loses_no_place(script: list[tuple[str, int]]) -> None:
+def test_a_gate_keeps_its_limit_forgets_no_request_and_loses_no_room(script: list[tuple[str, int]]) -> None:
     asyncio.run(follow(script))
 
 
@@ -72,7 +72,7 @@ async def follow(script: list[tuple[str, int]]) -> None:
             tasks[value % len(tasks)].cancel()
         elif what == "limit":
             gate.set_limit(value + 1)
-        elif what in ("pause", "resume", "send_away"):
+        elif what in ("pause", "resume", "reject_waiting"):
             getattr(gate, what)()
         elif what == "hold":
             gate.hold(bool(value % 2))
@@ -101,7 +101,7 @@ async def follow(script: list[tuple[str, int]]) -> None:
 async def test_a_pacer_keeps_a_rate_and_settles_what_replies_cost() -> None:
     now = [0.0]
     requests = Pacer(600, 0, clock=lambda: now[0])
-    waiting = [asyncio.ensure_future(requests.turn()) for _ in range(100)]
+    waiting = [asyncio.ensure_future(requests.acquire()) for _ in range(100)]
     passed: list[int] = []
     for tick in range(50):
         now[0] = tick / 10
@@ -112,9 +112,9 @@ async def test_a_pacer_keeps_a_rate_and_settles_what_replies_cost() -> None:
     assert passed[-1] == 10 + 49
     waiting[60].cancel()
     tokens = Pacer(0, 6000, clock=lambda: now[0])
-    await tokens.turn()
+    await tokens.acquire()
     tokens.spent(500)  # five seconds' worth
-    late = asyncio.ensure_future(tokens.turn())
+    late = asyncio.ensure_future(tokens.acquire())
     for after, done in ((3.5, False), (4.5, True)):
         now[0] = 4.9 + after
         tokens.set_rates(0, 6000)
@@ -134,7 +134,7 @@ class Server:
         self.time_s = time_s
         self.slots = asyncio.Semaphore(capacity)
         self.in_flight = 0
-        self.taken: list[tuple[float, int]] = []
+        self.accepted: list[tuple[float, int]] = []
         self.done: list[float] = []
         self.worked_s = 0.0
         self.status = 200
@@ -161,7 +161,7 @@ class Server:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         await request.read()
         self.in_flight += 1
-        self.taken.append((time.monotonic(), self.in_flight))
+        self.accepted.append((time.monotonic(), self.in_flight))
         try:
             async with self.slots:
                 began = time.monotonic()
@@ -173,8 +173,8 @@ class Server:
             self.in_flight -= 1
 
     def rate(self, since: float, until: float) -> float:
-        """Requests taken a second."""
-        return sum(since <= t < until for t, _ in self.taken) / (until - since)
+        """Requests accepted a second."""
+        return sum(since <= t < until for t, _ in self.accepted) / (until - since)
 
     def share(self, others: list[Server], since: float, until: float) -> float:
         """This server's part of the requests that came in between."""
@@ -203,8 +203,9 @@ async def load(endpoint: HttpEndpoint, dialogues: int, until: float) -> int:
     return failures
 
 
-async def test_near_the_knee_of_a_server_that_queues_in_silence() -> None:
-    """On the wire; how near exactly is for the simulation in test_limits.py, which no other load disturbs."""
+async def test_near_the_best_limit_of_a_server_that_queues_in_silence() -> None:
+    """On real connections; how near exactly is for the simulation in test_limits.py, which no other load
+    disturbs."""
     server = await Server(0.1, capacity=24).start()
     endpoint = client(server)
     began = time.monotonic()
@@ -216,7 +217,7 @@ async def test_near_the_knee_of_a_server_that_queues_in_silence() -> None:
     since, until = began + 3, began + 8
     best = 24 * len(server.done) / server.worked_s
     assert sum(since <= t < until for t in server.done) / (until - since) >= 0.85 * best
-    levels = [level for t, level in server.taken if since <= t < until]
+    levels = [level for t, level in server.accepted if since <= t < until]
     assert sum(levels) / len(levels) <= 1.6 * 24  # without a limit it would be 200
 
 
@@ -261,12 +262,12 @@ async def test_a_replica_that_fails_is_given_trials_only_at_once() -> None:
         await well.stop()
         await broken.stop()
     # The first burst, then one trial each half second.
-    assert len(broken.taken) <= 20 + 8
+    assert len(broken.accepted) <= 20 + 8
     assert broken.share([well], began + 0.5, began + 2) <= 0.05
 
 
-async def test_who_waits_goes_to_a_replica_that_is_back() -> None:
-    """Not only who comes later: an evaluation asks all its questions at once."""
+async def test_waiting_requests_go_to_a_replica_that_is_back() -> None:
+    """Not only later ones: an evaluation asks all its questions at once."""
     well, back = await Server(0.02).start(), await Server(0.02).start()
     endpoint = client(well, back)
     endpoint.replicas.obey([Share(well.url, "m", 1), Share(back.url, "m", 1, weight=0.0)])
@@ -291,7 +292,7 @@ async def test_retry_after_stops_one_replica_at_once() -> None:
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         await request.read()
-        server.taken.append((time.monotonic(), 1))
+        server.accepted.append((time.monotonic(), 1))
         if len(refusals) == 1:
             refusals.append(time.monotonic())
             refused.set()
@@ -373,7 +374,7 @@ async def test_an_endpoint_does_as_it_was_told() -> None:
     replicas.obey(())
     gate = replicas.by_url[replicas.urls[0]].gate
     assert gate.limit == 2
-    replicas.obey(coordinator.take("p", replicas.report(), 0.0))
+    replicas.obey(coordinator.update("p", replicas.report(), 0.0))
     assert gate.limit == 16
     assert replicas.report()[0].limit == 16
     replicas.obey([Share(replicas.urls[0], "another model", 1), Share("http://elsewhere/v1", "m", 1)])
@@ -386,7 +387,7 @@ async def test_no_more_connections_are_opened_than_files_may_be_open(monkeypatch
     endpoint = client(server, requests_in_flight=1000, adaptive=False)
     try:
         assert await load(endpoint, 200, time.monotonic() + 0.3) == 0
-        assert max(in_flight for _, in_flight in server.taken) == 32
+        assert max(in_flight for _, in_flight in server.accepted) == 32
         endpoint.replicas.obey([Share(endpoint.replicas.urls[0], "m", 1000)])  # whatever a coordinator says
         assert endpoint.replicas.by_url[endpoint.replicas.urls[0]].gate.limit == 32
     finally:
