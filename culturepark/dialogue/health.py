@@ -3,9 +3,9 @@
     found = symptoms(brief, earlier, turn)
     verdict(found, settings.health, retried=False, late=is_late(turn.number, brief.utterances))
 
-Pure, and cheap enough for every turn: nothing here is certain, but what is named is told by words that
-hardly anybody says by chance, and a turn that is merely dull has no symptom. English is always looked for,
-and beside it the language of the dialogue.
+Pure, and cheap enough for every turn. These are heuristics: nothing here is certain, but each symptom is
+found by words that are hardly ever said by chance (precision before recall), and a turn that is merely dull
+has none. English is always looked for, and beside it the language of the dialogue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from culturepark.text import is_courtesy, words
 Verdict = Literal["accept", "retry", "end"]
 
 RETRIED = "retried:"
-"""Begins the label of a symptom of a turn that was thrown away and said anew."""
+"""Prefix of the label of a symptom of an attempt at the turn that was discarded and made again."""
 
 
 def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
@@ -35,9 +35,9 @@ def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
     - `role_flip`: it begins with the other's name, or a role, as a label (or a line of it does), says
       "I am" with the other's name, or speaks as moderator.
     - `assistant_phrase`: it speaks as an assistant does ("as an AI", "how can I help you").
-    - `left_stance`: a delegate takes another side of the question in the very words of the survey ("I do
-      not agree that ..."). Somebody who leaves a stance in words of their own is left to the verifier,
-      which looks at each opinion; so are dialogues in another language than the questions'.
+    - `left_stance`: a delegate argues for another side of the question in the very words of the survey ("I
+      do not agree that ..."). A stance that is left in other words is found by the verifier, which reads each
+      opinion; so is one in a dialogue in another language than the questions'.
     - `repeated`, `looping`: it says again what was said; see `Earlier.again`.
     - `dies_in_thanks`: thanks, a farewell and good wishes, and nothing else.
     """
@@ -48,12 +48,12 @@ def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
     if not low.isascii():
         low = low.replace("\u2019", "'")
     found: list[Symptom] = []
-    if _flips(brief, turn.speaker, text, low):
+    if _flips_role(brief, turn.speaker, text, low):
         found.append("role_flip")
-    if _assists(brief.language, low):
+    if _speaks_as_assistant(brief.language, low):
         found.append("assistant_phrase")
     stance = brief.stances[turn.speaker]
-    if stance is not None and _leaves(brief.seed, stance, low):
+    if stance is not None and _leaves_stance(brief.seed, stance, low):
         found.append("left_stance")
     if (again := earlier.again(text, turn.number)) is not None:
         found.append(again)
@@ -77,7 +77,7 @@ def verdict(found: Iterable[str], policy: HealthSettings, *, retried: bool, late
 
 
 def is_late(number: int, utterances: int) -> bool:
-    """Whether at least half of a dialogue's turns are there once turn `number` is."""
+    """Whether at least half of a dialogue's turns are said once turn `number` is."""
     return 2 * number >= utterances
 
 
@@ -87,11 +87,11 @@ def ends(number: int, labelled: Iterable[str], policy: HealthSettings, utterance
 
 
 def labels(found: Iterable[str], dropped: Iterable[str] = ()) -> tuple[str, ...]:
-    """What is stored with a turn: its symptoms, and those of the attempt that was thrown away for it."""
+    """The labels stored with a turn: its symptoms, and those of the attempt that was discarded for it."""
     return (*(RETRIED + symptom for symptom in dropped), *found)
 
 
-# --- speaking as somebody else ---------------------------------------------------------------------
+# --- speaking as another person --------------------------------------------------------------------
 
 _TINY = 40
 _ROLE_LABEL = re.compile(
@@ -120,7 +120,7 @@ _SUFFIXES = {"Korean", "Chinese"}
 """Languages whose names are followed by further letters without a space."""
 
 
-def _flips(brief: Brief, speaker: int, text: str, low: str) -> bool:
+def _flips_role(brief: Brief, speaker: int, text: str, low: str) -> bool:
     if (":" in text or "\uff1a" in text) and (
         _ROLE_LABEL.match(low[:_ROLE_LABEL_CHARS]) or ("\n" in low and _ROLE_LABEL.search(low))
     ):
@@ -223,7 +223,7 @@ _ASSISTANT_ELSEWHERE = {
 }  # fmt: skip
 
 
-def _assists(language: str, low: str) -> bool:
+def _speaks_as_assistant(language: str, low: str) -> bool:
     for word in _ASSISTANT_WORDS:
         if word in low and _ASSISTANT.search(low):
             return True
@@ -231,7 +231,7 @@ def _assists(language: str, low: str) -> bool:
     return elsewhere is not None and any(phrase in low for phrase in elsewhere)
 
 
-# --- taking another side -----------------------------------------------------------------------------
+# --- arguing for another side ------------------------------------------------------------------------
 
 _YES = (
     "i agree that", "i strongly agree that", "i believe that", "i strongly believe that", "i think that",
@@ -243,30 +243,31 @@ _NO = (
     "it is not true that",
 )  # fmt: skip
 _BEGINS = (".", "!", "?", ";", ",", "\n", " but", " and", " so", " yes", " no", " now")
-"""What may stand before the words that take a side, so that nobody is quoted and nothing supposed."""
+"""What may stand before the words that argue for a side, so that they are no quotation and no supposition."""
 
 
-def _leaves(seed: Seed, stance: Stance, low: str) -> bool:
+def _leaves_stance(seed: Seed, stance: Stance, low: str) -> bool:
     key = (seed.id, seed.statement, stance.code)
     others = _others.get(key)
     if others is None:
         if len(_others) >= _SIDES_KNOWN:
             _others.clear()
         others = _others[key] = _other_sides(seed, stance)
-    return any(clause in low and _takes_side(low, clause, leads) for clause, leads in others)
+    return any(clause in low and _argues_for(low, clause, leads) for clause, leads in others)
 
 
 _others: dict[tuple[str, str, int], tuple[tuple[str, tuple[str, ...]], ...]] = {}
 _SIDES_KNOWN = 4096
+"""Stances whose other sides are cached in this process; the cache is emptied when it is full."""
 
 
 def _other_sides(seed: Seed, stance: Stance) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Clauses and the words before them that take another side than this stance."""
+    """Clauses, each with the words before it that make it argue for another side than this stance."""
     if seed.scale == "nominal":
         labels = [option.label for option in seed.options if option.code != stance.code]
         return tuple((f'my answer is "{label.lower()}"', ("",)) for label in labels)
     if stance.side == "between":
-        return ()  # somebody who sees both sides may speak for either
+        return ()  # a persona that sees both sides may speak for either
     if seed.scale in ("frequency4", "often4"):
         answers = Answers("", {})
         openings = [
@@ -284,7 +285,7 @@ def _clause(sentence: str) -> str:
     return sentence.strip().rstrip(".!").lower()
 
 
-def _takes_side(low: str, clause: str, leads: tuple[str, ...]) -> bool:
+def _argues_for(low: str, clause: str, leads: tuple[str, ...]) -> bool:
     """Whether one of these words, where a clause may begin, leads up to this clause."""
     for at in _places(low, clause):
         if low[at + len(clause) : at + len(clause) + 1].isalnum():

@@ -4,8 +4,8 @@
     earlier.again(text, number)                 # "repeated", "looping", or None
     earlier.add(text, number)
 
-Every turn of every dialogue passes here, and most share no sentence with what came before; that has to be
-found out without looking at what came before.
+Every turn of every dialogue is checked, and most share no sentence with the turns before; that is found by
+hashes alone (inverted index), without reading those turns. Only candidates are compared word by word.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from typing import Literal
 from culturepark.text import words
 
 END_CHARS = 32
-"""Characters at the beginning and the end of a turn that are remembered: two turns of one sentence
-that differ in a word or two share one of them."""
+"""Characters at the beginning and at the end of a turn that are indexed: two turns of one sentence that
+differ in a word or two share one of them."""
 SENTENCE_CHARS = 20
-"""A shorter sentence may come back in any number of turns, and no shorter turn is called repeated."""
+"""Characters of the shortest sentence that makes a loop, and of the shortest turn that is called repeated."""
 TIMES = 3
-"""Said so often, a sentence, or a turn, is a loop."""
+"""Times that a sentence, or a turn, is said to be a loop."""
 ALIKE = 0.65
-"""Share of pairs of words, of all that two texts have, that both of them have: one word in twelve may
-differ, and somebody who only begins as before stays well below it."""
+"""Share of two texts' pairs of words that both have, from which on they are alike (Jaccard index of bigrams):
+one word in twelve may differ, and a text that only begins as the other one stays well below it."""
 
 _PLACES_FROM_CHARS = 128
-"""Shorter texts are compared word by word at once."""
+"""Characters of the shortest text that is sampled first; a shorter one is compared word by word at once."""
 _PLACES, _PLACE_CHARS, _PLACES_SHARED = 16, 16, 8
-"""Of so many places of a text, of so many letters each, so many are in a text that is alike. By trial: of
-13,024 English texts that were alike, with one word in eight to twelve exchanged, one had fewer."""
+"""Places of a text that are sampled, characters of each, and how many of them an alike text has at least. By
+trial: of 13,024 English texts that were alike, with one word in eight to twelve exchanged, one had fewer."""
 _RUN_ON_CHARS = 300
+"""Characters from which a sentence is checked for going round in circles."""
 _DISTINCT = 0.5
+"""Share of a sentence's trigrams of words that are distinct, below which it goes round in circles."""
 
 
 class Earlier:
-    """What was said in a dialogue so far, whoever said it. Of each sentence, each beginning and each end it
-    is known which turns have it, by hashes: some kilobytes a dialogue."""
+    """The turns of a dialogue so far, of all its speakers, and by the hash of each sentence, beginning and
+    end the turns that have it (inverted index): some kilobytes a dialogue."""
 
     __slots__ = ("_having", "_texts")
 
@@ -50,7 +52,7 @@ class Earlier:
             self.add(text, number)
 
     def add(self, text: str, number: int) -> None:
-        """Remember turn `number`, the first of which is 1; one that is known is not taken again."""
+        """Index turn `number`, the first of which is 1; one that is known already is not indexed again."""
         if number <= len(self._texts):
             return
         bit, having = 1 << len(self._texts), self._having
@@ -138,7 +140,7 @@ def _alike(text: str, other: str, common: Sequence[str]) -> bool:
     """Whether two texts are nearly the same, which have these parts in common."""
     if len(text) < SENTENCE_CHARS:
         return False
-    # Comparing word by word is dear. In a text of several sentences one in common is not yet a sign of it;
+    # To compare word by word is costly. In a text of several sentences one in common is not yet a sign of it;
     # where sentences, or words, cannot be told apart for certain it is.
     if text.isascii():
         ends = _ends(text)
@@ -161,7 +163,7 @@ def _shares_places(text: str, other: str) -> bool:
 
 
 def _resemblance(text: str, other: str) -> float:
-    """Of all pairs of parts that follow each other, the share that both texts have."""
+    """The Jaccard index of their bigrams of parts, 0 to 1."""
     a, b = _pairs(text), _pairs(other)
     both = len(a & b)
     return both / max(1, len(a) + len(b) - both)
@@ -173,7 +175,7 @@ def _pairs(text: str) -> set[tuple[str, str]]:
 
 
 def _parts(text: str) -> list[str]:
-    """Words; where words are not apart, each letter and the next one."""
+    """Words; in a script without spaces between words, each character with the next one."""
     parts = text.lower().translate(_MARKS).split()
     if len(text) > _LONG_WORD * len(parts):
         letters = "".join(parts)

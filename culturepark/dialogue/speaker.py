@@ -1,7 +1,7 @@
-"""A speaker of one culture: answers asks, and remembers dialogues only as a cache.
+"""A speaker of one culture: answers asks, and keeps dialogues only in a cache.
 
-The moderator's transcript is the truth. An agent that does not know a dialogue, since it was
-restarted or forgot it, says so and is told it whole.
+The moderator's transcript is the truth. An agent whose cache does not hold a dialogue, since it was
+restarted or the entry was evicted, says so and is sent the whole transcript (cache miss).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from culturepark.prompts.profile import Cue, Profile, sampling_with
 from culturepark.settings import Kind, Settings
 from culturepark.usage import Usage
 
-_REMEMBERED = 20_000
-"""Dialogues an agent remembers; the one not heard of for longest is forgotten first."""
+_CACHED = 20_000
+"""Entries of an agent's cache, one a dialogue and speaker; the least recently written is evicted."""
 
-_SPEAKS_AGAIN = 1
-"""Further attempts at a turn whose text comes out empty."""
+_RETRIES = 1
+"""Further attempts at a turn whose text comes out empty, or has a symptom whose answer is to retry."""
 
 _ROLES: dict[Kind, str] = {"cross": "speaker", "in-culture": "in-culture", "direct": "direct"}
 
 
-class _Memory(Struct):
-    """The prompt so far, the next turn that continues it, and what was said before that one."""
+class _Entry(Struct):
+    """A cached prompt, the next turn that continues it, and the turns before that one."""
 
     brief: Brief
     prompt: Prompt
@@ -50,11 +50,11 @@ class CulturalSpeaker:
         self._sampling = {
             kind: sampling_with(profile.sampling(role), settings, "speaker") for kind, role in _ROLES.items()
         }
-        self._memory: OrderedDict[tuple[int, int, int], _Memory] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, int], _Entry] = OrderedDict()
 
     async def speak(self, ask: Ask) -> Spoke | NeedsTranscript | CallFailed:
         """Answer an ask; never raises for what a model does."""
-        known = self._memory.get(_key(ask))
+        known = self._cache.get(_key(ask))
         brief = known.brief if known else self._plan.brief(ask.number)
         prompt = self._prompt_for(ask, brief, known)
         if prompt is None:
@@ -70,7 +70,7 @@ class CulturalSpeaker:
             )
         if not self._policy.off:
             said.add(turn.text, ask.turn)
-        self._remember(ask, brief, prompt.add("assistant", turn.text), said)
+        self._cache_prompt(ask, brief, prompt.add("assistant", turn.text), said)
         return Spoke(ask.number, ask.term, turn)
 
     async def _say(self, brief: Brief, ask: Ask, prompt: Prompt, cue: Cue, said: Earlier) -> Turn:
@@ -79,7 +79,7 @@ class CulturalSpeaker:
         spent, before = Usage(), None
         late = health.is_late(ask.turn, brief.utterances)
         sampling = self._sampling[brief.kind]
-        for attempt in range(1 + _SPEAKS_AGAIN):
+        for attempt in range(1 + _RETRIES):
             try:
                 completion = await self._model.complete(whole, sampling, affinity=brief.affinity)
             except ModelError as error:
@@ -104,7 +104,7 @@ class CulturalSpeaker:
             )
             found = () if self._policy.off else health.symptoms(brief, said, turn)
             turn = replace(turn, health=health.labels(found, before.health if before else ()))
-            again = health.verdict(found, self._policy, retried=attempt == _SPEAKS_AGAIN, late=late)
+            again = health.verdict(found, self._policy, retried=attempt == _RETRIES, late=late)
             if again != "retry":
                 return turn
             before = turn
@@ -112,8 +112,8 @@ class CulturalSpeaker:
             return replace(before, usage=spent)
         raise ModelError("empty_reply", "nothing was left of the reply once it was cleaned", usage=spent)
 
-    def _said(self, ask: Ask, known: _Memory | None) -> Earlier:
-        """What was said before this turn, as far as it is known here, and anybody wants to know."""
+    def _said(self, ask: Ask, known: _Entry | None) -> Earlier:
+        """The turns before this one, as far as they are known here; none if no symptoms are looked for."""
         if self._policy.off:
             return Earlier()
         if ask.transcript is not None:
@@ -123,7 +123,7 @@ class CulturalSpeaker:
             said.add(ask.heard, ask.turn - 1)
         return said
 
-    def _prompt_for(self, ask: Ask, brief: Brief, known: _Memory | None) -> Prompt | None:
+    def _prompt_for(self, ask: Ask, brief: Brief, known: _Entry | None) -> Prompt | None:
         """The prompt up to this turn's cue; None if it is not known here."""
         if ask.turn <= len(brief.speakers):
             return self._beginning(ask.turn, brief)
@@ -141,19 +141,19 @@ class CulturalSpeaker:
         speaker = self._speaker(turn, brief)
         return Prompt().add("system", self._profile.system(brief, speaker, self._plan.cultures))
 
-    def _remember(self, ask: Ask, brief: Brief, prompt: Prompt, said: Earlier) -> None:
+    def _cache_prompt(self, ask: Ask, brief: Brief, prompt: Prompt, said: Earlier) -> None:
         key = _key(ask)
         following = ask.turn + len(brief.speakers)
         if following > brief.utterances:
-            self._memory.pop(key, None)
+            self._cache.pop(key, None)
             return
-        known = self._memory.get(key)
+        known = self._cache.get(key)
         if known is not None and known.next_turn >= following:
             return  # asked twice: the answer that went out first is the one in the transcript
-        self._memory[key] = _Memory(brief, prompt, following, said)
-        self._memory.move_to_end(key)
-        if len(self._memory) > _REMEMBERED:
-            self._memory.popitem(last=False)
+        self._cache[key] = _Entry(brief, prompt, following, said)
+        self._cache.move_to_end(key)
+        if len(self._cache) > _CACHED:
+            self._cache.popitem(last=False)
 
     @staticmethod
     def _speaker(turn: int, brief: Brief) -> int:
@@ -161,5 +161,5 @@ class CulturalSpeaker:
 
 
 def _key(ask: Ask) -> tuple[int, int, int]:
-    """The dialogue, its take, and which of the two speakers is asked."""
+    """The dialogue, the moderator's term, and which of the two speakers is asked."""
     return ask.number, ask.term, (ask.turn - 1) % 2
