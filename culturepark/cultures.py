@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 import re
@@ -16,6 +15,7 @@ from msgspec import Struct
 
 from culturepark.errors import ConfigError
 from culturepark.paths import config_dir
+from culturepark.words import decoder_in_words
 
 Gender = Literal["woman", "man"]
 
@@ -100,6 +100,8 @@ def culture_named(registry: Mapping[str, Culture], culture_id: str, where: str =
     """
     if culture_id in registry:
         return registry[culture_id]
+    import difflib  # only errors need it
+
     meant: dict[str, str] = {}
     for key, culture in registry.items():
         for alias in (key, culture.name, culture.country, culture.demonym):
@@ -145,21 +147,13 @@ def _read(path: Path) -> Culture:
 
 _MISFIT = re.compile(r"(?P<what>.*?)(?: - at `(?P<key>[^`]+)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?P<fault>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL)
-_TYPES = re.compile(r"Expected `(?P<expected>\w+)`, got `(?P<got>\w+)`")
-_WORDS = {
-    "str": "text",
-    "int": "a number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a table",
-}
 
 
 def _misfit(path: Path, message: str) -> ConfigError:
     """What msgspec found wrong with a culture file, as an error that names the key."""
     parts = _MISFIT.fullmatch(message)
     what, key = (parts["what"], parts["key"] or "$") if parts else (message, "$")
+    inside = key.endswith("[...]")  # of a table; the decoder does not say which entry it means
     key = key.removesuffix("[...]")
     if field := _FIELD.fullmatch(what):
         where = f"{path}: {key}.{field['field']}"
@@ -169,9 +163,9 @@ def _misfit(path: Path, message: str) -> ConfigError:
         return ConfigError(
             where, "no such key is known here.", f"Known keys: {', '.join(known.__struct_fields__)}."
         )
-    if types := _TYPES.fullmatch(what):
-        expected, got = (_WORDS.get(types[group], f"a {types[group]}") for group in ("expected", "got"))
-        what = f"this must be {expected}, and is or holds {got}"
+    what = decoder_in_words(what)
+    if inside:
+        what = what.replace("this must be", "each value must be", 1)
     return ConfigError(f"{path}: {key}", f"{what}.", "Compare it with a file of `config/cultures/`.")
 
 

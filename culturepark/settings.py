@@ -1,27 +1,16 @@
-"""Settings: one Struct a room, read from TOML, unknown keys refused with their path.
+"""Settings: one frozen Struct for each table of a configuration.
 
-Each room is frozen and says in a docstring under each field what the field does. `load_settings`
-is the only way in; what it returns has been checked as far as that goes without calling anything.
+The docstring under a field says what it does; docs/configuration.md is made from them. A configuration is
+read by settings_load, and what types cannot say is checked by settings_check.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import msgspec
 from msgspec import Meta, Struct, field
-
-from culturepark.errors import ConfigError
-from culturepark.paths import config_dir
-
-T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, le=100_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=100_000_000)]
@@ -131,7 +120,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def served_name(self) -> str:
-        """What requests call it; a server of our own takes any name, and needs one."""
+        """What requests call it; a server of our own accepts any name, and needs one."""
         return self.model or "embedded"
 
 
@@ -252,7 +241,7 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class BudgetSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a run may take in all, from its first start on; 0 means no limit. It stops short of the limit
+    """What a run may use in all, from its first start on; 0 means no limit. It stops short of the limit
     when what is under way would reach it, and goes on when the limit is raised."""
 
     tokens: Annotated[int, Meta(ge=0, le=1_000_000_000_000_000)] = 0
@@ -360,10 +349,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine", "health")
 """Rooms that decide what is generated. The others may change when a run is resumed."""
 
-_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE)
 ADDRESS_FIX = "Write it like `http://localhost:8000/v1`, without keys or user names in it."
-_SECRET_HEADER = re.compile(r"auth|cookie|credential|key|passw|secret|token", re.IGNORECASE)
 
 
 def part_of(shard: str) -> tuple[int, int]:
@@ -388,307 +375,3 @@ def is_address(url: str) -> bool:
 def shown_address(url: str) -> str:
     """An address as it may be printed: without what could be a secret."""
     return re.split(r"[?#]", url.rsplit("@", 1)[-1])[0]
-
-
-def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
-    """Read a TOML file (None: the quickstart), apply `key=value` overrides, and check the whole.
-
-    Paths in the file are relative to its folder, those of overrides to the working directory.
-    Raises ConfigError naming the key by its path, the value and what is allowed.
-    """
-    path = path if path is not None else config_dir() / "quickstart.toml"
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(str(path), "there is no such file.", _config_hint()) from None
-    except IsADirectoryError:
-        raise ConfigError(str(path), "this is a folder, not a configuration file.", _config_hint()) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"it cannot be read: {error}.", _config_hint()) from None
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), f"this is not TOML: {error}.", "Mend that line.") from None
-    for override in overrides:
-        _override(raw, override)
-    settings = decode_settings(raw, str(path))
-    return _anchor(settings, path.parent)
-
-
-def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
-    """Settings with `key=value` overrides of the command line. Raises ConfigError."""
-    raw = msgspec.to_builtins(settings)
-    for override in overrides:
-        _override(raw, override)
-    return decode_settings(raw, "--set")
-
-
-def decode_settings(raw: dict[str, Any], where: str) -> Settings:
-    """Typed settings of plain data; `where` names its origin in errors."""
-    _refuse_unknown(raw, Settings, where, "$")
-    # The decoder does not say which entry of a table it means, so these are tried one by one.
-    for room, kind in (("models", ModelSettings), ("sampling", SamplingSettings)):
-        if isinstance(entries := raw.get(room), dict):
-            for name, entry in cast(dict[str, Any], entries).items():
-                _converted(entry, kind, where, f"$.{room}.{name}")
-    settings = _converted(raw, Settings, where, "$")
-    _check(settings, where)
-    return settings
-
-
-def _converted(raw: Any, kind: type[T], where: str, at: str) -> T:
-    """Plain data as `kind`. Raises ConfigError naming the key below `at`."""
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        what, _, inner = str(error).partition(" - at ")
-        path = inner.strip("`").removeprefix("$")
-        value = _lookup(raw, path)
-        # Values of [models] are not shown: one of them might be a key that got into the wrong place.
-        if isinstance(value, bool | int | float | str) and not at.startswith("$.models"):
-            what += f" (it is {value!r})"
-        fix = _choices(kind, path) or "Mend the value and run again."
-        raise ConfigError(f"{where}: {at}{path}", f"{_in_words(what)}.", fix) from None
-
-
-_WORDS = {
-    "str": "text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a table",
-}
-
-
-def _in_words(what: str) -> str:
-    """The decoder's words without its jargon."""
-    what = re.sub(r"^Object missing required field `(\w+)`", r"`\1` is missing", what)
-    what = re.sub(
-        r"^Invalid enum value '.*'(?= \(it is)|^Invalid enum value '.*'$", "this is no choice", what
-    )
-    what = re.sub(r"^Expected ", "this must be ", what)
-    what = re.sub(r", got `(\w+)`", lambda m: f", not {_WORDS.get(m.group(1), m.group(1))}", what)
-    return re.sub(
-        r"`(\w+(?: \| \w+)*)`",
-        lambda m: " or ".join(
-            _WORDS.get(part, f"`{part}`") for part in m.group(1).split(" | ") if part != "null"
-        ),
-        what,
-    )
-
-
-def _choices(kind: Any, path: str) -> str:
-    """What may stand at a key that takes one of a few words; empty for other keys."""
-    for part in re.findall(r"[^.\[\]]+", path):
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            kind = next((f.type for f in msgspec.structs.fields(kind) if f.name == part), None)
-        elif get_origin(kind) is tuple:
-            kind = get_args(kind)[0]
-    return f"Choices: {', '.join(get_args(kind))}." if get_origin(kind) is Literal else ""
-
-
-def _check(settings: Settings, where: str) -> None:
-    """What types alone cannot say."""
-    for name, model in settings.models.items():
-        at = f"{where}: $.models.{name}"
-        if not _MODEL_NAME.fullmatch(name):
-            raise ConfigError(at, "a model's name is lower-case letters, digits and hyphens.", "Rename it.")
-        if model.engine == "openai" and not model.model:
-            fix = f"Name it: `--set models.{name}.model=NAME`."
-            raise ConfigError(f"{at}.model", "the endpoint's model has no name.", fix)
-        for url in model.base_urls:
-            if not is_address(url):
-                what = f"{shown_address(url)!r} is not an http(s) address."
-                raise ConfigError(f"{at}.base_urls", what, ADDRESS_FIX)
-        if not _names_variable(model.api_key_env):
-            what = "this is not the name of an environment variable (its value is not shown here)."
-            fix = 'Put the key into a variable and name it: `api_key_env = "MY_KEY"`.'
-            raise ConfigError(f"{at}.api_key_env", what, fix)
-        for header, value in model.headers.items():
-            if _SECRET_HEADER.search(header) or re.search(r"\bsk-|\bBearer\b", value):
-                what = f"`{header}` looks like a secret, and settings are saved with the results."
-                raise ConfigError(f"{at}.headers", what, "Name a variable in `api_key_env` instead.")
-            if not re.fullmatch(r"[A-Za-z0-9-]+", header) or not value.isprintable():
-                what = f"{header!r} cannot be sent as a header."
-                raise ConfigError(
-                    f"{at}.headers", what, "Use letters, digits and hyphens, and one line of text."
-                )
-        if model.path and model.hub:
-            raise ConfigError(at, "both `path` and `hub` are set.", "Keep one of them.")
-        if model.hub and not re.match(r"^[\w.-]+/[\w.-]+:[\w./-]+\.gguf$", model.hub):
-            fix = "Write it like `owner/name:file.gguf`."
-            raise ConfigError(f"{at}.hub", f"{model.hub!r} names no GGUF file on a hub.", fix)
-    if not settings.roles.speaker:
-        raise ConfigError(f"{where}: $.roles.speaker", "no model speaks.", "Name one of [models].")
-    if settings.refine.enabled and not settings.roles.embedder:
-        fix = "Name one of [models], or set `refine.enabled = false`."
-        raise ConfigError(f"{where}: $.roles.embedder", "refinement needs an embedder.", fix)
-    for role in (*CHAT_ROLES, "embedder"):
-        name = settings.roles.of(role)
-        if name and name not in settings.models:
-            fix = _did_you_mean(name, settings.models) + f"Models here: {', '.join(sorted(settings.models))}."
-            raise ConfigError(f"{where}: $.roles.{role}", f"there is no model {name!r}.", fix)
-    embedder = settings.models.get(settings.roles.embedder)
-    if embedder is not None and embedder.engine == "embedded":
-        for key in ("path", "hub", "dimensions", "gpu_layers"):
-            if getattr(embedder, key):
-                what = "the embedder on this machine is the packaged one."
-                at = f"{where}: $.models.{settings.roles.embedder}.{key}"
-                raise ConfigError(at, what, 'Take it out, or serve another with `engine = "openai"`.')
-    for role in ("extractor", "verifier"):
-        if role in settings.sampling and settings.model_of(role).profile == "small":
-            what = "the small prompt profile calls no model for this role."
-            raise ConfigError(f"{where}: $.sampling.{role}", what, "Take it out.")
-    if settings.budget.money:
-        for role in (*CHAT_ROLES, "embedder") if settings.refine.enabled else CHAT_ROLES[:1]:
-            name = settings.roles.of(role)
-            model = settings.models.get(name)
-            if model is None or model.engine != "openai":
-                continue
-            if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
-                what = f"what {role} costs is unknown: the model {name!r} has no prices."
-                fix = f"Give models.{name} a price_prompt and a price_completion, or a budget of tokens."
-                raise ConfigError(f"{where}: $.budget.money", what, fix)
-    training = settings.training
-    if training.model and training.model not in settings.models:
-        fix = (
-            _did_you_mean(training.model, settings.models)
-            + f"Models here: {', '.join(sorted(settings.models))}."
-        )
-        raise ConfigError(f"{where}: $.training.model", f"there is no model {training.model!r}.", fix)
-    if not training.samples and not training.survey_rows:
-        fix = "Set training.survey_rows, or leave training.samples as it is."
-        raise ConfigError(f"{where}: $.training.samples", "without samples there is nothing to tune on.", fix)
-    if training.backend == "command" and not training.command:
-        fix = 'For example `command = ["my-trainer", "--data", "{dataset}", "--out", "{output}"]`.'
-        raise ConfigError(f"{where}: $.training.command", "the backend `command` has no command.", fix)
-    if training.backend == "ray-train" and training.batch % training.workers:
-        what = f"{training.batch} rows cannot be shared out among {training.workers} workers."
-        raise ConfigError(f"{where}: $.training.batch", what, f"Take a multiple of {training.workers}.")
-    plan = settings.plan
-    for key in ("kinds", "styles", "pairings", "openers", "seeds"):
-        if not getattr(plan, key):
-            raise ConfigError(f"{where}: $.plan.{key}", "the list is empty.", "Name at least one.")
-    for key in ("cultures", "questions"):
-        values: tuple[str, ...] = getattr(plan, key)
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ConfigError(f"{where}: $.plan.{key}", f"named twice: {', '.join(twice)}.", "Name it once.")
-    try:
-        part_of(plan.shard)
-    except ValueError:
-        fix = "For example `2/4`: the second of four parts."
-        raise ConfigError(f"{where}: $.plan.shard", f"{plan.shard!r} names no part.", fix) from None
-    if plan.utterances % 2:
-        what = f"{plan.utterances} turns cannot be shared evenly by two speakers."
-        raise ConfigError(f"{where}: $.plan.utterances", what, "Use an even number.")
-    if plan.language == "native" and settings.model_of("speaker").profile == "small":
-        what = "the small prompt profile speaks English only."
-        fix = 'Set `plan.language = "english"`, or use a larger model with `profile = "full"`.'
-        raise ConfigError(f"{where}: $.plan.language", what, fix)
-
-
-def _names_variable(text: str) -> bool:
-    """Whether this can be the name of an environment variable, and does not look like a key itself."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
-        return False
-    looks_like_key = len(text) >= 20 and re.search(r"[a-z]", text) and re.search(r"[0-9]", text)
-    return not looks_like_key or text in os.environ
-
-
-def _refuse_unknown(raw: Any, kind: Any, where: str, at: str) -> None:
-    """Name an unknown key with its neighbours, which the decoder does not do."""
-    if not isinstance(raw, dict):
-        return
-    table = cast(dict[str, Any], raw)
-    if isinstance(kind, type) and issubclass(kind, Struct):
-        known = {f.name: f.type for f in msgspec.structs.fields(kind)}
-        for key, value in table.items():
-            if key not in known:
-                fix = _did_you_mean(key, known) + f"Keys here: {', '.join(sorted(known))}."
-                raise ConfigError(f"{where}: {at}.{key}", "there is no such key.", fix)
-            _refuse_unknown(value, known[key], where, f"{at}.{key}")
-    elif get_origin(kind) is dict:
-        keys, values = get_args(kind)
-        for key, value in table.items():
-            if get_origin(keys) is Literal and key not in get_args(keys):
-                fix = _did_you_mean(key, get_args(keys)) + f"Keys here: {', '.join(get_args(keys))}."
-                raise ConfigError(f"{where}: {at}.{key}", "there is no such key.", fix)
-            _refuse_unknown(value, values, where, f"{at}.{key}")
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply `a.b=value`; the value is TOML where it parses as TOML, text otherwise."""
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        shown = repr(override) if re.fullmatch(r"[a-z_.]{1,60}", override) else "what follows it"
-        what = f"{shown} is not of the form key=value."
-        raise ConfigError("--set", what, "For example `--set plan.dialogues_per_question=2`.")
-    try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    here = raw
-    for part in parts[:-1]:
-        nested: Any = here.setdefault(part, {})
-        if not isinstance(nested, dict):
-            raise ConfigError(f"--set {key}", f"`{part}` is a value, not a table.", "Check the path.")
-        here = cast(dict[str, Any], nested)
-    here[parts[-1]] = _from_here(tuple(parts), parsed)
-
-
-def _from_here(key: tuple[str, ...], value: Any) -> Any:
-    """An override's value with its paths made absolute: whoever types one means the working directory."""
-    if isinstance(value, dict):
-        return {k: _from_here((*key, k), v) for k, v in cast(dict[str, Any], value).items()}
-    if isinstance(value, list):
-        return [_from_here(key, one) for one in cast(list[Any], value)]
-    is_path = key in (("plan", "seeds"), ("plan", "culture_files"), ("training", "base")) or (
-        len(key) == 3 and key[0] == "models" and key[2] == "path"
-    )
-    if not is_path or not isinstance(value, str) or (key, value) == (("plan", "seeds"), "builtin"):
-        return value
-    return _absolute(value, Path.cwd())
-
-
-def _lookup(raw: Any, path: str) -> Any:
-    for part in re.findall(r"[^.\[\]$]+", path):
-        if isinstance(raw, dict):
-            raw = cast(dict[str, Any], raw).get(part)
-        elif isinstance(raw, list) and part.isdigit() and int(part) < len(cast(list[Any], raw)):
-            raw = cast(list[Any], raw)[int(part)]
-        else:
-            return None
-    return raw
-
-
-def _anchor(settings: Settings, folder: Path) -> Settings:
-    """Paths in a configuration are relative to the file they stand in."""
-    plan = msgspec.structs.replace(
-        settings.plan,
-        seeds=tuple(s if s == "builtin" else _absolute(s, folder) for s in settings.plan.seeds),
-        culture_files=tuple(_absolute(c, folder) for c in settings.plan.culture_files),
-    )
-    models = {
-        n: msgspec.structs.replace(m, path=_absolute(m.path, folder)) for n, m in settings.models.items()
-    }
-    training = msgspec.structs.replace(settings.training, base=_absolute(settings.training.base, folder))
-    return msgspec.structs.replace(settings, plan=plan, models=models, training=training)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    try:
-        return path and str((folder / os.path.expanduser(path)).resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(repr(path), f"this cannot be a path: {error}.", "Mend it.") from None
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean `{close[0]}`? " if close else ""
-
-
-def _config_hint() -> str:
-    return "Leave the file out for the quickstart, or copy one of those in `config/`."

@@ -197,7 +197,8 @@ _FOR = (
 )
 _LEAD = (
     r"(?:(?:well|oh|yes|no|so|and|but|ah|ok|okay|again|once again|many|"
-    r"(?:i|we)(?: also| really| just)?(?: want(?:ed)? to| would like to|'d like to)?(?: say)?)\b[,!]?\s+){0,8}"
+    r"(?:i|we)(?: also| really| just)?(?: want(?:ed)? to| would like to|'d like to)?(?: say)?)"
+    r"\b[,!]?\s+){0,8}"
 )
 # What begins a clause and is courtesy whatever follows the comma or stop after it.
 _OPENER = re.compile(

@@ -1,6 +1,9 @@
-"""Numbers, amounts and durations in words, as all output says them."""
+"""Numbers, amounts, durations and a decoder's complaints in words, as all output says them."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
 
 
 def count(number: float) -> str:
@@ -27,3 +30,39 @@ def clock(seconds: float) -> str:
 def plural(number: int, one: str, many: str = "") -> str:
     """`1 dialogue`, `2 dialogues`."""
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known word that is spelt most like `word`, as a question and a space; empty if none is near."""
+    import difflib  # only errors need it
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean `{near[0]}`? " if near else ""
+
+
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "date": "a date",
+}
+
+
+def decoder_in_words(what: str) -> str:
+    """What msgspec says is wrong with a value, without its jargon: "this must be text, not a list"."""
+    what = re.sub(r"^Object missing required field `(\w+)`", r"`\1` is missing", what)
+    what = re.sub(
+        r"^Invalid enum value '.*'(?= \(it is)|^Invalid enum value '.*'$", "this is no choice", what
+    )
+    what = re.sub(r"^Expected ", "this must be ", what)
+    what = re.sub(r", got `(\w+)`", lambda m: f", not {_TYPES.get(m.group(1), m.group(1))}", what)
+    return re.sub(
+        r"`(\w+(?: \| \w+)*)`",
+        lambda m: " or ".join(
+            _TYPES.get(part, f"`{part}`") for part in m.group(1).split(" | ") if part != "null"
+        ),
+        what,
+    )

@@ -29,7 +29,7 @@ from culturepark.messages import (
 )
 from culturepark.plan import Plan
 from culturepark.seeds import load_seeds
-from culturepark.settings import load_settings
+from culturepark.settings_load import load_settings
 from culturepark.store.files import RealFiles
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock

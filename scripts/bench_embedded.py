@@ -52,7 +52,8 @@ from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.prompts.registry import profile_named
 from culturepark.refine.wording import first_person, without_lead_in
 from culturepark.seeds import load_seeds
-from culturepark.settings import ModelSettings, Settings, load_settings
+from culturepark.settings import ModelSettings, Settings
+from culturepark.settings_load import load_settings
 from culturepark.text import unquoted
 from culturepark.usage import Usage
 

@@ -25,7 +25,8 @@ from culturepark.cultures import load_cultures
 from culturepark.plan import Plan
 from culturepark.prompts.registry import profile_named
 from culturepark.seeds import load_seeds
-from culturepark.settings import Settings, load_settings
+from culturepark.settings import Settings
+from culturepark.settings_load import load_settings
 
 UTTERANCES = 14
 _SHAPES = 64

@@ -40,7 +40,8 @@ from culturepark.refine.hybrid import HybridVerifier
 from culturepark.refine.verify import read_verdict
 from culturepark.seeds import Seed, builtin_seeds
 from culturepark.seeds.stance import stance_of
-from culturepark.settings import LimitSettings, ModelSettings, decode_settings
+from culturepark.settings import LimitSettings, ModelSettings
+from culturepark.settings_load import decode_settings
 from culturepark.text import tidy
 from culturepark.usage import UNREPORTED
 

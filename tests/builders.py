@@ -18,7 +18,8 @@ from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.plan import Brief, Plan
 from culturepark.ports import Completion, Embedding, Prompt, Sampling, Vectors
 from culturepark.seeds import Seed, builtin_seeds
-from culturepark.settings import Settings, decode_settings
+from culturepark.settings import Settings
+from culturepark.settings_load import decode_settings
 from culturepark.store.rundir import Run, open_run
 from culturepark.usage import Usage
 

@@ -32,7 +32,7 @@ def embedded_fetch(config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")
     """Download the models that a configuration names by `hub`. Nothing else ever downloads one."""
     from culturepark.cli.views.terminal import safe_line, stdout_console
     from culturepark.models.local.weights import fetch_from_hub, hub_path
-    from culturepark.settings import load_settings
+    from culturepark.settings_load import load_settings
 
     settings = load_settings(config, sets or ())
     references = [model.hub for model in settings.models.values() if model.engine == "embedded" and model.hub]

@@ -76,7 +76,7 @@ def finetune(
     service goes on there, until it is stopped with --cancel.
     """
     from culturepark.cli.views.terminal import stdout_console
-    from culturepark.settings import with_overrides
+    from culturepark.settings_load import with_overrides
     from culturepark.store.rundir import load_run
     from culturepark.training.jobs import names_of
     from culturepark.training.records import training_lock

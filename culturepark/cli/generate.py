@@ -96,7 +96,7 @@ def _load_plan(config: Path | None, sets: list[str] | None, shard: str | None) -
     from culturepark.cultures import load_cultures
     from culturepark.plan import Plan
     from culturepark.seeds import load_seeds
-    from culturepark.settings import load_settings
+    from culturepark.settings_load import load_settings
 
     overrides = [*(sets or ()), *([f'plan.shard="{shard}"'] if shard is not None else [])]
     settings = load_settings(config, overrides)
@@ -165,7 +165,7 @@ def doctor(config: Config = None, sets: Sets = None) -> None:
 
     from culturepark.cli.views.terminal import print_verdict, stdout_console
     from culturepark.preflight.doctor import examine_machine, examine_models
-    from culturepark.settings import load_settings
+    from culturepark.settings_load import load_settings
 
     settings = load_settings(config, sets or ())
     console = stdout_console()

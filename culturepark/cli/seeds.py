@@ -83,7 +83,7 @@ def _print_use(console: Console, file: Path, seeds: Sequence[Seed]) -> None:
     import json
 
     from culturepark.cultures import load_cultures
-    from culturepark.settings import load_settings
+    from culturepark.settings_load import load_settings
 
     contact = load_settings(None).plan.contact
     delegates = [culture for culture in load_cultures().values() if culture.id != contact]
@@ -137,7 +137,7 @@ def seeds_list(
     from culturepark.cli.views.plan import show_seeds
     from culturepark.cli.views.terminal import stdout_console
     from culturepark.seeds import builtin_seeds, load_seeds, read_seeds
-    from culturepark.settings import load_settings
+    from culturepark.settings_load import load_settings
 
     if source is None:
         show_seeds(stdout_console(), builtin_seeds(), "the built-in seeds")

@@ -31,7 +31,8 @@ from culturepark.plan import Plan
 from culturepark.prompts.profile import sampling_with
 from culturepark.prompts.registry import profile_named
 from culturepark.seeds import encode_seeds, read_seeds
-from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings, decode_settings
+from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings
+from culturepark.settings_load import decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
 from culturepark.versions import PROMPT_VERSION
 

@@ -6,7 +6,8 @@ import pytest
 
 from culturepark.errors import ConfigError
 from culturepark.limits.budget import Budget
-from culturepark.settings import Settings, load_settings
+from culturepark.settings import Settings
+from culturepark.settings_load import load_settings
 from culturepark.usage import Usage
 
 REMOTE = [

@@ -28,7 +28,8 @@ from culturepark.preflight.checks import check_all, check_endpoints
 from culturepark.preflight.doctor import Verdict, examine_models
 from culturepark.preflight.estimate import estimate, turns_planned
 from culturepark.seeds import builtin_seeds, write_seeds
-from culturepark.settings import Settings, load_settings
+from culturepark.settings import Settings
+from culturepark.settings_load import load_settings
 from culturepark.store.audit import check_run
 from culturepark.store.cells import Sealed
 from culturepark.store.lock import RunLock

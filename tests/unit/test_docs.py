@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from culturepark.settings import load_settings
+from culturepark.settings_load import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

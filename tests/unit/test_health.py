@@ -16,7 +16,8 @@ from culturepark.messages import Turn
 from culturepark.plan import Brief
 from culturepark.seeds import builtin_seeds
 from culturepark.seeds.stance import stance_of
-from culturepark.settings import HealthSettings, decode_settings
+from culturepark.settings import HealthSettings
+from culturepark.settings_load import decode_settings
 from tests import builders
 
 HARVEST = (

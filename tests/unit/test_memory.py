@@ -9,7 +9,7 @@ from culturepark.dialogue.conductor import Conductor
 from culturepark.dialogue.slots import REFINERS
 from culturepark.plan import Plan
 from culturepark.seeds import builtin_seeds
-from culturepark.settings import decode_settings
+from culturepark.settings_load import decode_settings
 from scripts.bench_collector import slow_disk
 
 

@@ -11,7 +11,7 @@ from culturepark.cultures import load_cultures
 from culturepark.errors import RunDirError
 from culturepark.plan import Plan
 from culturepark.seeds import load_seeds
-from culturepark.settings import load_settings
+from culturepark.settings_load import load_settings
 from culturepark.store import rundir
 from culturepark.store.audit import check_run
 from culturepark.store.rundir import open_run

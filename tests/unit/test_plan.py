@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from culturepark.errors import ConfigError
 from culturepark.plan import Brief, Plan
 from culturepark.seeds import builtin_seeds
-from culturepark.settings import Settings, decode_settings
+from culturepark.settings import Settings
+from culturepark.settings_load import decode_settings
 from tests import builders
 
 ALL = {"kinds": ["cross", "in-culture", "direct"], "dialogues_per_question": 6}

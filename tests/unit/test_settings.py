@@ -24,7 +24,8 @@ from culturepark.paths import config_dir
 from culturepark.plan import Plan
 from culturepark.seeds import builtin_seeds
 from culturepark.seeds.load import load_seeds
-from culturepark.settings import ModelSettings, load_settings
+from culturepark.settings import ModelSettings
+from culturepark.settings_load import load_settings
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import load_run, open_run
 from tests import builders

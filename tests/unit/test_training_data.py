@@ -17,7 +17,8 @@ from culturepark.evaluation.asking import Question, prompt_of
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.prompts.training_rows import question_of, survey_messages
 from culturepark.seeds import builtin_seeds
-from culturepark.settings import TrainingSettings, with_overrides
+from culturepark.settings import TrainingSettings
+from culturepark.settings_load import with_overrides
 from culturepark.store.rundir import Run
 from culturepark.training.datasets import JOINT, apportion, read_dataset, seal, verify
 from culturepark.training.leakage import check, find_words, read_set, training_texts, words_of

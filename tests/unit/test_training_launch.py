@@ -23,7 +23,7 @@ from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError, EndpointError, RunDirError, TrainingError
 from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
-from culturepark.settings import decode_settings
+from culturepark.settings_load import decode_settings
 from culturepark.store.rundir import Run
 from culturepark.training import subprocess_backend as child
 from culturepark.training.adapters import adapter_named, adapters_of
