@@ -1,6 +1,6 @@
 """Ray's own calls are lost, answered into the void, carried out twice and late: the run stays the same.
 
-Messages between actors do not go through Ray; `tests/unit/test_mailbox.py` breaks their connections.
+Messages between actors do not go through Ray; `tests/unit/test_outbox.py` breaks their connections.
 """
 
 from __future__ import annotations
