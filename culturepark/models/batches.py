@@ -1,4 +1,4 @@
-"""What is worked on together: so much at once and no more."""
+"""Batches: items that are worked on together, of bounded size."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class _Message(Struct):
 class _Choice(Struct):
     message: _Message
     finish_reason: str | None = None
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # looked at only where they were asked for
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # decoded only if they were asked for
 
 
 class _Reply(Struct):
@@ -61,8 +61,8 @@ class _Logprobs(Struct):
 
 
 class _OddReply(Struct):
-    """A reply whose counts are spelled oddly: it is not thrown away for that, nor are they built, since
-    a few megabytes of them could become a hundred."""
+    """A reply with odd token counts: it is used all the same, and the counts are not decoded, since a few
+    megabytes of them could become a hundred."""
 
     choices: list[_Choice]
     usage: msgspec.Raw = msgspec.Raw(b"null")
@@ -74,12 +74,13 @@ _odd_decoder = msgspec.json.Decoder(_OddReply)
 _plain_usage = msgspec.json.Decoder(_PlainUsage)
 _logprobs = msgspec.json.Decoder(_Logprobs | None)
 _USELESS = 2
-"""Replies that are of no use after which, with one more, a call is given up: each is paid for."""
+"""After so many useless replies, one more ends the call: each is billed."""
 _TOKEN_CHARS = 32
+"""Characters of a token, at most: no tokenizer has so many on average."""
 _LEAST_CHARS = 4096
-"""A text may be this long at least, and as long as no tokens of a tokenizer are on average."""
+"""A text may always have so many characters, whatever `max_tokens` says."""
 _TAILS = 64
-"""Sets of parameters whose encoding is remembered."""
+"""So many sets of parameters are cached in their encoded form."""
 
 
 class HttpChatModel:
@@ -112,7 +113,7 @@ class HttpChatModel:
         except ModelError as error:
             if asked is None or not _refuses_format(error):
                 raise
-            # An endpoint without structured output says so once; from then on we do not ask.
+            # An endpoint without structured output says so once; later requests do not ask for it.
             self._structured = False
             return await self._complete(prompt, sampling, affinity, None, error)
 
@@ -150,7 +151,7 @@ class HttpChatModel:
                 useless += 1
 
     def _tail(self, sampling: Sampling, schema: dict[str, Any] | None) -> bytes:
-        """All of the body behind the messages."""
+        """The rest of the body, behind the messages."""
         key = (id(sampling), id(schema))
         known = self._tails.get(key)
         if known is None or known[0] is not sampling or known[1] is not schema:
@@ -201,7 +202,7 @@ class HttpChatModel:
             raise ModelError("refused", what, usage=usage)
         text = choice.message.content or ""
         if len(text) > _LEAST_CHARS and len(text) > sampling.max_tokens * _TOKEN_CHARS:
-            # A server that does not keep to it could make a dialogue too large for anything.
+            # A server that ignores max_tokens could make a dialogue too large to store.
             what = f"the reply has {len(text)} characters, and {sampling.max_tokens} tokens were asked for"
             raise ModelError("too_large", what, usage=usage)
         text = self._http.keyless(text)
@@ -212,7 +213,7 @@ class HttpChatModel:
         return Completion(text, usage, reason, model, came.url, came.latency_s, first)
 
     async def close(self) -> None:
-        """Close the session."""
+        """Close the connections."""
         await self._http.close()
 
 
@@ -229,7 +230,7 @@ def _decoded(raw: bytes) -> _Reply:
 
 
 def _first_tokens(raw: msgspec.Raw) -> tuple[tuple[str, float], ...]:
-    """The alternatives at the first place of a reply that is more than white space; none if it has none."""
+    """The alternatives, with their log-probabilities, of a reply's first token that is not white space."""
     try:
         found = _logprobs.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -17,12 +17,13 @@ from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.usage import UNREPORTED, Usage
 
 _BATCH, _BATCH_CHARACTERS = 64, 1 << 16
-"""Texts of one request, and characters of all of them if they are several: some endpoints refuse more."""
+"""A request has at most so many texts, and characters unless it is one text: some endpoints refuse more."""
 _USELESS = 2
-"""Replies that are of no use after which, with one more, a call is given up: each is paid for."""
+"""After so many useless replies, one more ends the call: each is billed."""
 _ENORMOUS = 1e6
+"""No number of an embedding is larger, unless it was decoded with the wrong width."""
 _ROW_BYTES = 1 << 20
-"""No embedding is longer than this as JSON: digits that become numbers take up to sixteen times the room."""
+"""An embedding has at most so many bytes of JSON: decoded, digits need up to sixteen times the memory."""
 
 
 Encoding = Literal["base64", "float"]
@@ -82,9 +83,9 @@ class HttpEmbedder:
         return Embedding(np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32), spent)
 
     async def _batch(self, texts: Sequence[str]) -> Embedding:
-        """Ask in base64, since numbers in JSON take much longer to read, until it turns out that this
-        endpoint knows none: some refuse it, some answer what is of no use."""
-        encoding, named = self._encoding, False
+        """Ask for base64, since numbers in JSON are far slower to decode, until it turns out that this
+        endpoint does not support it: some refuse it, some send useless replies."""
+        encoding, rejected = self._encoding, False
         useless = tried = 0
         spent = Usage()
         while True:
@@ -93,11 +94,11 @@ class HttpEmbedder:
                 reply = await self._http.post("/embeddings", body, skip=useless, tried=tried)
             except ModelError as error:
                 spent = error.usage = spent + error.usage
-                named = _names_the_form(error)
-                if encoding == "float" or error.kind != "bad_request" or (self._proven and not named):
+                rejected = _rejects_encoding(error)
+                if encoding == "float" or error.kind != "bad_request" or (self._proven and not rejected):
                     raise
                 encoding = "float"
-                tried = error.attempts - 1  # that the form was refused is no failed attempt
+                tried = error.attempts - 1  # that the encoding was refused is no failed attempt
                 continue
             tried = reply.retries + 1
             spent += reply.lost
@@ -112,7 +113,7 @@ class HttpEmbedder:
                 if not self._proven:
                     encoding = "float"
                 continue
-            if encoding == "float" and (named or not self._proven):
+            if encoding == "float" and (rejected or not self._proven):
                 self._encoding = encoding
             return Embedding(read.vectors, spent + read.usage)
 
@@ -164,7 +165,7 @@ class HttpEmbedder:
         return vectors
 
     async def close(self) -> None:
-        """Close the session."""
+        """Close the connections."""
         await self._http.close()
 
 
@@ -177,8 +178,8 @@ def _vector(raw: msgspec.Raw) -> Vectors:
         return np.array(_numbers.decode(raw), dtype=np.float32)
 
 
-def _names_the_form(error: ModelError) -> bool:
-    """Whether a refusal says that it is for the base64."""
+def _rejects_encoding(error: ModelError) -> bool:
+    """Whether a refusal says that it is because of base64."""
     words = error.reason.lower()
     return error.kind == "bad_request" and ("base64" in words or "encoding_format" in words)
 
@@ -188,15 +189,15 @@ def _in_base64(raw: msgspec.Raw) -> bool:
 
 
 def _of_double_size(vectors: Vectors) -> bool:
-    """Whether these are halves of numbers with 64 bits, which some servers once sent: the lower halves of
-    what was 16 or 32 bits before are zero beside upper ones that hardly are, or enormous."""
+    """Whether these are halves of 64-bit numbers, which some servers once sent. Of numbers that had 16 or 32
+    bits before, the lower halves are zeros and the upper ones hardly ever are, or some are enormous."""
     lower, upper = vectors[:, ::2], vectors[:, 1::2]
     halves = not lower.any() and int(np.count_nonzero(upper)) > 0.9 * upper.size
     return halves or float(np.abs(vectors).max()) > _ENORMOUS
 
 
 def _count(raw: msgspec.Raw) -> int | None:
-    """A number of tokens, if this can be one: some servers spell it oddly."""
+    """A number of tokens; None if it cannot be one, since some servers write it oddly."""
     try:
         tokens = _tokens.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -205,7 +206,8 @@ def _count(raw: msgspec.Raw) -> int | None:
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Rows scaled to length 1; rows of zeros stay zeros. Raises ModelError on numbers that are none."""
+    """Rows scaled to length 1 (L2 normalization); rows of zeros stay zeros. Raises ModelError on numbers that
+    are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(lengths).all():

@@ -1,4 +1,4 @@
-"""How a model call fails."""
+"""The error of a model call, classified."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from culturepark.usage import Usage
 PASSING: frozenset[FailureKind] = frozenset(
     {"rate_limited", "server", "timeout", "connection", "invalid_reply", "empty_reply", "too_large"}
 )
-"""Failures that another attempt may not meet."""
+"""Kinds of failure that may be gone at the next attempt (transient errors)."""
 DOUBTFUL: frozenset[FailureKind] = frozenset({*PASSING, "forbidden"})
-"""Failures that may be an outage's, or a key's, as well as the request's own."""
+"""Kinds of failure that may be due to an outage or a key as well as to the request itself."""
 
 
 class ModelError(Exception):
-    """A model call that gave no usable reply, classified, with the tokens it cost all the same."""
+    """A model call gave no usable reply; with its kind, and the usage that it cost all the same."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ModelError(Exception):
 
     @property
     def is_its_own(self) -> bool:
-        """Whether it is this very request that will not be answered: others may be."""
+        """Whether the failure is due to this very request: others may be answered."""
         return self.kind not in DOUBTFUL and not self.stops_run and self.kind != "internal"
 
     @property

@@ -1,8 +1,8 @@
 """A fake model and a fake embedder for tests and benchmarks: no network, no weights.
 
-What it says follows from the prompt alone, so two runs say the same whatever the number of
+Replies follow from the prompt alone (deterministic), so two runs say the same whatever the number of
 processes or the order of calls. It never pretends to be a model: its name is `scripted` wherever
-provenance is kept. Rules come as the model's name, `key=value` pairs apart by spaces:
+provenance is kept. Its rules are given as the model's name, `key=value` pairs separated by spaces:
 
     latency_ms=20     each call takes that long
     fail_every=100    one prompt in 100 fails, always the same ones
@@ -78,7 +78,7 @@ class ScriptedChat:
         return " ".join(_sentence(dice >> (16 * i)) for i in range(1 + dice % 2))
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open: do nothing."""
 
 
 class ScriptedEmbedder:
@@ -96,7 +96,7 @@ class ScriptedEmbedder:
         return Embedding(unit(rows), UNREPORTED)
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open: do nothing."""
 
 
 def _sentence(dice: int) -> str:

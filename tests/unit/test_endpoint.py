@@ -424,7 +424,7 @@ async def test_connections_that_fail(servers: Servers, answer: Any, kind: str) -
     assert error.passing
 
 
-async def test_nobody_listens(servers: Servers) -> None:
+async def test_a_refused_connection(servers: Servers) -> None:
     error = await fails(servers.chat("http://127.0.0.1:9/v1", retries=2))
     assert error.kind == "connection"
     assert len(servers.waits) == 2
@@ -434,7 +434,7 @@ async def test_nobody_listens(servers: Servers) -> None:
 async def test_an_engine_of_our_own_is_waited_for_while_it_starts_again(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, loading: int
 ) -> None:
-    """What finds nobody listening, or a model that is being read, is no attempt."""
+    """A refused connection, or a 503 while the model is loaded, is no attempt."""
     monkeypatch.setattr("culturepark.models.endpoint._RESTART_S", 20.0)
     url = await servers.start(*[reply({"error": {"message": "Loading model"}}, 503)] * loading, body())
     home, port = servers.runners.pop(), int(url.split(":")[2].split("/")[0])

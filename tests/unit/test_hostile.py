@@ -131,7 +131,7 @@ async def test_each_misdeed_ends_in_time_and_in_what_it_is(name: str) -> None:
         assert not any(KEY[at : at + 8] in said for at in range(len(KEY) - 8))
         if kind == "timeout":
             assert took_s > 0.9 * DEADLINE_S
-            assert min(answers) > 3  # it held up nobody meanwhile
+            assert min(answers) > 3  # no other call was held up meanwhile
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's high-water mark")

@@ -320,7 +320,7 @@ def test_shares_follow_demand() -> None:
 
 
 def shared_by_nine(coordinator: Coordinator) -> list[int]:
-    """What nine agents are given of whom four have three dialogues each, then what they are given when the
+    """What nine agents are given of which four have three dialogues each, then what they are given when the
     others have as many."""
     given: dict[int, int] = {}
     few: list[int] = []
