@@ -57,13 +57,13 @@ QUICK = Interrupted()
 class Writer:
     """A process that holds the run, as it believes; and what it was promised."""
 
-    def __init__(self, run: Run, take: int, files: RealFiles = QUICK, lock: RunLock | None = None) -> None:
+    def __init__(self, run: Run, term: int, files: RealFiles = QUICK, lock: RunLock | None = None) -> None:
         self.outcomes = builders.outcomes(run.plan)
-        self.take = take
+        self.term = term
         self.kept: set[int] = set()
         self.turns = 0
         self.ledger = Ledger(run, lock or RunLock.acquire(run.root, files=files), files)
-        begun = {one.number: len(one.turns) for one in self.ledger.begin(take)}
+        begun = {one.number: len(one.turns) for one in self.ledger.begin(term)}
         self.spoken = begun.get(LAST, 0)
 
     def ends(self, *numbers: int) -> None:
@@ -74,7 +74,7 @@ class Writer:
 
     def speaks(self) -> None:
         """Another turn, which is acknowledged."""
-        self.ledger.append(said(LAST, self.spoken + 1, self.take, f"of take {self.take}"))
+        self.ledger.append(said(LAST, self.spoken + 1, self.term, f"of term {self.term}"))
         self.ledger.sync()
         self.spoken += 1
 
@@ -122,7 +122,7 @@ def assert_kept(run: Run, kept: set[int], last: Writer, expected: dict[str, list
     assert kept <= {number for number in range(LAST + 1) if after.ledger.has(number)}
     (begun,) = after.ledger.begun([LAST])
     assert [turn.number for turn in begun.turns] == list(range(1, last.spoken + 1))
-    assert {turn.text for turn in begun.turns[-2:]} == {f"of take {last.take}"}
+    assert {turn.text for turn in begun.turns[-2:]} == {f"of term {last.term}"}
     after.ends(*range(LAST + 1))
     after.ledger.close()
     found = rows_of(run.root)
@@ -234,5 +234,5 @@ def test_what_a_late_writer_leaves_is_no_part_of_the_run(tmp_path: Path) -> None
         old.ledger.sync()
     new.speaks()
     (begun,) = Writer(run, 3).ledger.begun([LAST])
-    assert [turn.text for turn in begun.turns] == ["of take 2"]
+    assert [turn.text for turn in begun.turns] == ["of term 2"]
     assert isinstance(old.outcomes[0], Outcome)

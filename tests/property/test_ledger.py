@@ -63,7 +63,7 @@ class Disk:
         self.ledger = Ledger(self.run, self.lock)
 
     def crash(self) -> None:
-        """The writer is gone without a word; another one takes over."""
+        """The writer is gone without a word; another one continues."""
         self.lock.release()
         self.lock = RunLock.acquire(self.run.root)
         self.ledger = Ledger(self.run, self.lock)
@@ -115,8 +115,8 @@ def test_disturbance_changes_nothing(seed: int, shard_dialogues: int, calm: int)
         while owed:
             outcome = owed.pop()
             known = disk.ledger.has(outcome.number)
-            taken = disk.ledger.append(encode(outcome))
-            assert not (known and taken)
+            new = disk.ledger.append(encode(outcome))
+            assert not (known and new)
             if not dice.randrange(3):
                 done = disk.ledger.sync()
                 assert not acknowledged & set(done)
@@ -232,16 +232,16 @@ def test_old_bytes_still_read() -> None:
     assert isinstance(outcome, Outcome)
 
 
-def said(number: int, turn: int, take: int = 7, text: str = "so it is") -> bytes:
-    return encode(Spoke(number, take, Turn(turn, (turn - 1) % 2, text, usage=Usage(1, 10, 0, 5))))
+def said(number: int, turn: int, term: int = 7, text: str = "so it is") -> bytes:
+    return encode(Spoke(number, term, Turn(turn, (turn - 1) % 2, text, usage=Usage(1, 10, 0, 5))))
 
 
 def test_a_dialogue_under_way_is_known_by_its_turns_and_paid_calls(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "run", settings_of())
     disk.ledger.begin(7)
     step = Step(number=3, key=b"k", role="verifier", usage=Usage(1, 100), text="entails")
-    records = [said(3, 1), said(3, 2), said(3, 2), said(3, 4), said(4, 1, take=6), encode(step), encode(step)]
-    for raw in records:  # a turn comes twice, one skips another, one is of another take
+    records = [said(3, 1), said(3, 2), said(3, 2), said(3, 4), said(4, 1, term=6), encode(step), encode(step)]
+    for raw in records:  # a turn comes twice, one skips another, one is of another term
         disk.ledger.append(raw)
     disk.ledger.sync()
     disk.crash()
@@ -249,8 +249,8 @@ def test_a_dialogue_under_way_is_known_by_its_turns_and_paid_calls(tmp_path: Pat
     assert (begun.number, [t.number for t in begun.turns]) == (3, [1, 2])
     assert begun.steps == (step,)
     assert disk.ledger.spent() == {"speaker": Usage(2, 20, 0, 10), "verifier": Usage(1, 100)}
-    disk.ledger.append(said(3, 3, take=7))  # from before the crash: another conductor conducts now
-    disk.ledger.append(said(3, 3, take=8, text="and goes on"))
+    disk.ledger.append(said(3, 3, term=7))  # from before the crash: another conductor conducts now
+    disk.ledger.append(said(3, 3, term=8, text="and goes on"))
     disk.ledger.sync()
     (begun,) = disk.ledger.begun([3, 4])
     assert [t.text for t in begun.turns] == ["so it is", "so it is", "and goes on"]
@@ -260,7 +260,7 @@ def test_a_dialogue_under_way_is_known_by_its_turns_and_paid_calls(tmp_path: Pat
     disk.ledger.sync()
     assert disk.ledger.begun([3]) == []
     assert disk.ledger.spent() == usage
-    disk.ledger.append(said(3, 4, take=8))
+    disk.ledger.append(said(3, 4, term=8))
     disk.crash()
     assert disk.ledger.spent() == usage
 
@@ -272,21 +272,21 @@ def test_turns_count_on_after_the_collector_alone_was_restarted(tmp_path: Path) 
     disk.ledger.sync()
     disk.crash()  # the moderator lives on, and does not begin again
     disk.ledger.append(said(19, 2))
-    for outcome in builders.outcomes(disk.run.plan)[:19]:  # segments come and go; the take stays
+    for outcome in builders.outcomes(disk.run.plan)[:19]:  # segments come and go; the term stays
         disk.ledger.append(encode(outcome))
         disk.ledger.sync()
     disk.crash()
     disk.ledger.append(said(19, 3))
-    disk.ledger.append(said(19, 4, take=6))  # of a moderator that was replaced
+    disk.ledger.append(said(19, 4, term=6))  # of a moderator that was replaced
     disk.ledger.sync()
     disk.crash()
     (begun,) = disk.ledger.begin(8)
     assert [turn.number for turn in begun.turns] == [1, 2, 3]
-    disk.ledger.append(said(19, 4, take=7))
+    disk.ledger.append(said(19, 4, term=7))
     assert len(disk.ledger.begun([19])[0].turns) == 3
 
 
-def test_no_turn_is_taken_while_no_take_is_known(tmp_path: Path) -> None:
+def test_no_turn_is_accepted_while_no_term_is_known(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "run", settings_of())
     with pytest.raises(RunDirError, match="no moderator has begun"):
         disk.ledger.append(said(3, 1))

@@ -9,7 +9,9 @@ import pytest
 
 from culturepark.errors import RunDirError
 from culturepark.settings import Settings
-from culturepark.store.files import PART
+from culturepark.store.files import PART, write_view
+from culturepark.store.ledger import Ledger
+from culturepark.store.lock import RunLock
 from culturepark.store.rundir import load_run, open_run
 from tests import builders
 from tests.faults import Crash, FaultyFiles
@@ -72,3 +74,19 @@ def test_a_run_is_begun_whole_or_not_at_all(tmp_path: Path, power: bool, keep: f
         steps += 1
     assert found == {True, False}
     assert steps > 20
+
+
+def test_a_status_that_is_being_written_while_a_ledger_is_opened_is_let_alone(tmp_path: Path) -> None:
+    of = settings_of()
+    run = open_run(tmp_path / "run", of, builders.plan(of))
+    files = FaultyFiles(run.root)
+    files.crash_at(3)  # all is written, and not renamed yet
+    with pytest.raises(Crash):
+        write_view(run.root / "status.json", b"{}", files)
+    files.kill()
+    before = {path.name for path in run.root.iterdir()}
+    with RunLock.acquire(run.root) as lock:
+        assert Ledger(run, lock).report.set_aside == ()
+    assert before - {path.name for path in run.root.iterdir()} == set()
+    write_view(run.root / "status.json", b"{}")
+    assert {path.name for path in run.root.glob("*status*")} == {"status.json"}
