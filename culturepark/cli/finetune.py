@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,11 +17,8 @@ if TYPE_CHECKING:
 
     from culturepark.settings import Settings
     from culturepark.store.rundir import Run
-    from culturepark.training.leakage import Report
     from culturepark.training.ports import Backend, Job, Outcome
     from culturepark.training.records import Records
-
-_SHOWN_MATCHES = 3
 
 
 class BackendName(StrEnum):
@@ -76,6 +72,7 @@ def finetune(
     service goes on there, until it is stopped with --cancel.
     """
     from culturepark.cli.views.terminal import stdout_console
+    from culturepark.cli.views.training import show_adapters
     from culturepark.settings_load import with_overrides
     from culturepark.store.rundir import load_run
     from culturepark.training.jobs import names_of
@@ -99,7 +96,7 @@ def finetune(
         if not datasets_only:
             failed += _trained(console, run, settings, datasets)
     if not datasets_only:
-        _print_adapters(console, run)
+        show_adapters(console, run.root)
     if failed:
         raise typer.Exit(failed[0].exit_code)
 
@@ -204,6 +201,7 @@ def _check_leakage(
     import asyncio
 
     from culturepark.cli.views.terminal import safe_line
+    from culturepark.cli.views.training import show_leakage
     from culturepark.evaluation.exam_texts import exam_texts
     from culturepark.models.errors import ModelError
     from culturepark.models.local.serving import local_embedder
@@ -221,29 +219,15 @@ def _check_leakage(
                     words = f"{name}: looked for by words alone, as the embedder failed: {error.reason}"
                     console.print(safe_line(words, "yellow"), soft_wrap=True)
                     report = await check_dataset(folder, sets, None)
-                _show_leakage(console, name, report)
+                show_leakage(console, name, report)
 
     with console.status("looking for evaluation texts in the training rows"):
         asyncio.run(look())
 
 
-def _show_leakage(console: Console, dataset: str, report: Report) -> None:
-    from culturepark.cli.views.terminal import safe_line
-    from culturepark.words import plural
-
-    for name, items in report.items.items():
-        found = [match for match in report.matches if match.set_name == name]
-        if not found:
-            continue
-        words = f"{dataset}: {len(found)} of {plural(items, 'text')} of {name} are in its training rows:"
-        console.print(safe_line(words, "yellow"))
-        for match in found[:_SHOWN_MATCHES]:
-            words = f'    {match.look} {match.score:g}: "{match.item[:60]}" in "{match.found[:80]}"'
-            console.print(safe_line(words, "dim"), soft_wrap=True)
-
-
 def _follow(console: Console, records: Records, backend: Backend, job: Job, poll_s: float) -> Outcome:
     from culturepark.cli.views.terminal import safe_line
+    from culturepark.cli.views.training import outcome_words
     from culturepark.training.jobs import follow
 
     with console.status(f"{job.name}: ...") as spinner:
@@ -263,7 +247,7 @@ def _follow(console: Console, records: Records, backend: Backend, job: Job, poll
                 fix = "Run the same command again to watch it, or with --cancel to stop it."
             raise Interrupted(f"training of {job.name}", what, fix) from None
     if outcome.state == "finished":
-        console.print(safe_line(f"{job.name}: {_outcome_words(outcome)}", "green"))
+        console.print(safe_line(f"{job.name}: {outcome_words(outcome)}", "green"))
     return outcome
 
 
@@ -276,30 +260,3 @@ def _progress_of(job: Job) -> str:
         return "step {step} of {of}, loss {loss}".format(**json.loads(last))
     except (OSError, ValueError, LookupError):
         return ""
-
-
-def _outcome_words(outcome: Outcome) -> str:
-    from culturepark.words import clock
-
-    words = f"done in {clock(outcome.seconds)}"
-    if fall := outcome.fall:
-        words += f", loss {fall[0]:g} -> {fall[1]:g}"
-    if outcome.held_out_loss:
-        before, after = outcome.held_out_loss
-        words += f", on held-out questions {before:g} -> {after:g}"
-    return words
-
-
-def _print_adapters(console: Console, run: Run) -> None:
-    from culturepark.cli.views.terminal import safe_line
-    from culturepark.training.adapters import adapters_of
-
-    for name, adapter in sorted(adapters_of(run.root).items()):
-        console.print(safe_line(f"{name:<12} {adapter.folder or adapter.model}"), soft_wrap=True)
-    console.print(
-        safe_line(
-            f"How to serve them: docs/training.md. The run: culturepark show {shlex.quote(str(run.root))}"
-        ),
-        style="dim",
-        soft_wrap=True,
-    )

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from culturepark.plan import Plan
     from culturepark.settings import Settings
-    from culturepark.store.rundir import Run
     from culturepark.store.view import View
 
 
@@ -41,7 +40,7 @@ def generate(
     """
     from culturepark import launch
     from culturepark.cli.views.live import Display
-    from culturepark.cli.views.run import show_closing, show_failures
+    from culturepark.cli.views.run import show_closing, show_complete, show_failures, show_start
     from culturepark.cli.views.terminal import stdout_console
     from culturepark.preflight.checks import check_all
     from culturepark.store.rundir import open_run
@@ -55,7 +54,7 @@ def generate(
         run = open_run(out, settings, plan)
         before = View(out)
         if before.complete and not _trainings_due(settings, before):
-            _print_complete(console, before.root, len(plan), before.total["failed"])
+            show_complete(console, before)
             if quiet:
                 console.print(f"See: culturepark show {shlex.quote(str(out))}", markup=False)
             else:
@@ -67,7 +66,7 @@ def generate(
         check_all(settings, out)
         run = open_run(out, settings, plan)
         done = turns_before = 0
-    _print_start(console, run, done)
+    show_start(console, run, done)
 
     with Display(console, run, turns_before) as display:
         last = launch.generate(run, display.show)
@@ -113,37 +112,6 @@ def _print_hint(console: Console, config: Path | None) -> None:
             style="dim",
             markup=False,
         )
-
-
-def _print_start(console: Console, run: Run, done: int) -> None:
-    from culturepark.cli.views.terminal import safe_line
-    from culturepark.words import count, plural
-
-    plan = run.plan
-    parts = ((len(plan), "dialogue"), (len(plan.delegates), "culture"), (len(plan.seeds), "question"))
-    what = ", ".join(plural(number, noun) for number, noun in parts)
-    console.print(safe_line(f"{what} -> {run.root}", "bold"))
-    speaker = run.file.models.get("speaker", "")
-    console.print(safe_line(f"Spoken by {speaker}", "dim"))
-    if plan.unasked:
-        pairs = plural(
-            len(plan.unasked), "pair of culture and question was", "pairs of culture and question were"
-        )
-        console.print(f"{pairs} never asked: `culturepark plan` lists them.", style="dim", markup=False)
-    if done:
-        console.print(f"Resuming: {count(done)} of {count(len(plan))} done.", style="cyan")
-
-
-def _print_complete(console: Console, root: Path, planned: int, failed: int) -> None:
-    from culturepark.cli.views.terminal import safe_line
-    from culturepark.words import count, plural
-
-    console.print(
-        safe_line(f"{root} is complete: all {plural(planned, 'dialogue')} have ended.", "bold green")
-    )
-    if failed:
-        console.print(f"{count(failed)} of them failed.", style="bold red")
-    console.print("Nothing to do.")
 
 
 # --- before a run

@@ -65,6 +65,7 @@ async def measure_data(
 
 
 def _run_at(where: str, words: str) -> Run:
+    """The run in the directory `words`, which the argument `where` named. Raises ConfigError, RunDirError."""
     if not Path(words).is_dir():
         what = f"quality is of the data of a run, and {words} is no run's directory."
         raise ConfigError(where, what, "Name the directory that `culturepark generate --out` made.")
@@ -82,6 +83,7 @@ def _only(run_data: RunData, cultures: Sequence[str]) -> RunData:
 
 
 def _left_out(name: str, run_data: RunData) -> list[str]:
+    """A note on the dialogues that are not in shards yet, if there are any."""
     if not run_data.owed:
         return []
     planned = run_data.owed + len(run_data.dialogues)
@@ -138,6 +140,7 @@ def _name_of(model: ModelSettings) -> str:
 def _budget_figures(
     every: Sequence[RunData], originals: Sequence[Vectors | None], notes: list[str]
 ) -> tuple[list[Measurement], list[Measurement]]:
+    """Figures of the first run and of the baseline, each cut to the same budget of tokens."""
     first, second, budget = quality.shared_budget(every[0], every[-1])
     without = f", without those of the {', '.join(sorted(first.unmetered))}" if first.unmetered else ""
     notes.append(f"Budget figures: the first dialogues of each plan, up to {budget:,} tokens{without}.")

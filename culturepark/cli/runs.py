@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from culturepark.cli.arguments import RunDir
 from culturepark.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXIT_PROBLEMS = 1
 """The exit code of `check` when it found something wrong."""
@@ -62,6 +58,7 @@ def status(
 
     from culturepark.cli.views.status import status_view
     from culturepark.cli.views.terminal import stdout_console
+    from culturepark.cli.views.training import show_trainings
     from culturepark.monitor.status import WRITE_EVERY_S, as_json_text, status_report
     from culturepark.store.rundir import load_run
 
@@ -75,28 +72,10 @@ def status(
             if watch and console.is_terminal:
                 console.clear()
             console.print(status_view(directory, report, refine))
-            _print_trainings(console, directory)
+            show_trainings(console, directory)
         if not watch or report.state != "running":
             return
         time.sleep(WRITE_EVERY_S)
-
-
-def _print_trainings(console: Console, directory: Path) -> None:
-    """How each training on record stands, and whether texts of evaluation sets are in its rows (leakage)."""
-    from culturepark.cli.views.terminal import safe_line
-    from culturepark.training.leakage import REPORT, read_report
-    from culturepark.training.records import Records
-    from culturepark.words import plural
-
-    latest = {record.job.name: record for record in Records(directory).all()}
-    for name, record in sorted(latest.items()):
-        words = {"intended": "about to start", "launched": "launched"}.get(record.event, record.event)
-        console.print(safe_line(f"tuning of {name}: {words}"))
-        dataset = directory / record.job.dataset
-        if (leaks := read_report(dataset)) and leaks.matches:
-            finds = plural(len(leaks.matches), "find")
-            words = f"{finds} of evaluation texts in its rows: {dataset / REPORT}"
-            console.print(safe_line(words, "yellow"), soft_wrap=True)
 
 
 def check(directory: RunDir) -> None:

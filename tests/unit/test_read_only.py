@@ -1,4 +1,4 @@
-"""A file system that lets nobody write: refused in words before anything starts, and still read."""
+"""A read-only file system: a run on it is refused in words before anything starts, and still read."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from culturepark.cli.views.terminal import VERDICT_STYLES, command, heading, key
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.lock import being_written
-from culturepark.store.rundir import SHARD_DIRS
+from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.view import View
 from culturepark.words import count, money, plural
 
@@ -26,6 +26,33 @@ _STAGES = (
     ("same as another", ("near_duplicate",)),
     ("similar", ("cluster",)),
 )
+
+
+def show_start(console: Console, run: Run, done: int) -> None:
+    """What begins: how many dialogues, where, with which model. `done` of them ended in earlier sessions."""
+    plan = run.plan
+    parts = ((len(plan), "dialogue"), (len(plan.delegates), "culture"), (len(plan.seeds), "question"))
+    what = ", ".join(plural(number, noun) for number, noun in parts)
+    console.print(safe_line(f"{what} -> {run.root}", "bold"))
+    speaker = run.file.models.get("speaker", "")
+    console.print(safe_line(f"Spoken by {speaker}", "dim"))
+    if plan.unasked:
+        pairs = plural(
+            len(plan.unasked), "pair of culture and question was", "pairs of culture and question were"
+        )
+        console.print(f"{pairs} never asked: `culturepark plan` lists them.", style="dim", markup=False)
+    if done:
+        console.print(f"Resuming: {count(done)} of {count(len(plan))} done.", style="cyan")
+
+
+def show_complete(console: Console, view: View) -> None:
+    """Say that every planned dialogue has ended before."""
+    planned, failed = len(view.plan), view.total["failed"]
+    words = f"{view.root} is complete: all {plural(planned, 'dialogue')} have ended."
+    console.print(safe_line(words, "bold green"))
+    if failed:
+        console.print(f"{count(failed)} of them failed.", style="bold red")
+    console.print("Nothing to do.")
 
 
 def show_summary(console: Console, view: View) -> None:
