@@ -21,7 +21,7 @@ from actors.session import ray_session
 from actors.supervision import cause_of
 from culturepark.dialogue.conductor import Progress
 from culturepark.errors import CultureParkError, EndpointError, Interrupted
-from culturepark.monitor.figures import Endpoint, Snapshot, Watch, total_of
+from culturepark.monitor.figures import Endpoint, FigureTracker, Snapshot, total_of
 from culturepark.monitor.status import WRITE_EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
@@ -170,7 +170,7 @@ class _Report:
     def __init__(self, run: Run, first: Snapshot) -> None:
         self._run = run
         # Next to nothing has ended since the moderator's first answer, which began the session.
-        self._watch = Watch(run, total_of(first.funnels)["turns"])
+        self._watch = FigureTracker(run, total_of(first.funnels)["turns"])
         # Ray serves metrics in any case; in a private session at an unknown port unless one is set.
         known = run.settings.actors.metrics_port or os.environ.get("RAY_ADDRESS")
         self._metrics = Metrics() if known else None

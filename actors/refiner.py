@@ -80,7 +80,7 @@ async def _outcome(
         # Our own fault must not leave a dialogue waiting for ever.
         log.exception("refiner_error", dialogue=brief.id)
         reason = f"in refinement: {type(error).__name__}: {error}"
-        return CallFailed(message.number, message.term, 0, "internal", reason, journal.taken)
+        return CallFailed(message.number, message.term, 0, "internal", reason, journal.usage)
     log.info(
         "dialogue_refined",
         dialogue=brief.id,

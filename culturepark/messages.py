@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import msgspec
 from msgspec import Struct
 
-from culturepark.usage import Usage
+from culturepark.usage import Usage, UsageByRole, add, sum_by_role
 
 SCHEMA = 1
 
@@ -413,10 +413,10 @@ def speaker_usage(turns: Iterable[Turn]) -> Usage:
     return sum((turn.usage for turn in turns), Usage())
 
 
-def with_speaker(usage: Mapping[str, Usage], turns: Iterable[Turn]) -> dict[str, Usage]:
+def with_speaker(usage: Mapping[str, Usage], turns: Iterable[Turn]) -> UsageByRole:
     """A dialogue's usage by role, with that of its turns added to the speaker's: `usage` may hold calls of
     the speaker's that brought no turn."""
-    return {**usage, "speaker": speaker_usage(turns) + usage.get("speaker", Usage())}
+    return add(usage, {"speaker": speaker_usage(turns)})
 
 
 def only_usage(number: int, usage: Mapping[str, Usage], key: bytes) -> list[Step]:
@@ -428,17 +428,14 @@ def only_usage(number: int, usage: Mapping[str, Usage], key: bytes) -> list[Step
     ]
 
 
-def bare_usage(steps: Iterable[Step]) -> dict[str, Usage]:
+def bare_usage(steps: Iterable[Step]) -> UsageByRole:
     """The usage, by role, of the calls among these steps that brought no reply."""
     return step_usage(step for step in steps if step.only_usage)
 
 
-def step_usage(steps: Iterable[Step]) -> dict[str, Usage]:
+def step_usage(steps: Iterable[Step]) -> UsageByRole:
     """The usage of the calls of these steps, by role."""
-    usage: dict[str, Usage] = {}
-    for step in steps:
-        usage[step.role] = usage.get(step.role, Usage()) + step.usage
-    return usage
+    return sum_by_role((step.role, step.usage) for step in steps)
 
 
 def pack(messages: list[bytes]) -> bytes:

@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from culturepark.pricing import Prices
 
 Count = Annotated[int, Meta(ge=0, le=100_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=100_000_000)]
@@ -27,6 +30,7 @@ Symptom = Literal[
 ]
 Remedy = Literal["retry", "end", "keep"]
 CHAT_ROLES: tuple[Role, ...] = ("speaker", "extractor", "verifier", "rewriter")
+ROLES: tuple[Role, ...] = (*CHAT_ROLES, "embedder")
 
 WHOLE = "1/1"
 """The plan in one part."""
@@ -122,6 +126,13 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def served_name(self) -> str:
         """What requests call it; a server of our own accepts any name, and needs one."""
         return self.model or "embedded"
+
+    @property
+    def prices(self) -> Prices:
+        """What its tokens cost."""
+        return Prices(
+            self.price_prompt, self.price_cached, self.price_completion, local=self.engine != "openai"
+        )
 
 
 class SamplingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -344,6 +355,22 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def model_of(self, role: Role) -> ModelSettings:
         """The model that serves `role`."""
         return self.models[self.roles.of(role)]
+
+    @property
+    def roles_used(self) -> tuple[Role, ...]:
+        """The roles whose models a run calls."""
+        return ROLES if self.refine.enabled else ("speaker",)
+
+    def prices_of(self, role: str) -> Prices:
+        """What the tokens of the model that serves `role` cost; unknown if there is no such role or model.
+
+        An embedder has no completion tokens, and needs no price of them.
+        """
+        name = self.roles.of(role) if role in ROLES else ""
+        if name not in self.models:
+            return Prices()
+        prices = self.models[name].prices
+        return replace(prices, completion=0.0) if role == "embedder" else prices
 
 
 IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine", "health")

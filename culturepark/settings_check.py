@@ -8,7 +8,7 @@ import re
 from culturepark.errors import ConfigError
 from culturepark.settings import (
     ADDRESS_FIX,
-    CHAT_ROLES,
+    ROLES,
     ModelSettings,
     PlanSettings,
     Settings,
@@ -83,7 +83,7 @@ def _check_roles(settings: Settings, where: str) -> None:
     if settings.refine.enabled and not settings.roles.embedder:
         fix = "Name one of [models], or set `refine.enabled = false`."
         raise ConfigError(f"{where}: $.roles.embedder", "refinement needs an embedder.", fix)
-    for role in (*CHAT_ROLES, "embedder"):
+    for role in ROLES:
         name = settings.roles.of(role)
         if name and name not in settings.models:
             raise _no_model(name, settings, f"{where}: $.roles.{role}")
@@ -115,12 +115,9 @@ def _check_sampling(settings: Settings, where: str) -> None:
 def _check_budget(settings: Settings, where: str) -> None:
     if not settings.budget.money:
         return
-    for role in (*CHAT_ROLES, "embedder") if settings.refine.enabled else CHAT_ROLES[:1]:
-        name = settings.roles.of(role)
-        model = settings.models.get(name)
-        if model is None or model.engine != "openai":
-            continue
-        if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
+    for role in settings.roles_used:
+        if not settings.prices_of(role).known:
+            name = settings.roles.of(role)
             what = f"what {role} costs is unknown: the model {name!r} has no prices."
             fix = f"Give models.{name} a price_prompt and a price_completion, or a budget of tokens."
             raise ConfigError(f"{where}: $.budget.money", what, fix)

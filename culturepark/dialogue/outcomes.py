@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from culturepark.dialogue.slots import Slot
 from culturepark.messages import CallFailed, Outcome, Step, bare_usage, only_usage, with_speaker
-from culturepark.usage import Usage
+from culturepark.usage import Usage, add
 
 
 def finished(number: int, slot: Slot, now_s: float) -> Outcome:
@@ -16,10 +16,9 @@ def finished(number: int, slot: Slot, now_s: float) -> Outcome:
 
 def failed(slot: Slot, failure: CallFailed, now_s: float) -> Outcome:
     """The outcome of a dialogue whose call failed. A refiner has counted its calls before that one itself."""
-    usage = dict(failure.usage)
+    usage = failure.usage
     if failure.turn:
-        for role, spent in bare_usage(slot.steps).items():
-            usage[role] = usage.get(role, Usage()) + spent
+        usage = add(usage, bare_usage(slot.steps))
     return _outcome(failure.number, slot, now_s, usage, failure.kind, failure.reason)
 
 

@@ -30,8 +30,8 @@ from culturepark.evaluation.run_data import (
 )
 from culturepark.evaluation.statistics import Floats, none_if_nan
 from culturepark.ports import Vectors
+from culturepark.pricing import cost
 from culturepark.settings import RefineSettings, Settings
-from culturepark.store.funnel import money_of
 from culturepark.usage import Usage
 
 BUDGET = "budget"
@@ -333,8 +333,7 @@ def _priced_roles(run_data: RunData) -> _PricedRoles:
     name, settings = run_data.run.root.resolve().name, run_data.run.settings
     usage, unmetered = run_data.usage, run_data.unmetered or frozenset()
     unpriced = [role for role, of in usage.items() if _money_of(role, of, settings) is None]
-    # Of calls without reported usage, the cost is known only where it is zero.
-    paid = {role for role in usage if money_of(role, Usage(calls=1, unreported=1), settings) is None}
+    paid = {role for role in usage if not settings.prices_of(role).local}
     missing = sorted(paid & unmetered)
     if unpriced or (missing and paid == set(missing)):
         unknown = ", ".join(unpriced or missing)
@@ -367,7 +366,7 @@ def _money(dialogue: DialogueData, run_data: RunData, roles: frozenset[str] | No
 
 def _money_of(role: str, usage: Usage, settings: Settings) -> float | None:
     """The cost of the reported tokens; None without prices."""
-    return money_of(role, replace(usage, unreported=0), settings)
+    return cost(replace(usage, unreported=0), settings.prices_of(role))
 
 
 # --- two runs on the same budget

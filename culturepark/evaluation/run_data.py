@@ -15,7 +15,7 @@ from culturepark.ports import Vectors
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rundir import Run
-from culturepark.usage import Usage
+from culturepark.usage import Usage, sum_by_role, tells_usage
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class DialogueData(Struct, frozen=True):
 
     def tokens(self, roles: Iterable[str]) -> int:
         """Tokens of these roles, prompt and completion, reported and estimated."""
-        return sum(tokens_of(of[role]) for role in roles for of in (self.usage, self.estimated) if role in of)
+        return sum(of[role].tokens for role in roles for of in (self.usage, self.estimated) if role in of)
 
 
 class Opinion(Struct, frozen=True):
@@ -113,37 +113,22 @@ class RunData(Struct, frozen=True):
         )
 
 
-def tokens_of(usage: Usage) -> int:
-    """Prompt and completion tokens."""
-    return usage.prompt_tokens + usage.completion_tokens
-
-
 def _by_role(of: Iterable[dict[str, Usage]]) -> dict[str, Usage]:
-    found: dict[str, Usage] = {}
-    for usage in of:
-        for role, one in usage.items():
-            found[role] = found.get(role, Usage()) + one
-    return dict(sorted(found.items()))
+    return dict(sorted(sum_by_role(pair for usage in of for pair in usage.items()).items()))
 
 
 # --- usage that was not reported
 
 
-def is_unmetered(usage: Usage) -> bool:
-    """Whether a role's tokens are unknown, since most of its calls reported no usage: an estimate would be a
-    guess at most of them. A budget decides likewise (`budget.py`), but counts lost calls apart; shards do
-    not."""
-    reported = usage.calls - usage.unreported
-    return bool(usage.unreported) and (usage.unreported > reported or not tokens_of(usage))
-
-
 def with_estimated_usage(run_data: RunData) -> RunData:
     """The same, where each call without reported usage counts as the average one of its role in this run,
-    except for roles that are unmetered. Estimates are made once: a part of the result keeps them."""
+    except for roles that are unmetered: their endpoint tells no usage, so that an estimate would be a guess
+    (lost calls included, which shards do not tell apart). Estimates are made once: a part of the result
+    keeps them."""
     if run_data.unmetered is not None:
         return run_data
     usage = run_data.usage
-    unmetered = frozenset(role for role, of in usage.items() if is_unmetered(of))
+    unmetered = frozenset(role for role, of in usage.items() if not tells_usage(of))
     dialogues = tuple(
         replace(dialogue, estimated=_estimated(dialogue, usage, unmetered)) for dialogue in run_data.dialogues
     )
@@ -162,7 +147,7 @@ def _estimated(
 
 def _average(of: Usage, calls: int) -> Usage:
     """The usage of `calls` calls like the average reported one."""
-    factor = calls / (of.calls - of.unreported)
+    factor = calls / of.reported
     tokens = (round(factor * one) for one in (of.prompt_tokens, of.cached_tokens, of.completion_tokens))
     return Usage(calls, *tokens)
 

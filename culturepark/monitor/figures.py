@@ -1,6 +1,6 @@
 """What is known of a run while it goes on, and the figures that follow: how fast, at what cost, how long.
 
-Pure: a `Watch` is fed with snapshots, which carry their own time.
+Pure: a `FigureTracker` is fed with snapshots, which carry their own time.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from msgspec.structs import replace
 
 from culturepark.dialogue.conductor import Progress
 from culturepark.preflight.estimate import turns_planned
-from culturepark.settings import CHAT_ROLES, Role, Settings
+from culturepark.pricing import cost
+from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.rundir import Run
-from culturepark.usage import Usage
+from culturepark.usage import Usage, tells_usage, total
 
 WINDOW_S = 30.0
-"""What "now" means where a rate is given."""
+"""A rate of "now" is the mean over this many seconds (sliding window)."""
 _LEAST_WINDOW_S = 1.0
+"""No rate follows from samples that span fewer seconds."""
 _TURNS_BEFORE_GUESSING = 20
+"""The time left is unknown until so many turns were said in this session."""
 
 
 class Endpoint(Struct, frozen=True):
@@ -72,7 +75,8 @@ class Speed(Struct, frozen=True):
 
 
 class Tokens(Struct, frozen=True):
-    """Tokens of the dialogues that have ended. `unreported` chat calls told none: theirs are unknown."""
+    """Tokens of the dialogues that have ended, all roles together. Those of `unreported` chat calls are
+    unknown."""
 
     prompt: int = 0
     cached: int = 0
@@ -81,15 +85,16 @@ class Tokens(Struct, frozen=True):
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing is known of them at all."""
+        """Whether nothing is known of them at all: over roles, whose endpoints differ in what they report, a
+        majority (`usage.tells_usage`) says nothing."""
         return bool(self.unreported) and not self.prompt and not self.completion
 
 
 class Cost(Struct, frozen=True):
     """Money of the dialogues that have ended, and of those that have not; None means unknown.
 
-    `to_come` takes the dialogues still owed, those in flight included, to cost what one cost so far.
-    `untold` calls told no usage (most of them broke off): then it is the least that it can be.
+    `to_come` assumes that each dialogue still owed, those in flight included, costs the average so far.
+    The usage of `untold` calls is unknown (most of them broke off): then `so_far` is a lower bound.
     """
 
     so_far: float | None = None
@@ -123,35 +128,36 @@ class Figures(Struct, frozen=True):
     left_s: float | None
 
 
-class Rising:
-    """A count that only rises, of a process that forgets it when it is restarted."""
+class RestartingCounter:
+    """The sum over restarts of a counter that begins at zero anew when its process is restarted (a monotonic
+    counter with resets)."""
 
     def __init__(self) -> None:
         self.value = 0
         self._last = 0
 
-    def take(self, seen: int) -> int:
-        """The count in all, now that the process says `seen`."""
+    def observe(self, seen: int) -> int:
+        """The count over all restarts, now that the process reports `seen`."""
         self.value += seen - self._last if seen >= self._last else seen
         self._last = seen
         return self.value
 
 
 class Rates:
-    """Rates from samples of two counts."""
+    """Rates from samples of two counters, over a sliding window and since the first sample."""
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self._window_s = window_s
-        self._turns, self._tokens = Rising(), Rising()
+        self._turns, self._tokens = RestartingCounter(), RestartingCounter()
         self._first: tuple[float, int, int] | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
 
     def add(self, now_s: float, turns: int, tokens: int) -> None:
-        """Take the counts of a moment. One that falls was begun anew by a process that restarted."""
-        sample = (now_s, self._turns.take(turns), self._tokens.take(tokens))
+        """Add a sample of both counters. One that falls began anew in a process that was restarted."""
+        sample = (now_s, self._turns.observe(turns), self._tokens.observe(tokens))
         self._first = self._first or sample
         self._recent.append(sample)
-        # The one that lies just before the window stays, so that it is covered whole.
+        # The last sample before the window stays, so that the window is covered whole.
         while len(self._recent) > 1 and now_s - self._recent[1][0] >= self._window_s:
             self._recent.popleft()
 
@@ -173,21 +179,21 @@ class Rates:
         return Speed((end[1] - start[1]) / span_s, (end[2] - start[2]) / span_s)
 
 
-class Watch:
-    """Turns snapshots of one session into figures. `turns_before` were said in earlier sessions."""
+class FigureTracker:
+    """Turns the snapshots of one session into figures. `turns_before` were said in earlier sessions."""
 
     def __init__(self, run: Run, turns_before: int) -> None:
         self._run = run
         self._turns_before = turns_before
         self._turns_planned = turns_planned(run.plan)
         self._rates = Rates()
-        self._retries = Rising()
+        self._retries = RestartingCounter()
         self._tokens_before: int | None = None
 
     def figures(self, snapshot: Snapshot) -> Figures:
         """The figures at this snapshot; call it for each, in order."""
-        total, progress = total_of(snapshot.funnels), snapshot.progress
-        tokens = tokens_of(total)
+        funnel, progress = total_of(snapshot.funnels), snapshot.progress
+        tokens = tokens_of(funnel)
         in_all = tokens.prompt + tokens.completion
         if self._tokens_before is None:
             self._tokens_before = in_all
@@ -198,17 +204,17 @@ class Watch:
         if tokens.unknown and not session:
             now, overall = Speed(now.turns_s), Speed(overall.turns_s)
         # The moderator counts its own session and forgets when it is restarted; the funnel counts ended ones.
-        turns = max(total["turns"], self._turns_before + progress.turns)
-        dialogues = dialogues_of(total, progress.planned, progress.in_flight, progress.refining)
+        turns = max(funnel["turns"], self._turns_before + progress.turns)
+        dialogues = dialogues_of(funnel, progress.planned, progress.in_flight, progress.refining)
         return Figures(
             dialogues=dialogues,
             turns=turns,
             now=now,
             overall=overall,
             tokens=tokens,
-            cost=cost_of(total, self._run.settings, dialogues.owed, snapshot.underway),
-            retries=self._retries.take(sum(e.retried for e in snapshot.endpoints)),
-            left_s=self._left_s(dialogues, turns - total["turns"], progress.turns, now),
+            cost=cost_of(funnel, self._run.settings, dialogues.owed, snapshot.underway),
+            retries=self._retries.observe(sum(e.retried for e in snapshot.endpoints)),
+            left_s=self._left_s(dialogues, turns - funnel["turns"], progress.turns, now),
         )
 
     def _left_s(self, dialogues: Dialogues, turns_in_flight: int, said: int, now: Speed) -> float | None:
@@ -223,62 +229,50 @@ class Watch:
 
 def total_of(by_culture: Mapping[str, Mapping[str, int]]) -> Funnel:
     """The counts of all cultures together."""
-    total: Funnel = Counter()
+    whole: Funnel = Counter()
     for funnel in by_culture.values():
-        funnels.add(total, funnel)
-    return total
+        funnels.add(whole, funnel)
+    return whole
 
 
-def dialogues_of(total: Mapping[str, int], planned: int, in_flight: int = 0, refining: int = 0) -> Dialogues:
+def dialogues_of(funnel: Mapping[str, int], planned: int, in_flight: int = 0, refining: int = 0) -> Dialogues:
     """Where the dialogues are, by these counts."""
-    finished, failed = total.get("finished", 0), total.get("failed", 0)
+    finished, failed = funnel.get("finished", 0), funnel.get("failed", 0)
     return Dialogues(planned, finished, failed, planned - finished - failed, in_flight, refining)
 
 
-def tokens_of(total: Mapping[str, int]) -> Tokens:
+def tokens_of(funnel: Mapping[str, int]) -> Tokens:
     """Tokens of all roles together."""
-
-    def summed(field: str) -> int:
-        return sum(n for key, n in total.items() if key.startswith("usage:") and key.endswith(f":{field}"))
-
-    unreported = summed("unreported") - total.get("usage:embedder:unreported", 0)
-    return Tokens(summed("prompt_tokens"), summed("cached_tokens"), summed("completion_tokens"), unreported)
+    by_role = funnels.usage_of(funnel)
+    whole, embedder = total(by_role), by_role.get("embedder", Usage())
+    unreported = whole.unreported - embedder.unreported
+    return Tokens(whole.prompt_tokens, whole.cached_tokens, whole.completion_tokens, unreported)
 
 
 def cost_of(
-    total: Mapping[str, int], settings: Settings, owed: int, underway: Mapping[str, int] | None = None
+    funnel: Mapping[str, int], settings: Settings, owed: int, underway: Mapping[str, int] | None = None
 ) -> Cost:
     """Money so far, what is spent on dialogues `underway` included, and to come for `owed` dialogues."""
-    if all(model.engine != "openai" for model in settings.models.values()):
+    if all(model.prices.local for model in settings.models.values()):
         return Cost(0.0, 0.0, local=True)
-    by_role, begun = funnels.usage_of(total), funnels.usage_of(underway or {})
-    moneys = [_told_money(role, usage, settings) for role, usage in by_role.items()]
-    ended = total.get("finished", 0) + total.get("failed", 0)
-    if None in moneys or not (ended or _priced(settings)):
+    by_role, begun = funnels.usage_of(funnel), funnels.usage_of(underway or {})
+    moneys = [_least_cost(role, usage, settings) for role, usage in by_role.items()]
+    ended = funnel.get("finished", 0) + funnel.get("failed", 0)
+    priced = all(settings.prices_of(role).known for role in settings.roles_used)
+    if None in moneys or not (ended or priced):
         return Cost()
     of_ended = sum(m for m in moneys if m is not None)
-    of_begun = [_told_money(role, usage, settings) for role, usage in begun.items()]
+    of_begun = [_least_cost(role, usage, settings) for role, usage in begun.items()]
     so_far = of_ended + sum(m for m in of_begun if m is not None)
-    untold = sum(usage.unreported for usage in (*by_role.values(), *begun.values()))
+    untold = total(by_role).unreported + total(begun).unreported
     if not owed:
         return Cost(so_far, 0.0, untold=untold)
     to_come = max(0.0, of_ended / ended * owed - (so_far - of_ended)) if ended else None
     return Cost(so_far, to_come, untold=untold)
 
 
-def _told_money(role: str, usage: Usage, settings: Settings) -> float | None:
-    """What those of a role's calls cost that told what they took; None if none did, or prices are unknown."""
-    told = usage.prompt_tokens or usage.completion_tokens
-    return funnels.money_of(role, replace(usage, unreported=0) if told else usage, settings)
-
-
-def _priced(settings: Settings) -> bool:
-    """Whether every model that may be used has its prices."""
-    roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder") if settings.refine.enabled else ("speaker",)
-    for role in roles:
-        model = settings.models.get(settings.roles.of(role))
-        if model is None or model.engine != "openai":
-            continue
-        if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
-            return False
-    return True
+def _least_cost(role: str, usage: Usage, settings: Settings) -> float | None:
+    """The cost of those of a role's calls whose tokens are known, the least that all of them cost; None if
+    the prices are unknown, or the tokens of most calls."""
+    known = tells_usage(usage) and usage.tokens
+    return cost(replace(usage, unreported=0) if known else usage, settings.prices_of(role))

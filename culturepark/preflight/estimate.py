@@ -165,23 +165,15 @@ def _refinement(
 
 
 def _role(settings: Settings, role: Role, of: _Sum) -> RoleEstimate:
-    model = settings.model_of(role)
-    local = model.engine != "openai"
-    price_out = 0.0 if role == "embedder" else model.price_completion
-    if local:
-        money: float | None = 0.0
-    elif model.price_prompt is None or price_out is None:
-        money = None
-    else:
-        money = (of.prompt * model.price_prompt + of.completion * price_out) / 1e6
+    prices = settings.prices_of(role)
     return RoleEstimate(
         role=role,
         model=settings.roles.of(role),
-        local=local,
+        local=prices.local,
         calls=round(of.calls),
         prompt_tokens=round(of.prompt),
         completion_tokens=round(of.completion),
-        money=money,
+        money=prices.of_tokens(of.prompt, of.completion),
     )
 
 

@@ -1,7 +1,8 @@
-"""What a refinement has been told by models, kept so that nobody pays for it twice.
+"""The replies to a refinement's model calls, kept so that none is paid for twice (memoisation on disk).
 
-A dialogue's refinement is many calls. Each reply is on disk before anything follows from it; when the
-refinement has to begin again, because a process died, what was asked before is answered from here.
+A dialogue's refinement is many calls. Each reply is on disk before anything follows from it (write-ahead
+log); when the refinement has to begin again, because a process died, a call that was answered before is
+answered from here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from culturepark.messages import RECORD_BYTES, Step, bare_usage, only_usage, step_usage
 from culturepark.ports import Completion, Embedding
-from culturepark.usage import Usage
+from culturepark.usage import Usage, add
 
 _KEY_BYTES = 12
 
@@ -27,14 +28,14 @@ class Journal:
         self._number = number
         self._known = {step.key: step for step in steps}
         self.before = bare_usage(self._known.values())
-        """What calls of the dialogue took, by role, that brought nothing, in attempts before this one."""
-        self.taken = step_usage(self._known.values())
-        """What all calls of the refinement took, by role, as far as it was kept."""
+        """Usage by role, in earlier attempts, of the dialogue's calls that brought nothing to keep."""
+        self.usage = step_usage(self._known.values())
+        """Usage by role of all calls of the refinement, as far as it is on disk."""
         self._keep_step = keep
         self._asked: Counter[bytes] = Counter()
 
     async def _keep(self, step: Step) -> None:
-        self.taken[step.role] = self.taken.get(step.role, Usage()) + step.usage
+        self.usage = add(self.usage, {step.role: step.usage})
         await self._keep_step(step)
 
     def key(self, role: str, asked: bytes) -> bytes:
@@ -45,8 +46,8 @@ class Journal:
         return digest if nth == 1 else digest + nth.to_bytes(2, "big")
 
     async def spent(self, role: str, usage: Usage) -> None:
-        """Keep what calls took that brought nothing to keep: if this attempt comes to nothing, too, it has
-        to be counted all the same."""
+        """Keep the usage of calls that brought nothing else: it has to be counted even if this attempt
+        comes to nothing, too."""
         for step in only_usage(self._number, {role: usage}, secrets.token_bytes(_KEY_BYTES)):
             await self._keep(step)
 

@@ -27,7 +27,7 @@ from culturepark.refine.verify import Judgement, read_verdict
 from culturepark.refine.wording import first_person, holds_no_opinion, without_lead_in
 from culturepark.settings import RefineSettings
 from culturepark.text import unquoted, words
-from culturepark.usage import Usage
+from culturepark.usage import Usage, UsageByRole, add
 
 T = TypeVar("T")
 
@@ -44,14 +44,14 @@ class Refinement(Struct, frozen=True):
     """What came of one dialogue. `usage` is by role."""
 
     opinions: tuple[Opinion, ...]
-    usage: dict[str, Usage]
+    usage: UsageByRole
     notes: tuple[str, ...]
 
 
 class RefineError(Exception):
     """A model call that failed for good, with what the refinement had used up to then."""
 
-    def __init__(self, cause: ModelError, usage: dict[str, Usage]) -> None:
+    def __init__(self, cause: ModelError, usage: UsageByRole) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.usage = usage
@@ -108,7 +108,7 @@ class _Work:
         self._journal = journal
         self._brief = brief
         self._turns = turns
-        self._usage = dict(journal.before)
+        self._usage = journal.before
         self._notes: list[str] = []
         self._vectors: dict[str, Vectors] = {}
 
@@ -366,4 +366,4 @@ class _Work:
                 await self._journal.spent(role, usage)
 
     def _spend(self, role: str, usage: Usage) -> None:
-        self._usage[role] = self._usage.get(role, Usage()) + usage
+        self._usage = add(self._usage, {role: usage})

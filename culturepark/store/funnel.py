@@ -12,12 +12,13 @@ from typing import Any
 from msgspec.structs import asdict
 
 from culturepark.messages import Outcome
+from culturepark.pricing import cost
 from culturepark.refine.select import Choice
 from culturepark.settings import Settings
-from culturepark.usage import Usage
+from culturepark.usage import Usage, UsageByRole
 
 Funnel = Counter[str]
-_USAGE = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "unreported", "lost")
+_USAGE = Usage.__struct_fields__
 
 
 def of_outcome(outcome: Outcome) -> Funnel:
@@ -89,12 +90,12 @@ def usage_view(funnel: Mapping[str, int], settings: Settings) -> dict[str, Any]:
     """Calls, tokens and money by role. Unknown prices and unreported tokens make money unknown
     (None), never zero."""
     return {
-        role: {**asdict(usage), "money": money_of(role, usage, settings)}
+        role: {**asdict(usage), "money": cost(usage, settings.prices_of(role))}
         for role, usage in usage_of(funnel).items()
     }
 
 
-def usage_of(funnel: Mapping[str, int]) -> dict[str, Usage]:
+def usage_of(funnel: Mapping[str, int]) -> UsageByRole:
     """Calls and tokens by role."""
     roles = sorted({key.split(":")[1] for key in funnel if key.startswith("usage:")})
     return {
@@ -111,27 +112,6 @@ def of_usage(by_role: Mapping[str, Usage]) -> Funnel:
             for field in _USAGE
         }
     )
-
-
-def money_of(role: str, usage: Usage, settings: Settings) -> float | None:
-    """What a role's calls cost; None if that is unknown."""
-    if usage == Usage():
-        return 0.0
-    known = ("speaker", "extractor", "verifier", "rewriter", "embedder")
-    model = settings.models.get(settings.roles.of(role)) if role in known else None  # pyright: ignore[reportArgumentType]
-    if model is None:
-        return None
-    if model.engine != "openai":
-        return 0.0
-    if usage.unreported:
-        return None
-    if model.price_prompt is None or (model.price_completion is None and role != "embedder"):
-        return None
-    cached = usage.cached_tokens
-    price_cached = model.price_prompt if model.price_cached is None else model.price_cached
-    fresh = usage.prompt_tokens - cached
-    money = fresh * model.price_prompt + cached * price_cached
-    return (money + usage.completion_tokens * (model.price_completion or 0.0)) / 1e6
 
 
 def problems(funnel: Mapping[str, int], planned: int, whole: bool) -> list[str]:

@@ -46,7 +46,7 @@ from culturepark.store.rundir import SHARD_DIRS, Run
 from culturepark.store.segments import list_segments
 from culturepark.store.shards import Stray, commit_table, quarantine_strays, shard_path
 from culturepark.store.wal import Log
-from culturepark.usage import Usage
+from culturepark.usage import UsageByRole, add
 
 _SEGMENT_BYTES = 64 << 20
 """Length in bytes from which a log segment is finished and another begun."""
@@ -66,7 +66,7 @@ class _Underway(Struct):
     segment: int
     turns: int = 0
     calls: set[bytes] = msgspec.field(default_factory=set[bytes])
-    usage: dict[str, Usage] = {}
+    usage: UsageByRole = {}
 
 
 class Ledger:
@@ -126,7 +126,7 @@ class Ledger:
         """Outcomes held in memory, and rows of dialogues."""
         return self._cells.waiting
 
-    def spent(self) -> dict[str, Usage]:
+    def spent(self) -> UsageByRole:
         """The usage of all calls that are on disk, by role."""
         total: Funnel = Counter(self.underway)
         for funnel in self.funnels.values():
@@ -197,7 +197,7 @@ class Ledger:
                 return False
             known.calls.add(head.key)
             role, usage = head.role, head.usage
-        known.usage[role] = known.usage.get(role, Usage()) + usage
+        known.usage = add(known.usage, {role: usage})
         funnels.add(self.underway, funnels.of_usage({role: usage}))
         if head.number not in self._begun:
             self._begun[head.number] = known

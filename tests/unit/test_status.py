@@ -19,7 +19,16 @@ from culturepark.cli.main import run as culturepark
 from culturepark.cli.views.live import Display
 from culturepark.cli.views.status import cost_words
 from culturepark.dialogue.conductor import Progress
-from culturepark.monitor.figures import Cost, Endpoint, Rates, Snapshot, Speed, Watch, cost_of, total_of
+from culturepark.monitor.figures import (
+    Cost,
+    Endpoint,
+    FigureTracker,
+    Rates,
+    Snapshot,
+    Speed,
+    cost_of,
+    total_of,
+)
 from culturepark.monitor.metrics import METRICS, PREFIX, page_table, values
 from culturepark.monitor.status import (
     as_json_text,
@@ -105,6 +114,8 @@ def test_nothing_unknown_is_called_zero(tmp_path: Path) -> None:
     assert cost_of({}, run.settings, 24) == Cost(0.0, None)
     told_nothing = {"finished": 2, "usage:speaker:calls": 9, "usage:speaker:unreported": 9}
     assert cost_of(told_nothing, run.settings, 22) == Cost()
+    told_little = told_nothing | {"usage:speaker:unreported": 8, "usage:speaker:prompt_tokens": 100}
+    assert cost_of(told_little, run.settings, 22) == Cost()
 
 
 def test_calls_that_told_nothing_make_a_cost_the_least_it_can_be(tmp_path: Path) -> None:
@@ -119,7 +130,7 @@ def test_calls_that_told_nothing_make_a_cost_the_least_it_can_be(tmp_path: Path)
 
 def test_the_time_left_is_that_of_the_turns_left(tmp_path: Path) -> None:
     run, snapshot = priced(tmp_path / "run", 12)
-    watch = Watch(run, 0)
+    watch = FigureTracker(run, 0)
     before = total_of(snapshot.funnels)["turns"]
     figures = None
     for second in range(61):
@@ -139,7 +150,7 @@ def replace_snapshot(snapshot: Snapshot, progress: Progress, elapsed_s: float) -
 
 def test_retries_outlive_the_moderator_that_counted_them(tmp_path: Path) -> None:
     run, snapshot = priced(tmp_path / "run", 3)
-    watch = Watch(run, 0)
+    watch = FigureTracker(run, 0)
     for retried in (4, 0, 2):
         snapshot.endpoints = (replace(ENDPOINT, retried=retried),)
         figures = watch.figures(snapshot)
@@ -167,7 +178,7 @@ def status_json(root: Path, printed: Printed) -> dict[str, Any]:
 def going_on(root: Path, written_s: float) -> Run:
     run, snapshot = priced(root, 9)
     snapshot.endpoints = (ENDPOINT,)
-    write_status(root, status_of(run, snapshot, Watch(run, 0).figures(snapshot), written_s))
+    write_status(root, status_of(run, snapshot, FigureTracker(run, 0).figures(snapshot), written_s))
     return run
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from culturepark.cli.views.status import cost_words, left_words, rate, seconds, tokens_words
 from culturepark.cli.views.terminal import safe_line, table
-from culturepark.monitor.figures import Figures, Snapshot, Watch, total_of
+from culturepark.monitor.figures import Figures, FigureTracker, Snapshot, total_of
 from culturepark.monitor.status import host_and_port
 from culturepark.store.rundir import Run
 from culturepark.words import clock, count, plural
@@ -36,7 +36,7 @@ class Display:
     ) -> None:
         self._console = console
         self._run = run
-        self._watch = Watch(run, turns_before)
+        self._watch = FigureTracker(run, turns_before)
         self._clock_s = clock_s
         self._live: Live | None = None
         self._last_line = ""
