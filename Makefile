@@ -3,7 +3,7 @@
 #   make demo     set up, run the main job on the embedded model, show what came of it
 #   make loop     generate, tune two cultures, evaluate, small, on the embedded model (docs/results.md)
 #   make test     set up, run all tests
-#   make check    lint and types
+#   make check    lint, types, and what may import what
 #   make bench    measure: against bare aiohttp, in volume, in flight (docs/performance.md)
 #   make torture  kill processes of a run at random: KILLS=500 SEED=1 (docs/reliability.md)
 #   make clean    remove the environment and the demo's run
@@ -49,6 +49,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
