@@ -2,7 +2,7 @@
 
 A plan is a sequence that is computed, not stored: `plan.brief(number)` follows from the settings,
 the seeds and the number alone, so every process can work it out for itself, a message needs no
-more than the number, and a plan of ten million dialogues takes no more memory than one of ten.
+more than the number, and a plan of ten million dialogues needs no more memory than one of ten.
 
 The order goes round by round: in each round every question of every culture gets one *cell*, up to
 `cell_dialogues` dialogues of one culture and question. A cell is what is selected from and sealed
@@ -34,7 +34,7 @@ from culturepark.seeds import Answers, Seed, draw, stance_of
 from culturepark.seeds.stance import Stance
 from culturepark.settings import (
     CHAT_ROLES,
-    IDENTITY_ROOMS,
+    IDENTITY_TABLES,
     WHOLE,
     Kind,
     PlanSettings,
@@ -83,12 +83,12 @@ class Brief(Struct, frozen=True):
 
     @property
     def affinity(self) -> str:
-        """What keeps its calls on one replica; see ports.ChatModel."""
+        """The key that keeps its calls on one replica (affinity); see ports.ChatModel."""
         return f"{self.number}.{self.id}"
 
 
 class _Span(Struct, frozen=True):
-    """Rounds on end that ask the same pairs of culture and question, in cells of one size.
+    """Consecutive rounds that ask the same pairs of culture and question, in cells of one size.
 
     `pairs` are indices into the pairs of the whole plan, in their order.
     """
@@ -102,7 +102,7 @@ class _Span(Struct, frozen=True):
 
 
 class _Variant(Struct, frozen=True):
-    """What a dialogue is, before anybody is drawn for it. `who` are the speakers' cultures."""
+    """What a dialogue is before its personas are drawn; with the speakers' cultures, in order of speaking."""
 
     culture_index: int
     seed_index: int
@@ -110,7 +110,7 @@ class _Variant(Struct, frozen=True):
     kind: Kind
     style: Style
     pairing: str
-    who: tuple[Culture, ...]
+    cultures: tuple[Culture, ...]
 
 
 class Plan:
@@ -220,7 +220,7 @@ class Plan:
         return {kind: n for kind, n in found.items() if n}
 
     def find(self, dialogue_id: str) -> int | None:
-        """The number of the dialogue with this id; None if the plan has none. Looks at each."""
+        """The number of the dialogue with this id; None if the plan has none. Computes each brief in turn."""
         return next((n for n in range(len(self)) if self.brief(n).id == dialogue_id), None)
 
     def utterances_of(self, number: int) -> int:
@@ -297,7 +297,7 @@ class Plan:
 
     def speaking(self, number: int) -> tuple[str, ...]:
         """The cultures of the speakers of dialogue `number`, in order of speaking."""
-        return tuple(culture.id for culture in self._variant(number).who)
+        return tuple(culture.id for culture in self._variant(number).cultures)
 
     def _variant(self, number: int) -> _Variant:
         culture_index, seed_index, replica = self._locate(number)
@@ -312,12 +312,12 @@ class Plan:
         style, opener = plan.styles[style_index], plan.openers[opener_index]
         pairing = plan.pairings[variant % len(plan.pairings)]
         if kind == "direct":
-            who: tuple[Culture, ...] = (culture,)
+            cultures: tuple[Culture, ...] = (culture,)
         elif kind == "in-culture":
-            who = (culture, culture)
+            cultures = (culture, culture)
         else:
-            who = (self.contact, culture) if opener == "contact" else (culture, self.contact)
-        return _Variant(culture_index, seed_index, replica, kind, style, pairing, who)
+            cultures = (self.contact, culture) if opener == "contact" else (culture, self.contact)
+        return _Variant(culture_index, seed_index, replica, kind, style, pairing, cultures)
 
     def _brief(self, number: int) -> Brief:
         variant = self._variant(number)
@@ -328,7 +328,7 @@ class Plan:
         rng = random.Random(_digest("draw", plan.seed, culture.id, seed.id, replica))
         speakers: list[Persona] = []
         stances: list[Stance | None] = []
-        for of, gender in zip(variant.who, _genders(variant.pairing), strict=False):
+        for of, gender in zip(variant.cultures, _genders(variant.pairing), strict=False):
             speakers.append(draw_persona(of, gender, rng, speakers[0].name if speakers else None))
             if of is culture:
                 code = draw(seed, answers, plan.stance, rng, weighted=plan.weighted)
@@ -347,7 +347,7 @@ class Plan:
             answers=answers,
             speakers=tuple(speakers),
             stances=tuple(stances),
-            delegates=tuple(i for i, of in enumerate(variant.who) if of is culture),
+            delegates=tuple(i for i, of in enumerate(variant.cultures) if of is culture),
             utterances=1 if kind == "direct" else plan.utterances,
             language=culture.language if plan.language == "native" else "English",
             direct_reasons=plan.direct_reasons,
@@ -359,10 +359,10 @@ class Plan:
         return stance_of(self._seeds[seed_index], answers, code)
 
     def _fingerprint(self, settings: Settings) -> str:
-        rooms: dict[str, object] = {room: getattr(settings, room) for room in IDENTITY_ROOMS}
+        tables: dict[str, object] = {table: getattr(settings, table) for table in IDENTITY_TABLES}
         # Where seeds, cultures and models are found may change between resumes; what they are may not.
-        rooms["plan"] = msgspec.structs.replace(settings.plan, seeds=(), culture_files=())
-        rooms["models"] = {
+        tables["plan"] = msgspec.structs.replace(settings.plan, seeds=(), culture_files=())
+        tables["models"] = {
             name: [
                 model.engine,
                 model.model,
@@ -379,7 +379,7 @@ class Plan:
         ]
         # Deterministic order wants text keys; option codes are numbers.
         facts: Any = msgspec.to_builtins(
-            [PLAN_VERSION, PROMPT_VERSION, rooms, self._seeds, used], str_keys=True
+            [PLAN_VERSION, PROMPT_VERSION, tables, self._seeds, used], str_keys=True
         )
         if self.settings.shard == WHOLE:
             del facts[2]["plan"]["shard"]  # runs that began before plans had parts are whole ones
@@ -412,5 +412,5 @@ def _delegates(settings: PlanSettings, cultures: Mapping[str, Culture]) -> list[
     names = settings.cultures or tuple(name for name in cultures if name != settings.contact)
     if settings.contact in names and "cross" in settings.kinds:
         what = f"{settings.contact!r} is the main contact and cannot be a delegate too."
-        raise ConfigError("$.plan.cultures", what, "Take it out, or set another `plan.contact`.")
+        raise ConfigError("$.plan.cultures", what, "Remove it, or set another `plan.contact`.")
     return [culture_named(cultures, name, "$.plan.cultures") for name in names]

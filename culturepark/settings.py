@@ -33,7 +33,7 @@ CHAT_ROLES: tuple[Role, ...] = ("speaker", "extractor", "verifier", "rewriter")
 ROLES: tuple[Role, ...] = (*CHAT_ROLES, "embedder")
 
 WHOLE = "1/1"
-"""The plan in one part."""
+"""The `shard` of a plan that is held as one run."""
 
 
 class PlanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -373,8 +373,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return replace(prices, completion=0.0) if role == "embedder" else prices
 
 
-IDENTITY_ROOMS = ("models", "roles", "plan", "sampling", "refine", "health")
-"""Rooms that decide what is generated. The others may change when a run is resumed."""
+IDENTITY_TABLES = ("models", "roles", "plan", "sampling", "refine", "health")
+"""Tables that decide what is generated; a run is resumed with the same ones. The others may change."""
 
 _ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE)
 ADDRESS_FIX = "Write it like `http://localhost:8000/v1`, without keys or user names in it."

@@ -102,14 +102,14 @@ def _check_embedder(settings: Settings, where: str) -> None:
         if getattr(embedder, key):
             what = "the embedder on this machine is the packaged one."
             at = f"{where}: $.models.{settings.roles.embedder}.{key}"
-            raise ConfigError(at, what, 'Take it out, or serve another with `engine = "openai"`.')
+            raise ConfigError(at, what, 'Remove it, or serve another with `engine = "openai"`.')
 
 
 def _check_sampling(settings: Settings, where: str) -> None:
     for role in ("extractor", "verifier"):
         if role in settings.sampling and settings.model_of(role).profile == "small":
             what = "the small prompt profile calls no model for this role."
-            raise ConfigError(f"{where}: $.sampling.{role}", what, "Take it out.")
+            raise ConfigError(f"{where}: $.sampling.{role}", what, "Remove it.")
 
 
 def _check_budget(settings: Settings, where: str) -> None:
@@ -135,7 +135,7 @@ def _check_training(settings: Settings, where: str) -> None:
         raise ConfigError(f"{where}: $.training.command", "the backend `command` has no command.", fix)
     if training.backend == "ray-train" and training.batch % training.workers:
         what = f"{training.batch} rows cannot be shared out among {training.workers} workers."
-        raise ConfigError(f"{where}: $.training.batch", what, f"Take a multiple of {training.workers}.")
+        raise ConfigError(f"{where}: $.training.batch", what, f"Use a multiple of {training.workers}.")
 
 
 def _check_plan(plan: PlanSettings, where: str) -> None:

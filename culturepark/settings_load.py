@@ -61,10 +61,10 @@ def decode_settings(raw: dict[str, Any], where: str) -> Settings:
     """Typed settings of plain data; `where` names its origin in errors."""
     _refuse_unknown(raw, Settings, where, "$")
     # The decoder does not say which entry of a table it means, so these are tried one by one.
-    for room, kind in (("models", ModelSettings), ("sampling", SamplingSettings)):
-        if isinstance(entries := raw.get(room), dict):
+    for table, kind in (("models", ModelSettings), ("sampling", SamplingSettings)):
+        if isinstance(entries := raw.get(table), dict):
             for name, entry in cast(dict[str, Any], entries).items():
-                _converted(entry, kind, where, f"$.{room}.{name}")
+                _converted(entry, kind, where, f"$.{table}.{name}")
     settings = _converted(raw, Settings, where, "$")
     check_settings(settings, where)
     return settings

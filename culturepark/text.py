@@ -23,8 +23,9 @@ _MARKUP = re.compile(
     r"start_of_turn|end_of_turn|start_of_image|file_sep|repo_name|jupyter_\w{1,20}|issue_\w{1,20})>"
 )
 _MARKUP_ROUNDS = 8
+"""Template tokens that are nested deeper than this are undone by removing all brackets."""
 _UNTIDY = re.compile(rf"[\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff<\[{_UNSEEN}]|  ")
-"""What `tidy` may have to change."""
+"""Characters that `tidy` may have to change."""
 
 
 def tidy(text: str) -> str:
@@ -128,7 +129,7 @@ def _sentence_ends(text: str, start: int = 0, end: int | None = None) -> Iterato
 
 # --- courtesies ---------------------------------------------------------------------------------------
 
-# Words that take a view: a clause with one of them is no courtesy.
+# Words that state a view: a clause with one of them is no courtesy.
 _VIEW = re.compile(
     r"\b(?:because|should|must|ought|believe|think|agree|when|whenever|"
     r"aber|denn|weil|muss|müssen|soll|sollte|sollten|glaube|finde|pero|porque|creo|pienso|debe|deben|debemos|"
@@ -221,7 +222,7 @@ _ABOUT_THE_TALK = re.compile(
     r"\bwe (?:could|can|got to|were able to) (?:talk|meet|speak|share)\b",
     re.IGNORECASE,
 )
-# What is courtesy only when it is about the other person or the talk, and takes no view.
+# What is courtesy only when it is about the other person or the talk, and states no view.
 _WARM = re.compile(
     r"(?:i(?:'m| am|'d be| was) (?:so |very |really |also )?(?:glad|happy|grateful|thankful|pleased|sorry)|"
     r"i (?:really |truly |do |also )?(?:appreciate|enjoyed)|"
@@ -248,13 +249,14 @@ _SET_PHRASE = re.compile(
 )
 _FILLERS = re.compile(r"(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)+", re.IGNORECASE)
 _FEW_WORDS = 2
+"""So few words after a greeting or thanks, such as a name, belong to it."""
 
 
 def is_courtesy(clause: str) -> bool:
     """Whether a clause only greets, thanks, says farewell, wishes well or is kind to the other person, in
     any language of the shipped cultures.
 
-    A clause that takes a view ("because", "should", "I think") is never a courtesy. Apostrophes are plain.
+    A clause that states a view ("because", "should", "I think") is never a courtesy. Apostrophes are plain.
     """
     if _VIEW.search(clause):
         return False

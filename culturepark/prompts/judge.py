@@ -48,9 +48,9 @@ UNDERSTANDS: dict[str, str] = {
 }
 
 _REMEMBERED = 6
-"""Earlier turns that a judge is shown, the latest ones."""
+"""A judge is shown so many earlier turns, the latest ones."""
 _LONGEST = 600
-"""Characters of a text that a judge is shown."""
+"""A judge is shown so many characters of a text, its first ones."""
 
 
 def kind_question(text: str) -> str:
@@ -73,7 +73,7 @@ def verdict_question(statement: str, stance: str, text: str) -> str:
 
 def extends_question(statement: str, before: Sequence[str], text: str) -> str:
     """Asks whether a turn brings anything new. `before` holds what was said until then, oldest first, by
-    two who take turns."""
+    two speakers in turn."""
     return _about("Does the latest turn of this talk extend the topic?", _talk(statement, before, text))
 
 

@@ -25,7 +25,7 @@ class Profile(Protocol):
 
     name: Literal["full", "small"]
     judges: bool
-    """Whether the model extracts and verifies by itself. If not, sentences are taken word for
+    """Whether the model extracts and verifies by itself. If not, sentences are kept word for
     word and the embedder verifies."""
 
     def sampling(self, role: str) -> Sampling:
@@ -73,7 +73,7 @@ def sampling_with(default: Sampling, settings: Settings, role: str) -> Sampling:
 
 
 def script_step(turn: int, utterances: int, length: int) -> int:
-    """Which step of a script of `length` a turn takes: the first at first, the last at last, and
+    """Which step of a script of `length` a turn follows: the first at first, the last at last, and
     round the middle between them."""
     own, owns = (turn - 1) // 2, max(1, (utterances + turn % 2) // 2)
     if own == 0:

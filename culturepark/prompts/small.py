@@ -123,7 +123,7 @@ class SmallProfile:
         """The pattern of a turn's first words."""
         if is_contact and turn <= 2 and heard:
             return _CONTACT_ANSWERS
-        # Somebody who talks with the contact takes the first script, whoever speaks first.
+        # A delegate who talks with the contact follows the first script, whoever speaks first.
         which = speaker if len(brief.delegates) > 1 else 0
         if brief.style == "self-guided":
             script = _CONTACT if is_contact else _DELEGATE[which]

@@ -8,7 +8,7 @@ from culturepark.errors import SeedError
 from culturepark.seeds.model import SEED_ID, Scale, Seed
 
 SUM_TOLERANCE = 0.001
-"""How far the shares of one country may sum from 1: published shares are rounded."""
+"""The sum of a country's shares may differ from 1 by this much: published shares are rounded."""
 
 _SCALE_SIZES: dict[Scale, int] = {
     "agree3": 3,

@@ -24,7 +24,9 @@ from culturepark.seeds.model import Answers, Option, Seed
 
 _COLUMNS = ("question", "selections", "options", "source")
 _LONGEST_FIELD = 100_000
+"""A list of more characters is refused before it is parsed."""
 _SUM_RANGE = (0.98, 1.02)
+"""A distribution that sums to less or more is left out; published ones are rounded."""
 _SURVEYS = {"GAS": "Pew Global Attitudes Survey", "WVS": "World Values Survey"}
 
 # A total is a count of interviews that slipped in among the options, not an answer.
@@ -40,7 +42,7 @@ def import_globalopinionqa(path: str | os.PathLike[str]) -> ImportResult:
     """Turn a GlobalOpinionQA CSV file into seeds with a nominal scale.
 
     Country labels stay as they are in the file, so a sample such as `China (Non-national sample)`
-    is never taken for the nation. Options that hold no opinion are dropped and the rest
+    does not stand for the nation. Options that hold no opinion are dropped and the rest
     renormalised; the dropped part is kept in `missing`, as a share of all answers. Option codes
     are positions in the file's list, from 1, so dropping an option moves no other.
 

@@ -25,7 +25,7 @@ def load_seeds(sources: Sequence[str]) -> tuple[Seed, ...]:
                 raise SeedError(
                     source,
                     f"the seed {seed.id} is also in {owners[seed.id]}.",
-                    "Ids are unique across sources: take one of the two out, or rename it.",
+                    "Ids are unique across sources: remove one of the two, or rename it.",
                 )
             owners[seed.id] = source
             seeds.append(seed)

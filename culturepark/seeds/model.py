@@ -16,7 +16,7 @@ Scale = Literal["agree3", "agree4", "agree5", "agree10", "frequency4", "often4",
 """How the options read. All but `nominal` are ordered from one pole of the statement to the other."""
 
 Side = Literal["for", "against", "between"]
-"""Which side of the statement an answer takes."""
+"""The side of the statement that an answer is on."""
 
 
 class Option(Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +83,7 @@ class Seed(Struct, frozen=True, forbid_unknown_fields=True):
         raise KeyError(code)
 
     def side(self, code: int) -> Side | None:
-        """Which side of the statement this answer takes; None when the options have no order.
+        """The side of the statement that this answer is on; None when the options have no order.
 
         The middle is symmetric: the exact middle option of an odd scale, the two middle ones (5
         and 6) of the ten-point scale, none of a four-point scale.

@@ -60,12 +60,12 @@ def draw(
     """The option code that one persona holds.
 
     `distribution` draws by share, so that minority views come up as often as people hold them.
-    `mode` takes the most common answer, the lower code of two equals. `paper` takes the mean of the
+    `mode` is the most common answer, the lower code of two equals. `paper` is the mean of the
     codes cut down to a whole number, as the published reference of CulturePark (arXiv 2405.15145)
     does, but over valid answers only: there, codes of missing answers went into the mean. Nominal
-    options have no mean, so `paper` takes the mode of them.
+    options have no mean, so `paper` is the mode of them.
 
-    `weighted` uses weighted shares where there are any. Takes one number from `rng` for
+    `weighted` uses weighted shares where there are any. Draws one number from `rng` for
     `distribution` and none otherwise. Raises SeedError if the question was not asked there.
     """
     shares = answers.weighted_shares if weighted and answers.weighted_shares else answers.shares

@@ -24,7 +24,9 @@ from culturepark.seeds.model import Answers, Seed
 COUNTRY, INTERVIEW, WEIGHT = "B_COUNTRY_ALPHA", "D_INTERVIEW", "W_WEIGHT"
 
 _HEADER_WITHIN_LINES = 50
+"""The header is looked for in so many first lines; some copies carry notes above it."""
 _LONGEST_HEADER_LINE = 1_000_000
+"""Of each of these lines so many characters are read at most."""
 _MISSING_REASONS = {-1: "dont_know", -2: "no_answer", -3: "not_applicable", -4: "not_asked", -5: "other"}
 
 

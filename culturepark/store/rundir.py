@@ -31,7 +31,7 @@ from culturepark.plan import Plan
 from culturepark.prompts.profile import sampling_with
 from culturepark.prompts.registry import profile_named
 from culturepark.seeds import encode_seeds, read_seeds
-from culturepark.settings import CHAT_ROLES, IDENTITY_ROOMS, Role, Settings
+from culturepark.settings import CHAT_ROLES, IDENTITY_TABLES, Role, Settings
 from culturepark.settings_load import decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
 from culturepark.versions import PROMPT_VERSION
@@ -214,7 +214,7 @@ def _difference(run: Run, settings: Settings) -> str:
     """The first settings in which this run differs from the one in the directory."""
     now = msgspec.to_builtins(settings)
     changed: list[str] = []
-    for room in IDENTITY_ROOMS:
+    for room in IDENTITY_TABLES:
         _compare(run.file.settings.get(room), now.get(room), room, changed)
     if not changed:
         return "its seeds or cultures differ"
