@@ -8,11 +8,11 @@ from typing import Any, TypeGuard
 import msgspec
 from msgspec import Struct
 
-from culturepark.models.endpoint import HttpEndpoint, OnRetry, Reply
+from culturepark.models.endpoint import UNKNOWN_USAGE, HttpEndpoint, OnRetry, Reply
 from culturepark.models.errors import ModelError
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
-from culturepark.usage import Usage
+from culturepark.usage import UNREPORTED, Usage
 
 
 class _Details(Struct):
@@ -187,9 +187,8 @@ class HttpChatModel:
         try:
             reply = _decoded(came.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            usage = spent + Usage(calls=1, unreported=1, lost=1)
             what = f"the reply is not a chat completion: {self._http.safe(str(error))}"
-            raise ModelError("invalid_reply", what, usage=usage) from None
+            raise ModelError("invalid_reply", what, usage=spent + UNKNOWN_USAGE) from None
         usage = _usage(reply.usage)
         self._http.replicas.spent(came.url, usage.prompt_tokens, usage.completion_tokens)
         usage = spent + usage
@@ -243,7 +242,7 @@ def _first_tokens(raw: msgspec.Raw) -> tuple[tuple[str, float], ...]:
 
 def _usage(usage: _Usage | None) -> Usage:
     if usage is None or not (_is_count(usage.prompt_tokens) and _is_count(usage.completion_tokens)):
-        return Usage(calls=1, unreported=1)
+        return UNREPORTED
     prompt = usage.prompt_tokens
     details = usage.prompt_tokens_details
     cached = details.cached_tokens if details else None

@@ -32,7 +32,7 @@ _RESTART_S = 60.0
 """Seconds that a call waits for an engine of our own that refuses connections, or says 503: it is starting.
 Requests that are sent meanwhile are no attempts."""
 _NO_USAGE = Usage()
-_UNKNOWN_USAGE = Usage(calls=1, unreported=1, lost=1)
+UNKNOWN_USAGE = Usage(calls=1, unreported=1, lost=1)
 """The usage of a request that was sent and brought no count: it is unknown, which is not nothing."""
 _GATEWAY = frozenset({502, 504, 520, 524})
 """HTTP statuses of a gateway that has lost the server's answer, which may well have been given, and billed.
@@ -217,7 +217,7 @@ class HttpEndpoint:
         return ModelError(
             kind,
             f"HTTP {status}: {self.safe(_message_in(raw))}",
-            usage=_UNKNOWN_USAGE if status < 300 or status in _GATEWAY else None,
+            usage=UNKNOWN_USAGE if status < 300 or status in _GATEWAY else None,
             status=status,
             wait_s=seconds_of(retry_after),
         )
@@ -246,7 +246,7 @@ class HttpEndpoint:
 
 def _unanswered(kind: FailureKind, reason: str) -> ModelError:
     """A request that was sent and whose reply did not come, or not whole: it may have been billed."""
-    return ModelError(kind, reason, usage=_UNKNOWN_USAGE)
+    return ModelError(kind, reason, usage=UNKNOWN_USAGE)
 
 
 def seconds_of(retry_after: str | None) -> float | None:
