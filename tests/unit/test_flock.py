@@ -76,7 +76,12 @@ def test_a_child_inherits_nothing_unasked(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     fd = flock.open_file(path)
     flock.acquire(fd)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    code = "print('here', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline()  # until its exec it has copies of all descriptors
         os.close(fd)
         assert not flock.is_held(path)
         child.communicate(b"\n", timeout=30)
