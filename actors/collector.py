@@ -17,7 +17,7 @@ from culturepark.messages import Outcome, Spent, encode, encode_in_progress, unp
 from culturepark.store.ledger import Ledger
 from culturepark.store.lock import RunLock
 from culturepark.store.publish import publish
-from culturepark.training.jobs import due
+from culturepark.training.jobs import trainable_cultures
 
 _PREDECESSOR_S = 20.0
 """Seconds to wait for a predecessor that is just ending to release the lock of the run directory."""
@@ -159,7 +159,11 @@ class Collector(MessagingActor):
 
     def _launch_due(self) -> None:
         """Seal what cultures whose dialogues are over have, and have them trained."""
-        names = [n for n in due(self._ledger.funnels, self._run.plan.planned()) if n not in self._trained]
+        names = [
+            n
+            for n in trainable_cultures(self._ledger.funnels, self._run.plan.planned())
+            if n not in self._trained
+        ]
         if names:
             self._ledger.seal()
             self._trained.update(names)

@@ -25,7 +25,7 @@ from culturepark.monitor.figures import Endpoint, FigureTracker, Snapshot, total
 from culturepark.monitor.status import WRITE_EVERY_S, end_starting, starting, status_of, write_status
 from culturepark.store.lock import RunLock
 from culturepark.store.rundir import Run
-from culturepark.training.jobs import all_due
+from culturepark.training.jobs import trainable_names
 from culturepark.training.subprocess_backend import kill_all
 
 _POLL_S, _SLOW_POLL_S = 0.5, 1.0
@@ -132,7 +132,7 @@ def _wait_for_trainings(
     started: float,
 ) -> None:
     """Wait for all trainings of a run that is over. Asks for all again, as the trainer may have died."""
-    names = all_due(snapshot.funnels, run.plan.planned())
+    names = trainable_names(snapshot.funnels, run.plan.planned())
     while True:
         _ask(trainer.train, names)
         states = _ask(trainer.status)

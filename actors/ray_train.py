@@ -25,7 +25,7 @@ import ray
 from actors.session import ray_session
 from culturepark.store.files import write_atomically
 from culturepark.training.ports import Job, Outcome
-from culturepark.training.subprocess_backend import LOG_FILE, hold, save
+from culturepark.training.subprocess_backend import LOG_FILE, register_process, save_outcome
 
 _WORKER_FILE = "worker.json"
 """File of the outcome of the first worker, or of one that failed: Ray Train returns no more than metrics."""
@@ -33,7 +33,7 @@ _WORKER_FILE = "worker.json"
 
 def main(arguments: Sequence[str]) -> int:
     """Train, and leave the outcome."""
-    job = hold(arguments[0], arguments[1])
+    job = register_process(arguments[0], arguments[1])
     os.set_inheritable(int(arguments[1]), False)
     with suppress(FileNotFoundError):
         _outcome_file(job).unlink()
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     except Exception:
         traceback.print_exc()
     outcome = _outcome_of(job)
-    save(job, outcome)
+    save_outcome(job, outcome)
     return int(outcome.state != "finished")
 
 

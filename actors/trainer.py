@@ -18,8 +18,8 @@ from culturepark.models.local.serving import local_embedder
 from culturepark.store.rundir import Run, load_run
 from culturepark.training.backends import open_backend
 from culturepark.training.datasets import read_dataset
-from culturepark.training.jobs import ENDED, follow, job_of
-from culturepark.training.leakage import Remembered, Report, check_dataset, read_report, training_texts
+from culturepark.training.jobs import ENDED, create_job, run_training
+from culturepark.training.leakage import CachedEmbedder, Report, check_dataset, read_report, training_texts
 from culturepark.training.ports import Job
 from culturepark.training.records import Records, training_lock
 
@@ -80,7 +80,7 @@ class Trainer:
         try:
             run = load_run(self._root)
             with training_lock(run.root):
-                job = job_of(run, name, run.settings)
+                job = create_job(run, name, run.settings)
                 records = Records(run.root)
                 last = records.last(job.key)
                 if last is None or last.event not in ENDED:
@@ -89,13 +89,13 @@ class Trainer:
                     if _gone(self._driver):
                         # It was ended at once, and with it what it found running: this one it would not find.
                         raise KeyboardInterrupt
-                outcome = follow(
+                outcome = run_training(
                     records,
                     open_backend(run.settings),
                     job,
                     poll_s=min(1.0, run.settings.training.poll_s),
                     retry=False,
-                    say=self._say,
+                    on_event=self._say,
                     sleep=self._sleep,
                 )
             if outcome.state != "finished":
@@ -125,7 +125,7 @@ class Trainer:
             if len(training_texts(dataset)) > _MOST_EMBEDDED:
                 return await check_dataset(dataset, sets, None)
             async with local_embedder(run.settings) as embedder:
-                remembered = Remembered(embedder, self._vectors) if embedder is not None else None
+                remembered = CachedEmbedder(embedder, self._vectors) if embedder is not None else None
                 return await check_dataset(dataset, sets, remembered)
 
         try:

@@ -75,14 +75,14 @@ def finetune(
     from culturepark.cli.views.training import show_adapters
     from culturepark.settings_load import with_overrides
     from culturepark.store.rundir import load_run
-    from culturepark.training.jobs import names_of
+    from culturepark.training.jobs import training_names
     from culturepark.training.records import training_lock
 
     console = stdout_console()
     run = load_run(directory)
     named = [f'training.backend="{backend.value}"'] if backend else []
     settings = with_overrides(run.settings, [*named, *(sets or ())])
-    names = names_of(run, culture, joint)
+    names = training_names(run, culture, joint)
     if cancel:
         if datasets_only or against or labelled:
             what = "--cancel seals and searches nothing."
@@ -134,7 +134,7 @@ def _trained(
     from culturepark.cli.views.terminal import print_error
     from culturepark.training.backends import open_backend
     from culturepark.training.base import base_of
-    from culturepark.training.jobs import job_of
+    from culturepark.training.jobs import create_job
     from culturepark.training.records import Records
 
     base = base_of(settings)
@@ -142,7 +142,7 @@ def _trained(
     records = Records(run.root)
     failed: list[CultureParkError] = []
     for name in datasets:
-        job = job_of(run, name, settings, base)
+        job = create_job(run, name, settings, base)
         try:
             outcome = _follow(console, records, through, job, settings.training.poll_s)
         except TrainingError as error:  # about this dataset alone
@@ -206,11 +206,11 @@ def _check_leakage(
     from culturepark.models.errors import ModelError
     from culturepark.models.local.serving import local_embedder
     from culturepark.training.datasets import read_dataset
-    from culturepark.training.leakage import Remembered, check_dataset
+    from culturepark.training.leakage import CachedEmbedder, check_dataset
 
     async def look() -> None:
         async with local_embedder(run.settings) as embedder:
-            vectors = Remembered(embedder) if embedder is not None else None
+            vectors = CachedEmbedder(embedder) if embedder is not None else None
             for name, folder in datasets.items():
                 sets = exam_texts(run, read_dataset(folder).held_out) | exams
                 try:
@@ -228,7 +228,7 @@ def _check_leakage(
 def _follow(console: Console, records: Records, backend: Backend, job: Job, poll_s: float) -> Outcome:
     from culturepark.cli.views.terminal import safe_line
     from culturepark.cli.views.training import outcome_words
-    from culturepark.training.jobs import follow
+    from culturepark.training.jobs import run_training
 
     with console.status(f"{job.name}: ...") as spinner:
 
@@ -239,7 +239,7 @@ def _follow(console: Console, records: Records, backend: Backend, job: Job, poll
                 console.print(safe_line(f"{job.name}: {what} ({job.backend}, {job_id})", "dim"))
 
         try:
-            outcome = follow(records, backend, job, poll_s=poll_s, say=say)
+            outcome = run_training(records, backend, job, poll_s=poll_s, on_event=say)
         except KeyboardInterrupt:
             what, fix = "it was stopped.", "Run the same command again to go on."
             if job.backend == "openai":

@@ -83,11 +83,11 @@ def generate(
 
 def _trainings_due(settings: Settings, view: View) -> list[str]:
     """Names of the trainings that a run launches by itself and that have not ended."""
-    from culturepark.training.jobs import all_due, untrained
+    from culturepark.training.jobs import pending_trainings, trainable_names
 
     if not settings.training.launch:
         return []
-    return untrained(view.root, all_due(view.funnels, view.plan.planned()))
+    return pending_trainings(view.root, trainable_names(view.funnels, view.plan.planned()))
 
 
 def _load_plan(config: Path | None, sets: list[str] | None, shard: str | None) -> tuple[Settings, Plan]:

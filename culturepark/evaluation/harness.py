@@ -24,6 +24,7 @@ from culturepark.models.replicas import base_urls_of
 from culturepark.models.secrets import api_key_of
 from culturepark.settings import ModelSettings
 from culturepark.store.files import disk_errors, make_dirs
+from culturepark.training.subprocess_backend import exit_words, last_lines
 
 PACKAGE = "lm_eval"
 LOG = "harness.log"
@@ -81,7 +82,8 @@ async def evaluate(model: ModelSettings, tasks: Sequence[str], folder: Path) -> 
             await process.wait()
             raise
     if code:
-        what = f"lm_eval ended with exit code {code}: {_last_words(log)}"
+        last = "".join(last_lines(log, 1))[:300] or "it printed nothing."
+        what = f"lm_eval ended {exit_words(code)}: {last}"
         raise ConfigError("--harness", what, f"Its whole output is in {log}.")
     return read_results(folder)
 
@@ -193,8 +195,3 @@ def _note(task: str, metric: str, by: str, results: _Results) -> str:
     error = results.results[task].get(f"{metric}_stderr,{by}")
     spread = f"a standard error of {error:.3g}" if isinstance(error, float) else "no standard error"
     return f"{task} {metric}: lm-evaluation-harness gives {spread}, and no share of unreadable replies."
-
-
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing."

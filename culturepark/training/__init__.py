@@ -1,2 +1,2 @@
 """From a run's samples to tuned models: sealed datasets, launches that are neither forgotten nor repeated,
-adapters that can be used at once. Nothing here needs Ray, and only `lora` and `base` need torch."""
+adapters that can be served at once. Nothing here needs Ray, and only `lora` and `base` need torch."""

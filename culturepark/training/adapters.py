@@ -1,4 +1,4 @@
-"""The adapters that a run's trainings made, and answering with them at once on the embedded engine."""
+"""The adapters that a run's trainings made, and how the embedded engine serves several at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Adapter(Struct, frozen=True, kw_only=True):
 
 
 def all_adapters(root: Path) -> list[Adapter]:
-    """Every adapter that a finished training of this run left and that is still there, oldest first."""
+    """Every adapter of this run's finished trainings that still exists, oldest first."""
     records = Records(root)
     found: dict[str, Adapter] = {}
     for record in records.all():
@@ -82,15 +82,15 @@ def adapters_of(root: Path) -> dict[str, Adapter]:
 def adapter_named(root: Path, name: str) -> Adapter:
     """The newest adapter of this name, or the one whose key begins with it. Raises TrainingError."""
     adapters = all_adapters(root)
-    by_name = [one for one in adapters if one.name == name] or [
+    matching = [one for one in adapters if one.name == name] or [
         one for one in adapters if len(name) >= 8 and one.key.startswith(name)
     ]
-    if not by_name:
+    if not matching:
         there = ", ".join(sorted({one.name for one in adapters})) or "none"
         what = f"this run has no adapter {name!r} (there is: {there})."
         fix = f"Train it: `culturepark finetune {root} --culture {name}`."
         raise TrainingError(str(root), what, fix)
-    return by_name[-1]
+    return matching[-1]
 
 
 class AdapterChat:
@@ -106,8 +106,8 @@ class AdapterChat:
     ) -> Completion:
         """Answer `prompt`; see ports.ChatModel."""
         if self._last is None or self._last[0] is not sampling:
-            mine = msgspec.structs.replace(sampling, extra=sampling.extra | self._extra)
-            self._last = sampling, mine
+            with_extra = msgspec.structs.replace(sampling, extra=sampling.extra | self._extra)
+            self._last = sampling, with_extra
         return await self._chat.complete(prompt, self._last[1], affinity=affinity, schema=schema)
 
 
@@ -115,11 +115,11 @@ class AdapterChat:
 async def served_adapters(
     adapters: Sequence[Adapter], model: ModelSettings, limits: LimitSettings | None = None
 ) -> AsyncGenerator[dict[str, ChatModel]]:
-    """Serve adapters of a model from this process for as long: chat models by the adapters' names.
+    """Serve adapters of a model from this process until the block ends: chat models by the adapters' names.
 
-    The same servers answer for all of them, each request with its own adapter. `model` are the settings of
-    the embedded model that the adapters were trained on. Raises ConfigError if it is another one,
-    TrainingError if an adapter cannot be served here.
+    The same servers answer for all of them, each request with its own adapter (multi-LoRA serving). `model`
+    are the settings of the embedded model that the adapters were trained on. Raises ConfigError if it is
+    another one, TrainingError if an adapter cannot be served here.
     """
     from culturepark.models.local.weights import weights_of
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from culturepark.settings import Settings
 from culturepark.training.ports import Backend
-from culturepark.training.subprocess_backend import COMMAND, LOCAL, RAY_TRAIN, ChildBackend
+from culturepark.training.subprocess_backend import COMMAND, LOCAL, RAY_TRAIN, SubprocessBackend
 
 
 def open_backend(settings: Settings) -> Backend:
     """The backend that `training.backend` names. Raises EndpointError if a service has no key."""
     match settings.training.backend:
         case "local":
-            return ChildBackend(LOCAL)
+            return SubprocessBackend(LOCAL)
         case "command":
-            return ChildBackend(COMMAND)
+            return SubprocessBackend(COMMAND)
         case "openai":
             from culturepark.training.openai_jobs import OpenAIBackend
 
             return OpenAIBackend(settings.models[settings.training.model or settings.roles.speaker])
         case "ray-train":
-            return ChildBackend(RAY_TRAIN)
+            return SubprocessBackend(RAY_TRAIN)

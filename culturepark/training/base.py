@@ -1,6 +1,6 @@
 """The base model of a training: what identifies it, and a form of it that can be trained.
 
-Finding out what a base model is needs no torch; making a GGUF file trainable does.
+Identifying a base model needs no torch; making a GGUF file trainable does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from culturepark.store.files import make_dirs
 from culturepark.training.ports import Base
 
 _END_BYTES = 1 << 20
+"""Of a large file, this many bytes at the beginning and at the end are hashed."""
 _SMALL_BYTES = 64 << 20
+"""A file of at most this many bytes is hashed as a whole."""
 
 
 def library(name: str) -> Any:
@@ -80,7 +82,7 @@ def _folder_digest(path: Path) -> str:
 
 
 def trainable_folder(base: Base) -> Path:
-    """A folder with the model in safetensors; of a GGUF file made once, in float32, and kept in the cache.
+    """A folder with the model in safetensors; from a GGUF file it is made once, in float32, and cached.
 
     Needs torch and gguf for a GGUF file. Raises ConfigError if the base is missing or of a kind that
     transformers cannot read.
@@ -113,8 +115,8 @@ def trainable_folder(base: Base) -> Path:
 def _convert(path: Path, target: Path) -> None:
     """Save the GGUF file `path` as a float32 model.
 
-    transformers reads it but takes it for a quantised model, which can be neither trained nor saved; so
-    its weights go into a new model of the same shape.
+    transformers reads it as a quantised model, which can be neither trained nor saved; so its weights go into
+    a new model of the same shape.
     """
     hub, torch = library("transformers"), library("torch")
     kinds, tokenizers = hub.AutoModelForCausalLM, hub.AutoTokenizer

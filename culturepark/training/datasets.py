@@ -1,4 +1,5 @@
-"""Sealed training sets: what is in a run's shards, split by question, under a hash of its content.
+"""Sealed training sets: the samples of a run's shards, split by question, under a hash of their content
+(content addressing).
 
 training/datasets/<name>-<hash>/
   train.jsonl  held-out.jsonl                         chat messages
@@ -6,7 +7,7 @@ training/datasets/<name>-<hash>/
   rows.jsonl         where each line comes from: split, sample (empty: a survey), culture, question
   README.md          the data card
   axolotl.yaml  dataset_info.json  llama-factory.yaml
-  dataset.json       what is here; written last, so its presence says that the rest is whole
+  dataset.json       the facts; written last, so its presence means that the rest is complete
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _AGAIN = "Run `culturepark finetune` on the run again: it makes the dataset anew
 
 
 class Dataset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `dataset.json` holds.
+    """The facts in `dataset.json`.
 
     `hash` is the sha256 of the chat lines, training rows before held-out ones. `counts` are rows by split
     and culture, `held_out` the ids of all questions of the run that are held out, whether or not there are
@@ -75,7 +76,7 @@ class Dataset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Line(Struct, frozen=True):
-    """One training row with where it comes from. `sample` is empty if it is a survey's."""
+    """One training row with its origin (provenance). `sample` is empty for a row from the survey."""
 
     order: tuple[int, int, int, int]
     sample: str
@@ -87,10 +88,12 @@ class Line(Struct, frozen=True):
 def seal(
     run: Run, name: str, training: TrainingSettings, cultures: Sequence[str] = ()
 ) -> tuple[Path, Dataset]:
-    """The dataset of one culture (its id), or of `cultures` together (JOINT; empty: all), made if need be.
+    """The dataset of one culture (its id), or of `cultures` together (JOINT; empty: all), written unless it
+    is there.
 
-    It holds what is in sealed shards now; the same samples give the same folder. Returns its folder and
-    facts. Raises TrainingError if there is no training row, RunDirError about the disk.
+    It holds the samples of the shards that are sealed now; the same samples give the same folder
+    (idempotent). Returns its folder and facts. Raises TrainingError if there is no training row, RunDirError
+    about the disk.
     """
     members = tuple(cultures) or tuple(sorted(run.plan.planned())) if name == JOINT else (name,)
     held = held_out_questions((seed.id for seed in run.plan.seeds), run.settings.plan.seed, training.held_out)
@@ -170,7 +173,7 @@ def _lines(run: Run, cultures: Iterable[str]) -> Iterable[Line]:
     columns = ("id", "seed_id", "number", "turn", "start")
     for at, culture in enumerate(cultures):
         for row in training_samples(run.root, manifest, culture, columns):
-            # By place in the plan, since the order of commits depends on who was faster.
+            # By place in the plan, since the order of commits varies from run to run.
             order = (at, int(row["number"]), int(row["turn"]), int(row["start"]))
             yield Line(order, row["id"], culture, row["seed_id"], row["messages"])
 
@@ -192,7 +195,7 @@ def _survey_lines(run: Run, cultures: Sequence[str], held: Collection[str], coun
 
 
 def apportion(shares: Sequence[float], count: int) -> list[int]:
-    """Whole numbers that sum to `count`, in proportion to `shares`; the largest remainders get the rest."""
+    """Whole numbers that sum to `count`, in proportion to `shares` (largest remainder method)."""
     exact = [share / sum(shares) * count for share in shares]
     whole = [int(one) for one in exact]
     by_remainder = sorted(range(len(exact)), key=lambda place: (whole[place] - exact[place], place))
@@ -227,7 +230,7 @@ def _empty(run: Run, name: str, held_out: int) -> TrainingError:
 
 
 def _write(folder: Path, files: dict[str, bytes], facts: Dataset) -> None:
-    """All files in a folder of their own, which gets its name when they are durable."""
+    """Write all files to a temporary folder and rename that when they are durable (atomic publication)."""
     make_dirs(folder.parent)
     part = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.part")
     make_dirs(part)
@@ -236,7 +239,7 @@ def _write(folder: Path, files: dict[str, bytes], facts: Dataset) -> None:
             write_atomically(part / file, data)
         write_atomically(part / "dataset.json", msgspec.json.format(msgspec.json.encode(facts)))
         with disk_errors(folder):
-            if folder.exists():  # damaged, or with another split: what is there gives way
+            if folder.exists():  # damaged, or with another split: it is replaced
                 shutil.rmtree(folder)
             os.rename(part, folder)
             REAL.fsync_dir(folder.parent)
@@ -245,7 +248,7 @@ def _write(folder: Path, files: dict[str, bytes], facts: Dataset) -> None:
 
 
 def card(run: Run, facts: Dataset) -> str:
-    """The data card: what this is, how it was split, what to beware of."""
+    """The data card: content, split and limits of the dataset."""
     by_culture: list[str] = []
     for culture in facts.cultures:
         train, held = (facts.counts[part].get(culture, 0) for part in (TRAIN, HELD_OUT))

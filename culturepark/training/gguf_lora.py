@@ -47,24 +47,24 @@ def convertible(model_config: dict[str, Any]) -> bool:
 def convert(adapter: Path, model_config: dict[str, Any], target: Path) -> None:
     """Write the adapter in the folder `adapter` to the GGUF file `target`.
 
-    Raises TrainingError if the adapter changes something that this does not know how to name.
+    Raises TrainingError if the adapter has a tensor without a known name in GGUF.
     """
     formats: Any = importlib.import_module("gguf")
     stored: Any = importlib.import_module("safetensors.numpy")
     kind = model_config.get("model_type", "")
     if kind not in _ARCHITECTURES:
-        raise _unknown(f"models of type {kind!r} are not known here.")
+        raise _not_convertible(f"models of type {kind!r} are not known here.")
     architecture, interleaved = _ARCHITECTURES[kind]
     about: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     if about.get("use_dora") or about.get("use_rslora"):
-        raise _unknown("only plain LoRA can be converted.")
+        raise _not_convertible("only plain LoRA can be converted.")
     heads = int(model_config["num_attention_heads"])
     kv_heads = int(model_config.get("num_key_value_heads") or heads)
     tensors: dict[str, Matrix] = {}
     for key, values in sorted(stored.load_file(adapter / "adapter_model.safetensors").items()):
         match = _KEY.fullmatch(key)
         if match is None or match[2] not in _LAYERS:
-            raise _unknown(f"the tensor {key!r} has no known place.")
+            raise _not_convertible(f"the tensor {key!r} has no known place.")
         matrix = np.asarray(values, dtype=np.float32)
         layer = _LAYERS[match[2]]
         if interleaved and match[3] == "B" and layer in ("attn_q", "attn_k"):
@@ -83,12 +83,13 @@ def convert(adapter: Path, model_config: dict[str, Any], target: Path) -> None:
 
 
 def interleave(rows: Matrix, heads: int) -> Matrix:
-    """Rows of each head from halves one after the other to pairs side by side; shape (rows, columns)."""
+    """Rows of each head from two halves in sequence to alternating pairs (rotary interleaving); shape (rows,
+    columns)."""
     n_rows, n_columns = rows.shape
     halves = rows.reshape(heads, 2, n_rows // heads // 2, n_columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(n_rows, n_columns))
 
 
-def _unknown(what: str) -> TrainingError:
+def _not_convertible(what: str) -> TrainingError:
     fix = "The adapter's safetensors are whole; convert them with llama.cpp's convert_lora_to_gguf.py."
     return TrainingError("GGUF conversion", what, fix)

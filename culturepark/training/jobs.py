@@ -1,4 +1,5 @@
-"""From a run to tuned models: what is trained, and following each training to its end, over any crash."""
+"""From a run to tuned models: which trainings are due, and running each to its end, across crashes
+(idempotent)."""
 
 from __future__ import annotations
 
@@ -20,50 +21,51 @@ from culturepark.training.datasets import JOINT, seal
 from culturepark.training.ports import Backend, Base, Job, Outcome, Recipe
 from culturepark.training.records import Record, Records, training_lock
 
-Step = Literal["launch", "look", "done"]
+Step = Literal["launch", "watch", "done"]
 
 ENDED = ("finished", "failed", "cancelled")
-"""The events after which a training is over."""
+"""The events that end a training."""
 _CANCELLED = Outcome(state="cancelled", what="it was cancelled.")
 
 _LOCK_TRIES, _LOCK_WAIT_S = 10, 0.2
 
-Say = Callable[[str, Job, str], None]
-"""Told what happens (`resumed`, `launched`, `running`, ...), the job, and the backend's id of it."""
+OnEvent = Callable[[str, Job, str], None]
+"""A callback with what happens (`resumed`, `launched`, `running`, ...), the job, and the backend's id of
+it."""
 
 
-class Todo(Struct, frozen=True):
-    """What is to be done about a training: `launch` it, `look` at the one with `job_id`, or nothing."""
+class Action(Struct, frozen=True):
+    """What to do about a training: `launch` it, `watch` the job with `job_id`, or nothing (`done`)."""
 
     step: Step
     job_id: str = ""
 
 
-def next_step(last: Record | None, found: str | None, still_there: bool, retry: bool) -> Todo:
-    """What the records and the backend together ask for.
+def next_action(last: Record | None, found: str | None, result_kept: bool, retry: bool) -> Action:
+    """The action that follows from the records and the backend's answer.
 
     `last` is the latest record of the training, `found` the backend's id of a job with its key that runs
-    or ended well, `still_there` whether what it made is still there, `retry` whether one that failed or
+    or has finished, `result_kept` whether its result still exists, `retry` whether a training that failed or
     was cancelled is tried again.
     """
     match last.event if last else None:
-        case "finished" if still_there:
-            return Todo("done")
+        case "finished" if result_kept:
+            return Action("done")
         case "failed" | "cancelled" if not retry:
-            return Todo("done")
+            return Action("done")
         case None | "finished" | "failed" | "cancelled":
             # The backend may know what the records do not: a directory put back from an old copy, or a
             # job that was cancelled here too late.
-            return Todo("look", found) if found and still_there else Todo("launch")
+            return Action("watch", found) if found and result_kept else Action("launch")
         case "intended":
-            return Todo("look", found) if found else Todo("launch")
+            return Action("watch", found) if found else Action("launch")
         case "launched":
             assert last is not None
-            return Todo("look", found or last.job_id)
+            return Action("watch", found or last.job_id)
 
 
-def due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) -> list[str]:
-    """The cultures whose planned dialogues have all ended, and that kept anything to train on."""
+def trainable_cultures(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) -> list[str]:
+    """The cultures whose planned dialogues have all ended, and that have kept samples to train on."""
     found: list[str] = []
     for culture, count in sorted(planned.items()):
         funnel = funnels.get(culture, {})
@@ -73,20 +75,21 @@ def due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) ->
     return found
 
 
-def all_due(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) -> list[str]:
-    """The same of a run that is over, and the joint one where there are several."""
-    names = due(funnels, planned)
+def trainable_names(funnels: Mapping[str, Mapping[str, int]], planned: Mapping[str, int]) -> list[str]:
+    """The trainings of a run that is over: those cultures, and the joint training where there are several."""
+    names = trainable_cultures(funnels, planned)
     return [*names, JOINT] if len(names) > 1 else names
 
 
-def untrained(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of these whose training has not ended, in whatever way. Raises RunDirError."""
+def pending_trainings(root: Path, names: Iterable[str]) -> list[str]:
+    """Those of `names` whose training has neither finished, failed nor been cancelled. Raises RunDirError."""
     last = {record.job.name: record.event for record in Records(root).all()}
     return [name for name in names if last.get(name) not in ENDED]
 
 
-def names_of(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:
-    """What is trained: the cultures named and the joint one if asked for; neither means all and the joint.
+def training_names(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:
+    """The trainings that the user asks for: the cultures named, and the joint one with `joint`; with neither
+    all cultures and the joint one.
 
     Raises ConfigError about a culture that the run does not have.
     """
@@ -100,11 +103,11 @@ def names_of(run: Run, cultures: list[str] | None, joint: bool) -> list[str]:
     return [*dict.fromkeys(cultures or ()), *([JOINT] if joint else [])]
 
 
-def job_of(run: Run, name: str, settings: Settings, base: Base | None = None) -> Job:
+def create_job(run: Run, name: str, settings: Settings, base: Base | None = None) -> Job:
     """Seal the dataset of `name` and describe its training.
 
-    `settings` are the run's, with changes of [training] at most. `base` is `base_of(settings)`, worked
-    out here if it is not given. Raises TrainingError for an empty dataset, ConfigError about the base.
+    `settings` are the run's, with changes of [training] at most. `base` is `base_of(settings)`, computed here
+    if it is not given. Raises TrainingError for an empty dataset, ConfigError about the base.
     """
     training = settings.training
     base = base or base_of(settings)
@@ -137,47 +140,49 @@ def job_of(run: Run, name: str, settings: Settings, base: Base | None = None) ->
     return replace(job, output=str(output))
 
 
-def follow(
+def run_training(
     records: Records,
     backend: Backend,
     job: Job,
     *,
     poll_s: float,
     retry: bool = True,
-    say: Say = lambda what, job, job_id: None,
+    on_event: OnEvent = lambda what, job, job_id: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Outcome:
-    """See one training to its end: launch it unless it was, watch it, record each step before the next.
+    """Run one training to its end: launch it unless it is launched, poll it, record each step before the next
+    (write-ahead log, idempotent).
 
     A training that an earlier process launched is found again. One whose process is gone since is launched
-    again and goes on from its last checkpoint; one that dies while we watch has failed, and says how. With
-    `retry` off, one that failed before stays failed. When interrupted (KeyboardInterrupt), what runs here
-    is stopped, to go on next time. Call it under `records.training_lock`. Raises CultureParkError.
+    again and goes on from its last checkpoint; one that dies while it is polled has failed, and its outcome
+    says how. With `retry` off, one that failed before stays failed. When interrupted (KeyboardInterrupt),
+    what runs on this machine is stopped, to go on next time. Call it under `records.training_lock`. Raises
+    CultureParkError.
     """
     last = records.last(job.key)
-    there = last is None or last.outcome is None or is_there(job, last.outcome)
-    if last and last.event == "finished" and there and last.outcome:
+    result_kept = last is None or last.outcome is None or result_exists(job, last.outcome)
+    if last and last.event == "finished" and result_kept and last.outcome:
         if records.newest_finished(job.name) != job.key:
-            # What was asked for last is what goes by that name.
+            # A name means the training that was asked for last.
             records.add("finished", job, last.job_id, last.outcome)
-        say("finished before", job, last.job_id)
+        on_event("finished before", job, last.job_id)
         return last.outcome
-    todo = next_step(last, _found(backend, job, last, retry), there, retry)
-    if todo.step == "done":
+    action = next_action(last, _find(backend, job, last, retry), result_kept, retry)
+    if action.step == "done":
         outcome = last.outcome if last else None
         assert outcome is not None
         return outcome
-    job_id = todo.job_id
-    if todo.step == "look":
+    job_id = action.job_id
+    if action.step == "watch":
         state = backend.poll(job, job_id)
         if state == "lost":
-            todo = Todo("launch")
+            action = Action("launch")
         elif last is None or (last.event, last.job_id) != ("launched", job_id):
             records.add("launched", job, job_id)
-            say("found", job, job_id)
+            on_event("found", job, job_id)
         else:
-            say("resumed", job, job_id)
-    if todo.step == "launch":
+            on_event("resumed", job, job_id)
+    if action.step == "launch":
         backend.prepare(job)
         records.add("intended", job)
         try:
@@ -189,21 +194,21 @@ def follow(
             records.add("failed", job, outcome=refused)
             raise
         records.add("launched", job, job_id)
-        say("launched", job, job_id)
-    return _watch(records, backend, job, job_id, poll_s, say, sleep)
+        on_event("launched", job, job_id)
+    return _watch(records, backend, job, job_id, poll_s, on_event, sleep)
 
 
 def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
-    """Stop a training that was launched, and record how it ended: what had ended before stays what it was.
-    None if there is none to stop. Call it under `records.training_lock`. Raises CultureParkError, also if it
-    goes on all the same."""
+    """Stop a training that was launched, and record how it ended; one that had ended before keeps its
+    outcome. None if there is none to stop. Call it under `records.training_lock`. Raises CultureParkError,
+    also if it goes on in spite of that."""
     last = records.last(job.key)
     if last is None or last.event not in ("intended", "launched"):
         return None
     job_id = backend.find(job) or last.job_id
     if not job_id:
         if job.backend != "openai":
-            return None  # its process was never born
+            return None  # its process was never started
         what = "whether it was launched is not known: the service has no such job yet."
         raise TrainingError(f"training of {job.name}", what, "Look again in a few minutes.")
     backend.cancel(job, job_id)
@@ -212,15 +217,15 @@ def cancel(records: Records, backend: Backend, job: Job) -> Outcome | None:
         fix = "Give the same command again, or stop it where it runs."
         raise TrainingError(f"training of {job.name}", f"{job_id} was asked to stop and still runs.", fix)
     ended = backend.outcome(job, job_id) if state in ("finished", "failed") else _CANCELLED
-    return _ended(records, job, job_id, ended)
+    return _record_end(records, job, job_id, ended)
 
 
 def cancel_all(
     run: Run, settings: Settings, names: Collection[str], backend: str = ""
 ) -> Iterator[tuple[Job, Outcome | CultureParkError]]:
-    """`cancel` each training of these names that is on record as begun, by one backend or by any, whatever
-    its dataset and its settings were; how each ended, or why it could not be stopped. Call it under
-    `records.training_lock`. Raises RunDirError."""
+    """`cancel` each training of these names that the records call begun, of one `backend` or of any (empty),
+    whatever its dataset and its settings were; yields how each ended, or why it could not be stopped. Call it
+    under `records.training_lock`. Raises RunDirError."""
     records = Records(run.root)
     for record in records.latest():
         job = records.job(record)
@@ -238,25 +243,26 @@ def cancel_all(
 
 
 def _settings_of(job: Job, settings: Settings) -> Settings:
-    """The settings by which a job on record was launched, as far as its backend goes. Raises ConfigError."""
+    """The settings that open the backend of a recorded job. Raises ConfigError."""
     training = replace(settings.training, backend=job.backend)
     if job.backend == "openai":
         named = training.model or settings.roles.speaker
-        able = [
+        matching = [
             name
             for name, model in settings.models.items()
             if (model.engine, model.model) == ("openai", job.base.name)
         ]
-        if not able or (len(able) > 1 and named not in able):
-            what = f"{len(able)} entries of [models] are {job.base.name!r}; which launched it is not clear."
+        if not matching or (len(matching) > 1 and named not in matching):
+            n = len(matching)
+            what = f"{n} entries of [models] are {job.base.name!r}; which launched it is not clear."
             raise ConfigError("training.model", what, "Name it: `--set training.model=NAME`.")
-        training = replace(training, model=named if named in able else able[0])
+        training = replace(training, model=named if named in matching else matching[0])
     return replace(settings, training=training)
 
 
 def detach_all(run: Run) -> None:
-    """Stop, to go on another time, what runs on this machine of a run's trainings, unless another process
-    watches them."""
+    """Stop a run's trainings on this machine, to go on from their checkpoints another time, unless another
+    process watches them."""
     for _ in range(_LOCK_TRIES):
         try:
             with training_lock(run.root):
@@ -265,16 +271,16 @@ def detach_all(run: Run) -> None:
                     if record.event in ("intended", "launched"):
                         open_backend(run.settings).detach(records.job(record), record.job_id)
             return
-        except CultureParkError:  # whoever had the lock may be about to end
+        except CultureParkError:  # the holder of the lock may be about to end
             time.sleep(_LOCK_WAIT_S)
 
 
-def is_there(job: Job, outcome: Outcome) -> bool:
-    """Whether what a training made is still where it should be; a service's model is taken to be."""
+def result_exists(job: Job, outcome: Outcome) -> bool:
+    """Whether the result of a training still exists; the model of a service is assumed to."""
     return job.backend == "openai" or (Path(job.output) / outcome.model).is_dir()
 
 
-def _found(backend: Backend, job: Job, last: Record | None, retry: bool) -> str | None:
+def _find(backend: Backend, job: Job, last: Record | None, retry: bool) -> str | None:
     if last is not None and last.event in ("failed", "cancelled") and not retry:
         return None
     return backend.find(job)
@@ -286,12 +292,12 @@ def _watch(
     job: Job,
     job_id: str,
     poll_s: float,
-    say: Say,
+    on_event: OnEvent,
     sleep: Callable[[float], object],
 ) -> Outcome:
     try:
         while (state := backend.poll(job, job_id)) == "running":
-            say("running", job, job_id)
+            on_event("running", job, job_id)
             sleep(poll_s)
     except KeyboardInterrupt:
         backend.detach(job, job_id)
@@ -299,13 +305,13 @@ def _watch(
     outcome = backend.outcome(job, job_id)
     if state == "lost":
         outcome = replace(outcome, state="failed")
-    outcome = _ended(records, job, job_id, outcome)
-    say(outcome.state, job, job_id)
+    outcome = _record_end(records, job, job_id, outcome)
+    on_event(outcome.state, job, job_id)
     return outcome
 
 
-def _ended(records: Records, job: Job, job_id: str, outcome: Outcome) -> Outcome:
-    """Record how a training ended; what neither finished nor was cancelled has failed."""
+def _record_end(records: Records, job: Job, job_id: str, outcome: Outcome) -> Outcome:
+    """Record how a training ended: it failed unless it finished or was cancelled."""
     event = outcome.state if outcome.state in ("finished", "cancelled") else "failed"
     outcome = replace(outcome, state=event)
     records.add(event, job, job_id, outcome)

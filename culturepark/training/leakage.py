@@ -1,8 +1,8 @@
-"""Whether a training set holds what a model will be examined on: word for word, in parts, or in other words.
+"""Whether a training set contains evaluation texts (data contamination): verbatim, in parts, or paraphrased.
 
-Three looks, each with what it matched: the same words in a row (after normalising), the share of an
-evaluation text's n-grams that training rows hold, and the nearest training text by embedding. The last one
-finds paraphrases and false alarms alike, so it shows its find and leaves the judgement to the reader.
+Three methods, each with its matches: the same words in a row (after normalising), the share of an evaluation
+text's n-grams that training rows contain, and the nearest training text by embedding. The last one finds
+paraphrases and false positives alike, so it shows the pair and leaves the judgement to the reader.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from culturepark.usage import Usage
 REPORT = "leakage.json"
 """The file beside a dataset's rows."""
 
-Look = Literal["exact", "n-gram", "embedding"]
+MatchMethod = Literal["exact", "n-gram", "embedding"]
 
 N_GRAM = 8
-"""Words of an n-gram; of a shorter evaluation text all of its words."""
-SHARE = 0.5
+"""The length of an n-gram in words; a shorter evaluation text is one n-gram."""
+MIN_SHARE = 0.5
 """The share of an evaluation text's n-grams from which it counts as found."""
-COSINE = 0.93
-"""The cosine from which a nearest neighbour counts as found. E5's lie between 0.75 and 0.95."""
-_LEAST_WORDS = 4
-"""Shorter evaluation texts count only if a training text is that text and nothing else."""
+MIN_COSINE = 0.93
+"""The cosine similarity from which a nearest neighbour counts as found. E5's lie between 0.75 and 0.95."""
+_MIN_WORDS = 4
+"""An evaluation text of fewer words is found only if a training text is that text and nothing else."""
 _COLUMNS = ("text", "statement", "question", "prompt", "content", "sentence", "tweet", "comment")
 # Scripts that put no space between words: each character is taken for a word.
 _WORD = re.compile(
@@ -49,9 +49,9 @@ _WORD = re.compile(
 
 
 class Match(Struct, frozen=True):
-    """An evaluation text that training rows hold. `score` is 1, a share of n-grams, or a cosine."""
+    """An evaluation text that training rows contain. `score` is 1, a share of n-grams, or a cosine."""
 
-    look: Look
+    look: MatchMethod
     set_name: str
     item: str
     score: float
@@ -60,25 +60,26 @@ class Match(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """What was looked for and found. `nearest` is the closest pair by embedding of each set, found or not."""
+    """Which texts were checked, and the matches. `nearest` is the closest pair by embedding of each set,
+    whether or not it counts as a match."""
 
     training_texts: int
     items: dict[str, int]
     matches: tuple[Match, ...]
     nearest: dict[str, Match]
 
-    def of(self, set_name: str, look: Look) -> list[Match]:
-        """The matches of one set by one look."""
+    def of(self, set_name: str, look: MatchMethod) -> list[Match]:
+        """The matches of one set by one method."""
         return [match for match in self.matches if (match.set_name, match.look) == (set_name, look)]
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text with case, width, marks and punctuation evened out."""
+    """The words of a text, normalised: case, width and punctuation do not matter."""
     return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
-def find_words(training: Sequence[str], sets: Mapping[str, Sequence[str]], n: int = N_GRAM) -> list[Match]:
-    """Evaluation texts that stand in training texts word for word, or by a share of their n-grams.
+def find_overlaps(training: Sequence[str], sets: Mapping[str, Sequence[str]], n: int = N_GRAM) -> list[Match]:
+    """Evaluation texts that training texts contain verbatim, or by a share of their n-grams.
 
     `sets` are evaluation texts by the name of their set. Each is reported once, as exact if it is.
     """
@@ -86,33 +87,33 @@ def find_words(training: Sequence[str], sets: Mapping[str, Sequence[str]], n: in
     whole = {words: at for at, words in reversed(list(enumerate(texts)))}
     wanted: dict[int, set[tuple[str, ...]]] = defaultdict(set)
     for words in {words_of(item) for items in sets.values() for item in items}:
-        if len(words) >= _LEAST_WORDS:
-            wanted[min(n, len(words))] |= _grams_of(words, min(n, len(words)))
-    grams = {length: _holders(texts, length, looked_for) for length, looked_for in wanted.items()}
+        if len(words) >= _MIN_WORDS:
+            wanted[min(n, len(words))].update(_ngrams(words, min(n, len(words))))
+    grams = {length: _index(texts, length, of) for length, of in wanted.items()}
     found: list[Match] = []
     for name, items in sets.items():
         for item in dict.fromkeys(items):
             words = words_of(item)
             if words in whole and words:
                 found.append(Match("exact", name, item, 1.0, training[whole[words]]))
-            elif len(words) >= _LEAST_WORDS:
+            elif len(words) >= _MIN_WORDS:
                 found += _by_grams(name, item, words, grams[min(n, len(words))], texts, training, n)
     return found
 
 
-def _grams_of(words: tuple[str, ...], length: int) -> set[tuple[str, ...]]:
-    return {words[i : i + length] for i in range(len(words) - length + 1)}
+def _ngrams(words: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
+    return [words[i : i + length] for i in range(len(words) - length + 1)]
 
 
-def _holders(
+def _index(
     texts: Sequence[tuple[str, ...]], length: int, wanted: set[tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[int]]:
-    """Which texts hold each of these n-grams; there are few of them, and many in all."""
-    held: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    """The places of the texts that contain each of the wanted n-grams (inverted index)."""
+    found: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for at, words in enumerate(texts):
-        for gram in _grams_of(words, length) & wanted:
-            held[gram].append(at)
-    return held
+        for gram in wanted.intersection(_ngrams(words, length)):
+            found[gram].append(at)
+    return found
 
 
 def _by_grams(
@@ -125,7 +126,7 @@ def _by_grams(
     n: int,
 ) -> list[Match]:
     length = min(n, len(words))
-    own = [words[i : i + length] for i in range(len(words) - length + 1)]
+    own = _ngrams(words, length)
     hits: dict[int, int] = defaultdict(int)
     for gram in own:
         for at in grams.get(gram, ()):
@@ -134,28 +135,24 @@ def _by_grams(
         return []
     best = max(hits, key=lambda at: (hits[at], -at))
     for at in sorted(hits):
-        if hits[at] == len(own) and _in_a_row(words, texts[at]):
+        if hits[at] == len(own) and words in _ngrams(texts[at], len(words)):
             return [Match("exact", name, item, 1.0, training[at])]
     share = sum(gram in grams for gram in own) / len(own)
-    return [Match("n-gram", name, item, round(share, 3), training[best])] if share >= SHARE else []
+    return [Match("n-gram", name, item, round(share, 3), training[best])] if share >= MIN_SHARE else []
 
 
-def _in_a_row(words: tuple[str, ...], text: tuple[str, ...]) -> bool:
-    return any(text[i : i + len(words)] == words for i in range(len(text) - len(words) + 1))
-
-
-async def check(
+async def check_contamination(
     training: Iterable[str],
     sets: Mapping[str, Sequence[str]],
     embedder: Embedder | None = None,
-    least_cosine: float = COSINE,
+    min_cosine: float = MIN_COSINE,
 ) -> Report:
-    """Look for evaluation texts in training texts in every way; without an embedder by words alone.
+    """Search training texts for evaluation texts by all three methods; without an embedder by words alone.
 
     Raises ModelError from the embedder.
     """
     texts = list(dict.fromkeys(text for text in training if text.strip()))
-    matches = find_words(texts, sets)
+    matches = find_overlaps(texts, sets)
     nearest: dict[str, Match] = {}
     if embedder is not None and texts:
         vectors = (await embedder.embed(texts)).vectors
@@ -170,7 +167,7 @@ async def check(
                 for i, item in enumerate(distinct)
             ]
             nearest[name] = max(pairs, key=lambda pair: pair.score)
-            matches += [pair for pair in pairs if pair.score >= least_cosine]
+            matches += [pair for pair in pairs if pair.score >= min_cosine]
     counts = {name: len(dict.fromkeys(items)) for name, items in sets.items()}
     return Report(len(texts), counts, tuple(matches), nearest)
 
@@ -178,9 +175,9 @@ async def check(
 async def check_dataset(
     dataset: Path, sets: Mapping[str, Sequence[str]], embedder: Embedder | None
 ) -> Report:
-    """`check` of a sealed dataset; the report is kept beside its rows, with what an earlier one found of
-    other sets. Raises ModelError, RunDirError."""
-    report = await check(training_texts(dataset), sets, embedder)
+    """`check_contamination` of a sealed dataset. The report is stored beside its rows; the results of an
+    earlier report on other sets stay in it. Raises ModelError, RunDirError."""
+    report = await check_contamination(training_texts(dataset), sets, embedder)
     if before := read_report(dataset):
         report = replace(
             report,
@@ -193,15 +190,16 @@ async def check_dataset(
 
 
 def read_report(dataset: Path) -> Report | None:
-    """What was found in a sealed dataset; None if nobody has looked, or it cannot be read."""
+    """The report on a sealed dataset; None if there is none, or it cannot be read."""
     try:
         return msgspec.json.decode((dataset / REPORT).read_bytes(), type=Report)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
-class Remembered:
-    """An embedder that embeds each text once, as long as `known` is kept. Implements ports.Embedder."""
+class CachedEmbedder:
+    """An embedder that embeds each text once, as long as `known` lives (memoisation). Implements
+    ports.Embedder."""
 
     def __init__(self, embedder: Embedder, known: dict[str, NDArray[np.float32]] | None = None) -> None:
         self._embedder = embedder
@@ -218,7 +216,7 @@ class Remembered:
 
 
 def training_texts(dataset: Path) -> list[str]:
-    """What the training rows of a sealed dataset say: statements that users quote, and answers."""
+    """The texts of a sealed dataset's training rows: statements that users quote, and answers."""
     texts: dict[str, None] = {}
     for line in (dataset / "train.jsonl").read_bytes().splitlines():
         messages: list[dict[str, str]] = json.loads(line)["messages"]

@@ -1,9 +1,9 @@
-"""The training itself: LoRA on a chat model with TRL and PEFT, in whatever process calls it.
+"""The training itself: LoRA on a chat model with TRL and PEFT, in the process that calls it.
 
 `train` reads the job's sealed dataset and leaves, in the job's output folder:
 
-    checkpoints/    of which the last whole one is gone on from
-    progress.jsonl  step and loss as they come, for whoever watches
+    checkpoints/    a training goes on from the last complete one
+    progress.jsonl  step and loss as they come, for a view of the progress
     adapter/        adapter_model.safetensors, adapter_config.json, tokenizer, README.md (the model card),
                     adapter.gguf where the embedded engine can serve it
 
@@ -31,7 +31,7 @@ from culturepark.training import gguf_lora
 from culturepark.training.base import library, trainable_folder
 from culturepark.training.datasets import HELD_OUT, TRAIN, Dataset, verify
 from culturepark.training.ports import Base, Failure, Job, Outcome
-from culturepark.training.subprocess_backend import SMALLER
+from culturepark.training.subprocess_backend import LESS_MEMORY_FIX
 
 ADAPTER = "adapter"
 """The adapter's folder within a job's output, and what `Outcome.model` says."""
@@ -39,15 +39,15 @@ GGUF_FILE = "adapter.gguf"
 
 _WARMUP_SHARE = 0.05
 _LOSS_ROWS = 32
-"""Rows on held-out questions that the loss before and after is measured on."""
+"""The loss before and after is measured on at most this many rows about held-out questions."""
 _MEMORY_WORDS = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
 _LOADER = "static TLS block"
-"""A library that cannot be loaded beside others says so in words of memory."""
+"""An error with these words is about loading a library, though it speaks of memory, too."""
 _INSTALL = "Run `pip install 'culturepark[train]'` (docs/training.md says how without a GPU's libraries)."
 
 
 def train(job: Job) -> Outcome:
-    """Tune the job's base model on its dataset. Raises nothing: what went wrong is in the outcome."""
+    """Tune the job's base model on its dataset. Raises nothing: an error becomes a failed outcome."""
     began_s = time.monotonic()
     try:
         return _train(job, began_s)
@@ -71,7 +71,7 @@ def _explained(error: Exception) -> tuple[Failure, str, str]:
         any(word in words.lower() for word in _MEMORY_WORDS) and _LOADER not in words
     ):
         same = "Given again as it was, it goes on from its last checkpoint."
-        return "out_of_memory", "memory ran out.", f"{SMALLER} {same}"
+        return "out_of_memory", "memory ran out.", f"{LESS_MEMORY_FIX} {same}"
     if isinstance(error, ImportError):
         return "not_installed", f"a library for training is missing: {words[:200]}.", _INSTALL
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -135,8 +135,8 @@ def _train(job: Job, began_s: float) -> Outcome:
 
 
 def multiplies_bf16(torches: Any, gpu: bool) -> bool:
-    """Whether the hardware multiplies bfloat16 itself: then products are taken in it (mixed precision).
-    Without, it would be slower than float32."""
+    """Whether the hardware multiplies bfloat16 itself: then products are computed in it (mixed precision).
+    Emulated, it would be slower than float32."""
     if gpu:
         return bool(torches.cuda.is_bf16_supported(including_emulation=False))
     known: dict[str, Any] = getattr(torches.cpu, "get_capabilities", dict)()
@@ -144,7 +144,8 @@ def multiplies_bf16(torches: Any, gpu: bool) -> bool:
 
 
 def _rows(job: Job, part: str) -> list[dict[str, Any]]:
-    """Rows of a split as conversations in two parts: only the second one is learnt."""
+    """Rows of a split as conversations in two parts: the loss is on the second one alone
+    (completion-only)."""
     rows: list[dict[str, Any]] = []
     for line in (Path(job.dataset) / f"{part}.jsonl").read_bytes().splitlines():
         messages: list[dict[str, str]] = json.loads(line)["messages"]
@@ -211,7 +212,7 @@ def _progress(hub: Any, path: Path) -> Any:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; one that a killed training was writing is taken away."""
+    """The newest complete checkpoint; incomplete ones, left by a killed training, are removed."""
     if not folder.is_dir():
         return None
     found: list[Path] = sorted(
@@ -228,7 +229,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _save(model: Any, tokenizer: Any, job: Job, dataset: Dataset, folder: Path, outcome: Outcome) -> None:
-    """The adapter in a folder of its own, which gets its name when all of it is there."""
+    """Write the adapter to a temporary folder and rename that when it is complete (atomic publication)."""
     output = Path(job.output)
     part, target = output / f"{ADAPTER}.part", output / ADAPTER
     shutil.rmtree(part, ignore_errors=True)
@@ -255,7 +256,7 @@ def _sync(path: Path) -> None:
 
 
 def card(job: Job, dataset: Dataset, outcome: Outcome, folder: Path, served: bool) -> str:
-    """The model card: what it was made of and how, and what to beware of."""
+    """The model card: data, settings, results and limits of the training."""
     recipe = job.recipe
     first, last = outcome.fall or (float("nan"), float("nan"))
     held_out = "not measured: no row is held out"
@@ -319,6 +320,6 @@ def _named(base: Base) -> str:
 
 
 def _thinned(losses: tuple[tuple[int, float], ...], most: int = 50) -> list[tuple[int, float]]:
-    """At most about `most` of them, the last one among them."""
+    """About `most` of them at most, the last one included."""
     step = max(1, len(losses) // most)
     return [*losses[:-1:step], *losses[-1:]]

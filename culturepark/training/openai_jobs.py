@@ -1,9 +1,10 @@
 """Fine-tuning jobs of OpenAI's API, or of a service that speaks like it, with the official client.
 
-Every job carries our key in its metadata. Before one is created, the service's jobs are searched for it, so
-that a launch whose answer was lost is found and not repeated. That is detection, not a guarantee: a service
-that lists a new job late could be asked for a second one. Words of the service go nowhere but through
-`safe_words`, and names that hold the key are refused: some services echo what they were sent.
+Every job carries our key in its metadata (idempotency key). Before one is created, the service's jobs are
+searched for it, so that a launch whose answer was lost is found and not repeated. That is detection, not a
+guarantee: a service that lists a new job late could be asked for a second one. Texts of the service are shown
+only after `safe_words`, and names that contain the API key are refused: some services echo what they were
+sent.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from culturepark.training.ports import Job, Outcome, State
 T = TypeVar("T")
 
 KEY = "culturepark_key"
-"""Under this name our key is in a job's metadata."""
-LEAST_ROWS = 10
+"""The field of a job's metadata that holds our key."""
+MIN_ROWS = 10
 """The service refuses fewer training rows."""
 
-_UNREACHED = 120
-"""Looks in a row that reach nothing, after which we stop looking."""
+_MAX_UNREACHED = 120
+"""After this many polls in a row without an answer, polling ends with an error."""
 _SUFFIX_CHARS = 40
 _WORDS_CHARS = 300
 _STATES: dict[str, State] = {"succeeded": "finished", "failed": "failed", "cancelled": "cancelled"}
@@ -37,7 +38,7 @@ _REFUSAL = re.compile(
     r"access|wind|sunset|discontinu|eligib)",
     re.IGNORECASE | re.DOTALL,
 )
-ENDED = (
+SUNSET_NOTICE = (
     "OpenAI is ending fine-tuning: organisations that had not used it before are refused already, and "
     "from 2027-01-06 nobody can create a job."
 )
@@ -70,8 +71,8 @@ class OpenAIBackend:
     def prepare(self, job: Job) -> None:
         """See ports.Backend. Asks the service whether it offers fine-tuning to this key at all."""
         verify(Path(job.dataset))
-        if job.rows < LEAST_ROWS:
-            what = f"it has {job.rows} training rows, and the service takes no fewer than {LEAST_ROWS}."
+        if job.rows < MIN_ROWS:
+            what = f"it has {job.rows} training rows, and the service accepts no fewer than {MIN_ROWS}."
             raise TrainingError(f"dataset of {job.name}", what, "Generate more samples first.")
         self._call(lambda: self._client.fine_tuning.jobs.list(limit=1))
 
@@ -107,18 +108,18 @@ class OpenAIBackend:
         try:
             return self._name(once.fine_tuning.jobs.create(**request).id)
         except self._errors.OpenAIError as error:
-            if not self._may_have_made(error):
-                raise self._said(error) from None
-            return self._made_all_the_same(job, self._said(error))
+            if not self._may_be_created(error):
+                raise self._explained(error) from None
+            return self._find_created(job, self._explained(error))
 
-    def _may_have_made(self, error: Any) -> bool:
-        """Whether a job may have been made though this was the answer: it was lost, or what stands before the
-        service gave up first, or the service finds that it has the job."""
+    def _may_be_created(self, error: Any) -> bool:
+        """Whether a job may have been created in spite of this error: the answer was lost, a proxy before the
+        service timed out, or the service reports a conflict with the job itself."""
         status = getattr(error, "status_code", None)
         return status is None or status < 300 or status >= 500 or status in (408, 409)
 
-    def _made_all_the_same(self, job: Job, said: CultureParkError) -> str:
-        """The id of a job that may have been made. Raises LaunchUnknownError if none is found."""
+    def _find_created(self, job: Job, cause: CultureParkError) -> str:
+        """The id of a job that may have been created. Raises LaunchUnknownError if none is found."""
         try:
             found = self.find(job)
         except CultureParkError:
@@ -126,11 +127,11 @@ class OpenAIBackend:
         if found:
             return found
         fix = "Run the same command again: the job is looked for before another is created."
-        what = f"whether it made the job is not known: {said.what}"
+        what = f"whether it made the job is not known: {cause.what}"
         raise LaunchUnknownError(self._url, what, fix) from None
 
     def poll(self, job: Job, job_id: str) -> State:
-        """See ports.Backend. A service that cannot be reached for a while is taken to go on."""
+        """See ports.Backend. While the service cannot be reached, the job counts as running."""
         try:
             status = self._client.fine_tuning.jobs.retrieve(job_id).status
         except (
@@ -139,7 +140,7 @@ class OpenAIBackend:
             self._errors.RateLimitError,
         ) as error:
             self._unreached += 1
-            if self._unreached >= _UNREACHED:
+            if self._unreached >= _MAX_UNREACHED:
                 what = f"it has not answered {self._unreached} times in a row ({type(error).__name__})."
                 fix = "The job goes on there; run `culturepark finetune` again to look at it."
                 raise EndpointError(self._url, what, fix) from None
@@ -147,7 +148,7 @@ class OpenAIBackend:
         except self._errors.NotFoundError:
             return "lost"
         except self._errors.OpenAIError as error:
-            raise self._said(error) from None
+            raise self._explained(error) from None
         self._unreached = 0
         return _STATES.get(status, "running")
 
@@ -157,9 +158,9 @@ class OpenAIBackend:
             self._client.fine_tuning.jobs.cancel(job_id)
         except (self._errors.BadRequestError, self._errors.NotFoundError) as error:
             if self.poll(job, job_id) == "running":  # else it has ended already, or is gone
-                raise self._said(error) from None
+                raise self._explained(error) from None
         except self._errors.OpenAIError as error:
-            raise self._said(error) from None
+            raise self._explained(error) from None
 
     def detach(self, job: Job, job_id: str) -> None:
         """See ports.Backend: the job goes on at the service."""
@@ -186,7 +187,7 @@ class OpenAIBackend:
         return [part for part in (TRAIN, HELD_OUT) if (Path(job.dataset) / f"{part}.jsonl").stat().st_size]
 
     def _upload(self, job: Job, part: str) -> str:
-        """The id of the uploaded file; one with the same content that is there already is used again."""
+        """The id of the uploaded file; an earlier upload of the same content is used again."""
         name = f"culturepark-{job.dataset_hash[:24]}-{part}.jsonl"
 
         def upload() -> str:
@@ -194,28 +195,28 @@ class OpenAIBackend:
                 if one.filename == name and one.status != "error":
                     return str(one.id)
             data = (Path(job.dataset) / f"{part}.jsonl").read_bytes()
-            made = self._client.files.create(file=(name, data), purpose="fine-tune")
-            return str(self._client.files.wait_for_processing(made.id, poll_interval=0.5).id)
+            created = self._client.files.create(file=(name, data), purpose="fine-tune")
+            return str(self._client.files.wait_for_processing(created.id, poll_interval=0.5).id)
 
         return self._call(upload)
 
     def _call(self, what: Callable[[], T]) -> T:
-        """Call the service, its errors in words."""
+        """Call the service; its errors become ours."""
         try:
             return what()
         except self._errors.OpenAIError as error:
-            raise self._said(error) from None
+            raise self._explained(error) from None
         except RuntimeError as error:  # the client's own, when a file is never ready
             raise EndpointError(self._url, self._safe(str(error)), "Try again.") from None
 
-    def _said(self, error: Any) -> CultureParkError:
+    def _explained(self, error: Any) -> CultureParkError:
         words, status = self._safe(str(error)), getattr(error, "status_code", None)
         if status == 401:
             return EndpointError(self._url, "it does not accept the key.", f"Check {self._key_env}.")
         if status in (400, 403, 404, 410) and _REFUSAL.search(str(error)):
-            return EndpointError(self._url, f"it refuses fine-tuning: {words} {ENDED}", _INSTEAD)
+            return EndpointError(self._url, f"it refuses fine-tuning: {words} {SUNSET_NOTICE}", _INSTEAD)
         if status == 403:
-            what = f"this key may not use fine-tuning: {words} {ENDED}"
+            what = f"this key may not use fine-tuning: {words} {SUNSET_NOTICE}"
             return EndpointError(self._url, what, f"Ask for the permission, if it is only that. {_INSTEAD}")
         if status in (404, 405):
             return EndpointError(self._url, f"it offers no such thing: {words}", _INSTEAD)
@@ -229,7 +230,7 @@ class OpenAIBackend:
         return " ".join(safe_words(words, self._key, _WORDS_CHARS).split())
 
     def _name(self, name: Any) -> str:
-        """An id or a model's name, recorded as it is. Raises EndpointError if it holds the key."""
+        """An id or a model's name, recorded unchanged. Raises EndpointError if it contains the API key."""
         if without_key(str(name), self._key) != name:
             what = "a name that it gave holds the key, and would be written down."
             raise EndpointError(self._url, what, "Ask whoever runs the service, and change the key.")

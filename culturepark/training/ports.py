@@ -1,4 +1,4 @@
-"""What a training is asked for, how it ended, and what a backend has to be able to do."""
+"""What a training is given, how it ended, and what a backend has to be able to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Struct
 from culturepark.errors import TrainingError
 
 State = Literal["running", "finished", "failed", "cancelled", "lost"]
-"""How a launched job stands. `lost`: nobody runs it any more, and nobody said how it ended."""
+"""The state of a launched job. `lost`: it does not run any more, and left no outcome."""
 
 Failure = Literal[
     "", "empty_dataset", "base_missing", "not_installed", "out_of_memory", "killed", "refused", "crashed"
@@ -32,7 +32,8 @@ class Base(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How it is tuned: those of the [training] settings that change the result, and the seed."""
+    """How the base model is tuned (hyperparameters): those of the [training] settings that change the result,
+    and the seed."""
 
     rank: int
     alpha: int
@@ -46,7 +47,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Job(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One training. `dataset` is the folder of a sealed dataset, `output` the folder for what comes of it.
+    """One training. `dataset` is the folder of a sealed dataset, `output` the folder for its results.
 
     `name` is a culture's id or `joint`. `rows` is the number of training rows, `workers` that of the
     processes that share the work, where the backend can do so.
@@ -66,9 +67,9 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The idempotency key, 32 hex digits: equal for what would give the same model.
+        """The key of the training (idempotency key), 32 hex digits: equal for jobs that give the same model.
 
-        It covers dataset, base model, recipe, backend and command, and not where anything lies.
+        It covers name, dataset, base model, recipe, backend and command, but no paths of datasets or results.
         """
         same = (
             self.name,
@@ -84,10 +85,10 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Outcome(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a training ended.
 
-    `model` is what came of it: the adapter's folder relative to the job's output, or a service's name for
-    the tuned model. `losses` are (step, training loss), `held_out_loss` is on held-out questions before
-    and after, `precision` is that of products. `what` and `fix` tell the reader what went wrong and what
-    to do.
+    `model` is the result: the adapter's folder relative to the job's output, or a service's name for the
+    tuned model. `seconds` is how long it ran. `losses` are (step, training loss), `held_out_loss` is on
+    held-out questions before and after, `precision` is that of matrix products. `what` and `fix` tell the
+    reader what went wrong and what to do.
     """
 
     state: State
@@ -103,8 +104,8 @@ class Outcome(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def fall(self) -> tuple[float, float] | None:
-        """Training loss at first and at last, each the mean over a quarter of the steps: a single step's says
-        more about its rows, which are of like length, than about the model."""
+        """Training loss at the beginning and at the end, each the mean over a quarter of the steps: the loss
+        of a single step depends more on its rows, which are of similar length, than on the model."""
         if not self.losses:
             return None
         losses = [loss for _, loss in self.losses]
@@ -120,14 +121,15 @@ class Outcome(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Backend(Protocol):
-    """Something that trains. Jobs are known by their key, so asking twice is harmless."""
+    """Something that trains. Jobs are identified by their key, so asking twice is harmless (idempotent)."""
 
     def prepare(self, job: Job) -> None:
-        """Find out before anything is recorded whether this job can run. Raises CultureParkError."""
+        """Check before anything is recorded whether this job can run. Raises CultureParkError."""
         ...
 
     def find(self, job: Job) -> str | None:
-        """The id of a job with this key that runs or has ended well, launched whenever and by whomever."""
+        """The id of a job with this key that runs or has finished, whenever and by whichever process it was
+        launched."""
         ...
 
     def launch(self, job: Job) -> str:
@@ -135,16 +137,16 @@ class Backend(Protocol):
         ...
 
     def poll(self, job: Job, job_id: str) -> State:
-        """How it stands."""
+        """Its state now."""
         ...
 
     def cancel(self, job: Job, job_id: str) -> None:
-        """Stop it. What has ended already stays as it is."""
+        """Stop it. A job that has ended already stays as it is."""
         ...
 
     def detach(self, job: Job, job_id: str) -> None:
-        """We stop watching, without cancelling: a process on this machine is stopped, to go on from its
-        last checkpoint when it is launched again; a service goes on by itself."""
+        """Stop watching, without cancelling: a process on this machine is stopped, to go on from its last
+        checkpoint when it is launched again; a service goes on by itself."""
         ...
 
     def outcome(self, job: Job, job_id: str) -> Outcome:

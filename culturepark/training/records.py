@@ -1,8 +1,9 @@
-"""What is known of a run's trainings: one numbered file an event, whole and synced before the next step.
+"""The records of a run's trainings: one numbered file an event, complete and synced before the next step
+(write-ahead log).
 
 `training/records/000001.json` and so on. The order is: intent, then the backend's id of the job, then the
-outcome. Whoever comes later reads them and knows what to ask the backend, which is asked for a job with the
-same key before one is launched. So a launch is neither forgotten nor, where the backend can tell, repeated.
+outcome. A later process reads them, and asks the backend for a job with the same key before it launches one.
+So a launch is neither forgotten nor, where the backend can find jobs by key, repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _NAME = re.compile(r"[0-9]{6}\.json")
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """One event in the life of a training. `at_s` is seconds since 1970.
+    """One event of a training. `at_s` is seconds since 1970.
 
     Paths within `job` are relative to the run directory, which may be moved.
     """
@@ -86,14 +87,14 @@ class Records:
         return next(ended, None)
 
     def add(self, event: Event, job: Job, job_id: str = "", outcome: Outcome | None = None) -> Record:
-        """Make one more record, durable when this returns. Raises RunDirError."""
+        """Append a record, durable when this returns. Raises RunDirError."""
         make_dirs(self._folder, self._files)
-        kept = msgspec.structs.replace(
+        stored = msgspec.structs.replace(
             job, dataset=self._inside(job.dataset), output=self._inside(job.output)
         )
         while True:
             number = max((record.number for record in self.all()), default=0) + 1
-            record = Record(number, job.key, event, round(self._clock(), 3), kept, job_id, outcome)
+            record = Record(number, job.key, event, round(self._clock(), 3), stored, job_id, outcome)
             data = msgspec.json.format(msgspec.json.encode(record))
             try:
                 write_new(self._folder / f"{number:06}.json", data, self._files)
@@ -115,7 +116,8 @@ class Records:
 
 @contextmanager
 def training_lock(root: Path) -> Generator[None]:
-    """The right to launch trainings of a run: one process at a time. Raises RunDirError if another has it."""
+    """The lock for launching and watching trainings of a run (mutual exclusion of processes). Raises
+    RunDirError if another process has it."""
     folder = root.resolve() / "training"
     make_dirs(folder)
     with disk_errors(folder):

@@ -1,7 +1,7 @@
-"""The process that watches a trainer of the user's: `python -m culturepark.training.run_command JOB.json FD`.
+"""The process that runs a trainer of the user's: `python -m culturepark.training.run_command JOB.json FD`.
 
-The trainer inherits the locked file FD, so the job counts as running for as long as it does, even if this
-process is killed.
+The trainer inherits the locked file FD, so the job counts as running as long as the trainer does, even if
+this process is killed.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import time
 from collections.abc import Sequence
 
 from culturepark.training.ports import Job, Outcome
-from culturepark.training.subprocess_backend import LOG_FILE, hold, save
+from culturepark.training.subprocess_backend import LOG_FILE, exit_words, register_process, save_outcome
 
 
 def arguments_of(job: Job) -> list[str]:
     """The command with its placeholders filled in: one argument stays one argument."""
-    stands_for = {
+    values = {
         "dataset": job.dataset,
         "output": job.output,
         "base": job.base.path or job.base.name,
         "name": job.name,
     }
-    return [re.sub(r"\{(\w+)\}", lambda m: stands_for.get(m[1], m[0]), one) for one in job.command]
+    return [re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), one) for one in job.command]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command, and leave the outcome."""
-    job = hold(arguments[0], arguments[1])
+    job = register_process(arguments[0], arguments[1])
     began_s = time.monotonic()
     command = arguments_of(job)
     try:
@@ -38,13 +38,12 @@ def main(arguments: Sequence[str]) -> int:
         outcome = _failed(f"{command[0]} cannot be run: {error.strerror}.", "Mend training.command.")
     else:
         took_s = round(time.monotonic() - began_s, 1)
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         outcome = (
-            _failed(f"the command ended {how}.", f"See {LOG_FILE} in {job.output}.")
+            _failed(f"the command ended {exit_words(code)}.", f"See {LOG_FILE} in {job.output}.")
             if code
             else Outcome(state="finished", model=".", seconds=took_s)
         )
-    save(job, outcome)
+    save_outcome(job, outcome)
     return int(outcome.state != "finished")
 
 

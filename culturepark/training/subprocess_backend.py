@@ -1,9 +1,10 @@
 """Trainings in a process of their own: ours (`local`), ours over Ray (`ray-train`), the user's (`command`).
 
-A process of its own can run out of memory or be killed without taking anybody along, and what became of it is
-seen. While it lives it holds a lock on its output folder, which it is born with: so whoever comes later, even
-after the launching process was killed, knows whether it still runs, and a second one cannot begin beside it.
-`apart` stands between, so that no end of the launching process takes it along.
+A process of its own can run out of memory or be killed without harm to others, and how it ended is seen.
+While it lives it holds the lock of its output folder, whose descriptor it inherits at its start: so a later
+process, even after the launching one was killed, knows whether it still runs, and a second training of the
+same job cannot start (mutual exclusion). `supervisor` runs between the two, so that the end of the launching
+process does not end the training.
 """
 
 from __future__ import annotations
@@ -29,26 +30,28 @@ from culturepark.training.ports import Job, Outcome, State
 
 JOB_FILE, OUTCOME_FILE, LOG_FILE, LOCK_FILE = "job.json", "outcome.json", "log.txt", "lock"
 NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "safetensors")
-"""What the extra `train` installs and a training imports."""
+"""The libraries that the extra `train` installs and a training imports."""
 
-SMALLER = (
+LESS_MEMORY_FIX = (
     "Lower training.batch or training.row_tokens, with which it begins anew, tune a smaller model, or use a "
     "larger machine."
 )
-"""What to do when memory ran out."""
+"""The advice when memory ran out."""
 
 _GRACE_S = 10.0
+"""Seconds that a process has to end after SIGTERM, and again after SIGKILL."""
 _POLL_S = 0.05
-_LOG_SHOWN = 3
+_LOG_LINES = 3
+"""An error shows this many of the last lines of the log."""
 
 
-class ChildBackend:
+class SubprocessBackend:
     """Runs `python -m MODULE JOB.json FD` for each job, FD being the lock it holds."""
 
     def __init__(self, module: str, sleep: Callable[[float], object] = time.sleep) -> None:
         self._module = module
         self._sleep = sleep
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[str, int] = {}
 
     def prepare(self, job: Job) -> None:
@@ -67,21 +70,21 @@ class ChildBackend:
     def find(self, job: Job) -> str | None:
         """See ports.Backend."""
         self._oom_kills.setdefault(job.key, _oom_kills())
-        held, outcome = _held(job), _read(job)  # in this order: it may end between the two looks
-        there = held if outcome is None else outcome.state == "finished"
-        return (_pid(job) or "0") if there else None
+        held, outcome = _is_held(job), _read_outcome(job)  # in this order: it may end between the two
+        found = held if outcome is None else outcome.state == "finished"
+        return (_pid(job) or "0") if found else None
 
     def launch(self, job: Job) -> str:
-        """See ports.Backend. Where one runs already, that one's id."""
+        """See ports.Backend. If a process of this job runs already, returns its id."""
         folder = Path(job.output)
         make_dirs(folder)
         with disk_errors(folder / LOCK_FILE):
             lock = flock.open_file(folder / LOCK_FILE)
         try:
             if not flock.try_acquire(lock):
-                if _read(job) is None:
+                if _read_outcome(job) is None:
                     return _pid(job) or "0"
-                self.detach(job, "")  # it has said how it ended, and takes its time to leave
+                self.detach(job, "")  # it has left its outcome and is about to exit
                 if not flock.try_acquire(lock):
                     what = f"a process that an earlier training left holds {folder / LOCK_FILE}."
                     raise TrainingError(f"training of {job.name}", what, "End that process.")
@@ -91,8 +94,8 @@ class ChildBackend:
             self._oom_kills[job.key] = _oom_kills()
             os.ftruncate(lock, 0)
             with disk_errors(folder), (folder / LOG_FILE).open("ab") as log:
-                child = subprocess.Popen(  # noqa: S603 - our own module
-                    [sys.executable, "-m", APART, self._module, str(folder / JOB_FILE), str(lock)],
+                supervisor = subprocess.Popen(  # noqa: S603 - our own module
+                    [sys.executable, "-m", SUPERVISOR, self._module, str(folder / JOB_FILE), str(lock)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -100,11 +103,11 @@ class ChildBackend:
                     start_new_session=True,  # a Ctrl-C in the terminal is for us to pass on
                     env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
                 )
-            self._children[job.key] = child
+            self._supervisors[job.key] = supervisor
         finally:
-            os.close(lock)  # the child's copy keeps it locked
+            os.close(lock)  # the process's copy keeps it locked
         try:
-            while not (pid := _pid(job)) and child.poll() is None:
+            while not (pid := _pid(job)) and supervisor.poll() is None:
                 self._sleep(_POLL_S)
         except BaseException:
             self.detach(job, "")
@@ -113,73 +116,72 @@ class ChildBackend:
 
     def poll(self, job: Job, job_id: str) -> State:
         """See ports.Backend."""
-        if child := self._children.get(job.key):
-            child.poll()
-        if outcome := _read(job):
+        if supervisor := self._supervisors.get(job.key):
+            supervisor.poll()
+        if outcome := _read_outcome(job):
             return outcome.state
-        if _held(job):
+        if _is_held(job):
             return "running"
-        outcome = _read(job)  # it may have ended between the two looks
+        outcome = _read_outcome(job)  # it may have ended in between
         return outcome.state if outcome else "lost"
 
     def cancel(self, job: Job, job_id: str) -> None:
         """See ports.Backend."""
-        if _read(job) is None:
+        if _read_outcome(job) is None:
             self.detach(job, job_id)
-            ended = _read(job)
+            ended = _read_outcome(job)
             if ended is None or ended.state != "finished":  # it may have finished meanwhile
                 make_dirs(Path(job.output))
-                save(job, Outcome(state="cancelled", what="it was cancelled."))
+                save_outcome(job, Outcome(state="cancelled", what="it was cancelled."))
 
     def detach(self, job: Job, job_id: str) -> None:
         """See ports.Backend: the process is stopped, its checkpoints stay."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             waited_s, sent = 0.0, False
-            while _held(job) and waited_s < _GRACE_S:
-                sent = sent or _signal(_pid(job), number)  # the number may have yet to be written
+            while _is_held(job) and waited_s < _GRACE_S:
+                sent = sent or _signal(_pid(job), number)  # the process number may not be written yet
                 self._sleep(_POLL_S)
                 waited_s += _POLL_S
-        if child := self._children.get(job.key):
-            child.wait()
+        if supervisor := self._supervisors.get(job.key):
+            supervisor.wait()
 
     def outcome(self, job: Job, job_id: str) -> Outcome:
-        """See ports.Backend. Of a process that did not say how it ended: what can be seen from outside."""
-        if outcome := _read(job):
+        """See ports.Backend. Of a process that left no outcome: what can be seen from outside."""
+        if outcome := _read_outcome(job):
             return outcome
-        child = self._children.get(job.key)
-        code = child.wait() if child else None
+        supervisor = self._supervisors.get(job.key)
+        code = supervisor.wait() if supervisor else None
         log = Path(job.output) / LOG_FILE
         again = "Run `culturepark finetune` again: it goes on from the last checkpoint."
         if code is not None and code != -signal.SIGKILL:
-            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            what = f"its process ended {how} without a result{_last_words(log)}."
+            what = f"its process ended {exit_words(code)} without a result{_log_words(log)}."
             return Outcome(state="failed", failure="crashed", what=what, fix=f"See {log}.")
         if job.key in self._oom_kills and _oom_kills() > self._oom_kills[job.key]:
             what = "its process was killed by the system, because memory ran out."
-            fix = f"{SMALLER} {again}"
+            fix = f"{LESS_MEMORY_FIX} {again}"
             return Outcome(state="failed", failure="out_of_memory", what=what, fix=fix)
         what = (
             "its process was killed (SIGKILL)."
             if code
-            else f"its process is gone and left no result{_last_words(log)}."
+            else f"its process is gone and left no result{_log_words(log)}."
         )
         return Outcome(state="failed", failure="killed", what=what, fix=again)
 
 
-APART = "culturepark.training.supervisor"
+SUPERVISOR = "culturepark.training.supervisor"
 LOCAL, COMMAND = "culturepark.training.run_local", "culturepark.training.run_command"
 RAY_TRAIN = "actors.ray_train"
-"""By name alone: nothing here imports Ray."""
+"""The module of `ray-train`, by name alone: nothing here imports Ray."""
 
 
-def save(job: Job, outcome: Outcome) -> None:
-    """Leave the outcome where `outcome` and `poll` look for it."""
+def save_outcome(job: Job, outcome: Outcome) -> None:
+    """Write the outcome to the file that `outcome` and `poll` read."""
     write_atomically(Path(job.output) / OUTCOME_FILE, msgspec.json.format(msgspec.json.encode(outcome)))
 
 
-def hold(job_file: str, lock: str) -> Job:
-    """For the child: put its process number into the locked file, for whoever wants to stop it. Returns its
-    job."""
+def register_process(job_file: str, lock: str) -> Job:
+    """For the training process: write its process number into the locked file (pid file), by which it can be
+    stopped. Returns its job."""
     os.pwrite(int(lock), f"{os.getpid()}\n".encode(), 0)
     return msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
 
@@ -190,38 +192,52 @@ def kill_all(root: Path) -> None:
     for path in root.glob(f"training/jobs/*/{LOCK_FILE}"):
         with suppress(OSError):
             if flock.is_held(path):
-                _signal(_number_in(path), signal.SIGKILL)
+                _signal(_read_pid(path), signal.SIGKILL)
 
 
-def _read(job: Job) -> Outcome | None:
-    """The outcome that was left, if there is one."""
+def exit_words(code: int) -> str:
+    """How a process ended, by its exit code; a negative one is a signal's number."""
+    return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log that are not blank, at most `count`; none if it cannot be read."""
+    try:
+        text = log.read_text("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _read_outcome(job: Job) -> Outcome | None:
+    """The outcome that the process left, if there is one."""
     try:
         return msgspec.json.decode((Path(job.output) / OUTCOME_FILE).read_bytes(), type=Outcome)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
-def _held(job: Job) -> bool:
-    """Whether a process lives that holds the job's lock."""
+def _is_held(job: Job) -> bool:
+    """Whether a living process holds the job's lock."""
     path = Path(job.output) / LOCK_FILE
     with disk_errors(path):
         return flock.is_held(path)
 
 
 def _pid(job: Job) -> str:
-    return _number_in(Path(job.output) / LOCK_FILE)
+    return _read_pid(Path(job.output) / LOCK_FILE)
 
 
-def _number_in(lock: Path) -> str:
+def _read_pid(lock: Path) -> str:
     try:
-        told = lock.read_text("ascii")
+        text = lock.read_text("ascii")
     except (OSError, ValueError):
         return ""
-    return told.strip() if told.endswith("\n") else ""  # else it is being written
+    return text.strip() if text.endswith("\n") else ""  # else it is being written
 
 
 def _signal(pid: str, number: int) -> bool:
-    """To the process and those it started; it leads a group of its own. Returns whether there is a number."""
+    """Send a signal to the process and those it started (process group). Returns whether `pid` is one."""
     if not pid.isdigit() or int(pid) <= 1:
         return False
     with suppress(ProcessLookupError, PermissionError):
@@ -230,7 +246,8 @@ def _signal(pid: str, number: int) -> bool:
 
 
 def _oom_kills() -> int:
-    """How often this system has killed a process for memory; 0 where it does not count."""
+    """How often this system has killed a process because memory ran out (OOM kills); 0 where the system does
+    not count them."""
     try:
         lines = Path("/proc/vmstat").read_text("ascii").splitlines()
     except OSError:
@@ -238,9 +255,6 @@ def _oom_kills() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
-def _last_words(log: Path) -> str:
-    try:
-        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
-    return f": {' / '.join(lines[-_LOG_SHOWN:])[-300:]}" if lines else ""
+def _log_words(log: Path) -> str:
+    lines = last_lines(log, _LOG_LINES)
+    return f": {' / '.join(lines)[-300:]}" if lines else ""

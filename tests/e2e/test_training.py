@@ -27,10 +27,10 @@ from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import Adapter, adapters_of, served_adapters
 from culturepark.training.base import trainable_folder
-from culturepark.training.jobs import follow, job_of
+from culturepark.training.jobs import create_job, run_training
 from culturepark.training.ports import Job, Outcome
 from culturepark.training.records import Records
-from culturepark.training.subprocess_backend import LOCAL, RAY_TRAIN, ChildBackend
+from culturepark.training.subprocess_backend import LOCAL, RAY_TRAIN, SubprocessBackend
 from tests import runs
 
 pytestmark = [
@@ -68,7 +68,7 @@ def trained(run: Run) -> dict[str, tuple[Job, Outcome, list[str]]]:
     packaged_weights()
     records, made = Records(run.root), dict[str, tuple[Job, Outcome, list[str]]]()
     for name in ("arabic", "korean"):
-        job = job_of(run, name, run.settings)
+        job = create_job(run, name, run.settings)
         said: list[str] = []
 
         def kill(what: str, job: Job, job_id: str, said: list[str] = said) -> None:
@@ -77,10 +77,10 @@ def trained(run: Run) -> dict[str, tuple[Job, Outcome, list[str]]]:
             if first and (Path(job.output) / "checkpoints/checkpoint-2/trainer_state.json").exists():
                 os.kill(int(job_id), signal.SIGKILL)
 
-        outcome = follow(records, ChildBackend(LOCAL), job, poll_s=0.05, say=kill)
+        outcome = run_training(records, SubprocessBackend(LOCAL), job, poll_s=0.05, on_event=kill)
         if name == "arabic":
             assert outcome.failure == "killed"
-            outcome = follow(records, ChildBackend(LOCAL), job, poll_s=0.2)
+            outcome = run_training(records, SubprocessBackend(LOCAL), job, poll_s=0.2)
         assert outcome.state == "finished", outcome
         made[name] = job, outcome, said
     return made
@@ -102,7 +102,7 @@ def test_running_out_of_memory_is_told_and_gone_on_from(run: Run) -> None:
     """The process may not take any more memory once it has a checkpoint; next time it may."""
     packaged_weights()
     training = msgspec.structs.replace(run.settings.training, max_steps=4, rank=2)
-    job = job_of(run, "korean", msgspec.structs.replace(run.settings, training=training))
+    job = create_job(run, "korean", msgspec.structs.replace(run.settings, training=training))
     output, limited = Path(job.output), list[int]()
 
     def limit(what: str, job: Job, job_id: str) -> None:
@@ -112,11 +112,11 @@ def test_running_out_of_memory_is_told_and_gone_on_from(run: Run) -> None:
                 resource.prlimit(process, resource.RLIMIT_AS, (taken * resource.getpagesize(),) * 2)
                 limited.append(process)
 
-    outcome = follow(Records(run.root), ChildBackend(LOCAL), job, poll_s=0.02, say=limit)
+    outcome = run_training(Records(run.root), SubprocessBackend(LOCAL), job, poll_s=0.02, on_event=limit)
     assert limited
     assert (outcome.state, outcome.failure) == ("failed", "out_of_memory"), outcome
     assert "training.batch" in outcome.fix
-    outcome = follow(Records(run.root), ChildBackend(LOCAL), job, poll_s=0.2)
+    outcome = run_training(Records(run.root), SubprocessBackend(LOCAL), job, poll_s=0.2)
     assert outcome.state == "finished", outcome
     steps = [json.loads(line)["step"] for line in (output / "progress.jsonl").read_text().splitlines()]
     assert steps.count(1) == 1
@@ -244,8 +244,8 @@ def apart(one: dict[str, float], other: dict[str, float]) -> float:
 def test_two_workers_of_ray_train_share_the_work(run: Run) -> None:
     recipe = {"backend": "ray-train", "workers": 2, "max_steps": 2}
     training = msgspec.structs.replace(run.settings.training, **recipe)
-    job = job_of(run, "korean", msgspec.structs.replace(run.settings, training=training))
-    outcome = follow(Records(run.root), ChildBackend(RAY_TRAIN), job, poll_s=0.2)
+    job = create_job(run, "korean", msgspec.structs.replace(run.settings, training=training))
+    outcome = run_training(Records(run.root), SubprocessBackend(RAY_TRAIN), job, poll_s=0.2)
     assert outcome.state == "finished", (outcome, (Path(job.output) / "log.txt").read_text()[-3000:])
     assert outcome.steps == 2
     assert (Path(job.output) / "adapter" / "adapter.gguf").is_file()
@@ -253,10 +253,10 @@ def test_two_workers_of_ray_train_share_the_work(run: Run) -> None:
 
 def test_what_went_wrong_in_a_worker_is_told(run: Run) -> None:
     training = msgspec.structs.replace(run.settings.training, backend="ray-train", workers=2, max_steps=3)
-    job = job_of(run, "korean", msgspec.structs.replace(run.settings, training=training))
+    job = create_job(run, "korean", msgspec.structs.replace(run.settings, training=training))
     gone = msgspec.structs.replace(job.base, path=job.base.path + ".gone", digest="0" * 64)
     job = msgspec.structs.replace(job, base=gone, output=job.output + "-gone")
-    outcome = follow(Records(run.root), ChildBackend(RAY_TRAIN), job, poll_s=0.2)
+    outcome = run_training(Records(run.root), SubprocessBackend(RAY_TRAIN), job, poll_s=0.2)
     assert (outcome.state, outcome.failure) == ("failed", "base_missing")
     assert "is not there" in outcome.what
 
@@ -272,7 +272,7 @@ sys.exit(outcome.state != "finished")
 
 
 def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
-    job = msgspec.structs.replace(job_of(run, "korean", run.settings), output=str(tmp_path / "out"))
+    job = msgspec.structs.replace(create_job(run, "korean", run.settings), output=str(tmp_path / "out"))
     job = msgspec.structs.replace(job, recipe=msgspec.structs.replace(job.recipe, max_steps=2))
     (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
     port = str(20_000 + os.getpid() % 10_000)

@@ -21,7 +21,13 @@ from culturepark.settings import TrainingSettings
 from culturepark.settings_load import with_overrides
 from culturepark.store.rundir import Run
 from culturepark.training.datasets import JOINT, apportion, read_dataset, seal, verify
-from culturepark.training.leakage import check, find_words, read_set, training_texts, words_of
+from culturepark.training.leakage import (
+    check_contamination,
+    find_overlaps,
+    read_set,
+    training_texts,
+    words_of,
+)
 from culturepark.training.split import held_out_questions
 from tests import builders, runs
 
@@ -158,7 +164,7 @@ def test_words_are_found_whatever_their_dress() -> None:
             "tea",
         ]
     }
-    found = {match.item: match for match in find_words(TRAINING, sets)}
+    found = {match.item: match for match in find_overlaps(TRAINING, sets)}
     assert set(found) == set(sets["exam"][:3])
     assert all(match.look == "exact" for match in found.values())
     assert found[sets["exam"][0]].found == TRAINING[0]
@@ -170,7 +176,7 @@ def test_parts_are_found_by_their_share() -> None:
     little = (
         "Old people should live with their grown children only where nobody else at all has room for them."
     )
-    found = find_words(TRAINING, {"exam": [most, little]})
+    found = find_overlaps(TRAINING, {"exam": [most, little]})
     assert [(match.look, match.item) for match in found] == [("n-gram", most)]
     assert 0.5 <= found[0].score < 1
     assert found[0].found == TRAINING[0]
@@ -178,17 +184,17 @@ def test_parts_are_found_by_their_share() -> None:
 
 @given(st.lists(st.text(max_size=40), max_size=6), st.text(max_size=40))
 def test_what_is_in_the_training_rows_is_found(texts: list[str], item: str) -> None:
-    found = find_words([*texts, item], {"exam": [item]})
+    found = find_overlaps([*texts, item], {"exam": [item]})
     assert bool(words_of(item)) == any(match.look == "exact" for match in found)
 
 
 async def test_the_nearest_text_is_shown_in_any_case() -> None:
     sets = {"exam": ["completely different words about nothing known"], "none": []}
-    report = await check(TRAINING, sets, ScriptedEmbedder(), least_cosine=1.01)
+    report = await check_contamination(TRAINING, sets, ScriptedEmbedder(), min_cosine=1.01)
     assert not report.matches
     assert report.nearest["exam"].found in TRAINING
     assert report.items == {"exam": 1, "none": 0}
-    same = await check(TRAINING, {"exam": [TRAINING[1]]}, ScriptedEmbedder())
+    same = await check_contamination(TRAINING, {"exam": [TRAINING[1]]}, ScriptedEmbedder())
     assert {match.look for match in same.matches} == {"exact", "embedding"}
 
 
@@ -198,7 +204,7 @@ async def test_held_out_questions_are_not_in_the_training_rows(run: Run) -> None
     by_id = {seed.id: seed.statement for seed in run.plan.seeds}
     trained = [one for one in by_id if one in builders.THREE and one not in facts.held_out]
     sets = {"held out": [by_id[one] for one in facts.held_out], "trained": [by_id[one] for one in trained]}
-    report = await check(texts, sets)
+    report = await check_contamination(texts, sets)
     assert not report.of("held out", "exact")
     assert len(report.of("trained", "exact")) == len(trained)
 

@@ -25,17 +25,24 @@ from culturepark.models.errors import ModelError
 from culturepark.models.scripted import ScriptedEmbedder
 from culturepark.settings_load import decode_settings
 from culturepark.store.rundir import Run
-from culturepark.training import subprocess_backend as child
+from culturepark.training import subprocess_backend
 from culturepark.training.adapters import adapter_named, adapters_of
 from culturepark.training.base import base_of
 from culturepark.training.datasets import seal
-from culturepark.training.jobs import cancel, due, follow, job_of, names_of, next_step
+from culturepark.training.jobs import (
+    cancel,
+    create_job,
+    next_action,
+    run_training,
+    trainable_cultures,
+    training_names,
+)
 from culturepark.training.leakage import REPORT, read_report
 from culturepark.training.lora import _explained, last_checkpoint, multiplies_bf16
 from culturepark.training.ports import Base, Job, Outcome, Recipe, State
 from culturepark.training.records import Event, Record, Records, training_lock
 from culturepark.training.run_command import arguments_of
-from culturepark.training.subprocess_backend import COMMAND, LOCAL, NEEDED, ChildBackend
+from culturepark.training.subprocess_backend import COMMAND, LOCAL, NEEDED, SubprocessBackend
 
 PYTHON = sys.executable
 RECIPE = Recipe(
@@ -46,12 +53,12 @@ RECIPE = Recipe(
 def job_for(run: Run, command: list[str], name: str = "arabic") -> Job:
     """A training by a command of the user's."""
     training = msgspec.structs.replace(run.settings.training, backend="command", command=tuple(command))
-    return job_of(run, name, msgspec.structs.replace(run.settings, training=training))
+    return create_job(run, name, msgspec.structs.replace(run.settings, training=training))
 
 
 def of(job: Job, run: Run, backend: Any, **options: Any) -> Outcome:
     """Follow a training without waiting long."""
-    return follow(Records(run.root), backend, job, poll_s=0.02, **options)
+    return run_training(Records(run.root), backend, job, poll_s=0.02, **options)
 
 
 class Dies(Exception):
@@ -132,9 +139,9 @@ def test_what_runs_or_is_there_is_never_launched_again(
     event: Event | None, found: str | None, there: bool, retry: bool
 ) -> None:
     last = Record(1, JOB.key, event, 0.0, JOB, "ft-1" if event == "launched" else "") if event else None
-    todo = next_step(last, found, there, retry)
+    todo = next_action(last, found, there, retry)
     if event == "launched" or (event == "intended" and found):
-        assert todo == type(todo)("look", "ft-1")
+        assert todo == type(todo)("watch", "ft-1")
     if event == "finished" and there:
         assert todo.step == "done"
     if event in ("failed", "cancelled") and not retry:
@@ -157,12 +164,12 @@ def test_the_key_is_what_would_give_the_same_model() -> None:
 
 
 def test_what_is_trained(finished: Run) -> None:
-    assert names_of(finished, None, False) == ["arabic", "korean", "joint"]
-    assert names_of(finished, ["korean"], False) == ["korean"]
-    assert names_of(finished, None, True) == ["joint"]
-    assert names_of(finished, ["korean", "korean"], True) == ["korean", "joint"]
+    assert training_names(finished, None, False) == ["arabic", "korean", "joint"]
+    assert training_names(finished, ["korean"], False) == ["korean"]
+    assert training_names(finished, None, True) == ["joint"]
+    assert training_names(finished, ["korean", "korean"], True) == ["korean", "joint"]
     with pytest.raises(ConfigError, match="arabic, korean"):
-        names_of(finished, ["german"], False)
+        training_names(finished, ["german"], False)
 
 
 # --- over crashes
@@ -308,7 +315,7 @@ def test_a_command_gets_what_it_asked_for(run: Run) -> None:
         "pathlib.Path(o, 'model.json').write_text(json.dumps([n, rest]))"
     )
     job = job_for(run, [PYTHON, "-c", code, "{dataset}", "{output}", "{name} {base} {unknown} $HOME; ls"])
-    assert of(job, run, ChildBackend(COMMAND)).state == "finished"
+    assert of(job, run, SubprocessBackend(COMMAND)).state == "finished"
     made = json.loads((Path(job.output) / "model.json").read_text())
     assert made == [job.rows, "arabic scripted {unknown} $HOME; ls"]
     assert adapters_of(run.root)["arabic"].folder == Path(job.output)
@@ -321,23 +328,23 @@ def test_what_stands_for_a_path_is_not_looked_into(finished: Run) -> None:
 
 def test_a_command_that_fails_says_how(run: Run) -> None:
     job = job_for(run, [PYTHON, "-c", "print('no such thing'); raise SystemExit(3)"])
-    outcome = of(job, run, ChildBackend(COMMAND))
+    outcome = of(job, run, SubprocessBackend(COMMAND))
     assert (outcome.state, outcome.failure) == ("failed", "crashed")
     assert "exit code 3" in outcome.what
     assert "no such thing" in (Path(job.output) / "log.txt").read_text()
     with pytest.raises(ConfigError, match="no program"):
-        of(job_for(run, ["no-such-trainer-at-all"]), run, ChildBackend(COMMAND))
+        of(job_for(run, ["no-such-trainer-at-all"]), run, SubprocessBackend(COMMAND))
 
 
 def test_a_killed_training_is_seen_and_can_go_on(run: Run, tmp_path: Path) -> None:
     flag = tmp_path / "begun"
-    backend, job = ChildBackend(COMMAND), job_for(run, waits(flag))
+    backend, job = SubprocessBackend(COMMAND), job_for(run, waits(flag))
 
     def kill(what: str, job: Job, job_id: str) -> None:
         if what == "running" and flag.exists():
             os.killpg(int(job_id), signal.SIGKILL)
 
-    outcome = of(job, run, backend, say=kill)
+    outcome = of(job, run, backend, on_event=kill)
     assert (outcome.state, outcome.failure) == ("failed", "killed")
     assert "again" in outcome.fix
     assert events(run) == ["intended", "launched", "failed"]
@@ -347,15 +354,15 @@ def test_a_training_that_the_system_killed_for_memory_says_so(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag, killed = tmp_path / "begun", list[str]()
-    monkeypatch.setattr(child, "_oom_kills", lambda: 3 + len(killed))
-    backend, job = ChildBackend(COMMAND), job_for(run, waits(flag))
+    monkeypatch.setattr(subprocess_backend, "_oom_kills", lambda: 3 + len(killed))
+    backend, job = SubprocessBackend(COMMAND), job_for(run, waits(flag))
 
     def kill(what: str, job: Job, job_id: str) -> None:
         if what == "running" and flag.exists() and not killed:
             killed.append(job_id)
             os.killpg(int(job_id), signal.SIGKILL)
 
-    outcome = of(job, run, backend, say=kill)
+    outcome = of(job, run, backend, on_event=kill)
     assert (outcome.state, outcome.failure) == ("failed", "out_of_memory")
     assert "memory ran out" in outcome.what
     assert "training.batch" in outcome.fix
@@ -383,11 +390,11 @@ def test_what_stopped_a_training_is_named(error: Exception, failure: str) -> Non
 def test_a_training_that_outlives_its_launcher_is_found_and_not_doubled(run: Run, tmp_path: Path) -> None:
     flag = tmp_path / "begun"
     job = job_for(run, waits(flag))
-    first = ChildBackend(COMMAND)
+    first = SubprocessBackend(COMMAND)
     Records(run.root).add("intended", job)
     job_id = first.launch(job)  # and we are killed before it is recorded
     until(flag.exists)
-    second = ChildBackend(COMMAND)
+    second = SubprocessBackend(COMMAND)
     assert second.find(job) == second.launch(job) == job_id
     said: list[str] = []
 
@@ -397,9 +404,9 @@ def test_a_training_that_outlives_its_launcher_is_found_and_not_doubled(run: Run
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        of(job, run, second, say=stop)
+        of(job, run, second, on_event=stop)
     assert said == ["found", "running"]
-    first._children[job.key].wait(5)
+    first._supervisors[job.key].wait(5)
     assert second.poll(job, job_id) == "lost"
     assert second.find(job) is None
     assert events(run) == ["intended", "launched"]
@@ -409,15 +416,15 @@ def test_a_training_that_failed_and_takes_its_time_to_leave_is_not_taken_for_one
     run: Run, tmp_path: Path
 ) -> None:
     flag = tmp_path / "begun"
-    job, first, second = job_for(run, waits(flag)), ChildBackend(COMMAND), ChildBackend(COMMAND)
+    job, first, second = job_for(run, waits(flag)), SubprocessBackend(COMMAND), SubprocessBackend(COMMAND)
     first.launch(job)
     until(flag.exists)
-    child.save(job, Outcome(state="failed", failure="crashed", what="it broke."))
+    subprocess_backend.save_outcome(job, Outcome(state="failed", failure="crashed", what="it broke."))
     assert second.find(job) is None
     flag.unlink()
     job_id = second.launch(job)
     until(flag.exists)
-    assert first._children[job.key].wait(5) is not None
+    assert first._supervisors[job.key].wait(5) is not None
     assert second.find(job) == job_id
     assert second.poll(job, job_id) == "running"
     second.cancel(job, job_id)
@@ -425,7 +432,7 @@ def test_a_training_that_failed_and_takes_its_time_to_leave_is_not_taken_for_one
 
 def test_a_training_can_be_cancelled(run: Run, tmp_path: Path) -> None:
     flag = tmp_path / "begun"
-    backend, job = ChildBackend(COMMAND), job_for(run, waits(flag))
+    backend, job = SubprocessBackend(COMMAND), job_for(run, waits(flag))
     records = Records(run.root)
     records.add("intended", job)
     records.add("launched", job, backend.launch(job))
@@ -459,7 +466,7 @@ def test_one_that_goes_on_all_the_same_is_not_recorded_as_cancelled(run: Run) ->
 
 def test_finetune_cancels_what_goes_on(run: Run, tmp_path: Path, capsys: Any) -> None:
     jobs = [job_for(run, waits(tmp_path / name), name) for name in ("arabic", "korean")]
-    backend, records = ChildBackend(COMMAND), Records(run.root)
+    backend, records = SubprocessBackend(COMMAND), Records(run.root)
     for job in jobs:
         records.add("launched", job, backend.launch(job))
         until((tmp_path / job.name).exists)
@@ -482,7 +489,7 @@ def test_without_torch_it_says_what_to_install(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     job = msgspec.structs.replace(job_for(run, [PYTHON]), backend="local")
     with pytest.raises(ConfigError, match=r"not installed: torch, (?s:.*)culturepark\[train\]"):
-        ChildBackend(LOCAL).prepare(job)
+        SubprocessBackend(LOCAL).prepare(job)
     assert "torch" in NEEDED
 
 
@@ -554,14 +561,14 @@ def test_a_culture_without_samples_does_not_keep_the_others_from_training(
 def test_a_dataset_that_a_backend_refuses_does_not_keep_the_others_from_training(
     run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = ChildBackend.prepare
+    prepare = SubprocessBackend.prepare
 
-    def refuse(self: ChildBackend, job: Job) -> None:
+    def refuse(self: SubprocessBackend, job: Job) -> None:
         if job.name == "arabic":
             raise TrainingError("dataset of arabic", "it has too few rows.", "Generate more.")
         prepare(self, job)
 
-    monkeypatch.setattr(ChildBackend, "prepare", refuse)
+    monkeypatch.setattr(SubprocessBackend, "prepare", refuse)
     command = json.dumps([PYTHON, "-c", ""])
     arguments = ["finetune", str(run.root), "--backend", "command", "--set", f"training.command={command}"]
     assert culturepark([*arguments, "--set", "training.poll_s=0.02"]) == TrainingError.exit_code
@@ -679,7 +686,10 @@ def test_a_culture_is_due_once_all_its_dialogues_ended_and_something_was_kept(
     funnel: dict[str, int], is_due: bool
 ) -> None:
     other = {"finished": 1, "kept": 1}
-    assert due({"arabic": funnel, "korean": other}, {"arabic": 4, "korean": 2}) == ["arabic"] * is_due
+    assert (
+        trainable_cultures({"arabic": funnel, "korean": other}, {"arabic": 4, "korean": 2})
+        == ["arabic"] * is_due
+    )
 
 
 @pytest.mark.parametrize(

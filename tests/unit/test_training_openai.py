@@ -23,7 +23,7 @@ from culturepark.errors import (
 from culturepark.settings import ModelSettings, Settings
 from culturepark.store.rundir import Run
 from culturepark.training.adapters import adapters_of
-from culturepark.training.jobs import cancel_all, follow, job_of
+from culturepark.training.jobs import cancel_all, create_job, run_training
 from culturepark.training.openai_jobs import KEY, OpenAIBackend
 from culturepark.training.ports import Job, Outcome
 from culturepark.training.records import Records
@@ -210,7 +210,7 @@ def job(sealed: Run) -> Job:
     settings = msgspec.structs.replace(
         sealed.settings, models=sealed.settings.models | models, training=training
     )
-    return job_of(sealed, "arabic", settings)
+    return create_job(sealed, "arabic", settings)
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +226,8 @@ def backend_of(service: Service) -> OpenAIBackend:
 
 def of(service: Service, job: Job, tmp_path: Path, **options: Any) -> Outcome:
     """Follow a job to its end."""
-    return follow(Records(tmp_path), backend_of(service), job, poll_s=0, sleep=lambda _: None, **options)
+    records, backend = Records(tmp_path), backend_of(service)
+    return run_training(records, backend, job, poll_s=0, sleep=lambda _: None, **options)
 
 
 def test_a_job_from_upload_to_model(service: Service, job: Job, tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_a_key_that_is_echoed_is_in_no_error_and_no_record(
     service.echoes = {echoes}
     said = ""
     try:
-        outcome = follow(
+        outcome = run_training(
             Records(tmp_path), backend_of(service), job, poll_s=0, sleep=lambda _: service.echoes.clear()
         )
         said = str(outcome)
