@@ -174,22 +174,29 @@ _AGE_BAND = re.compile(r"(\d{1,3})(?:-\d{1,3}|\+)")
 
 def _check(path: Path, culture: Culture) -> None:
     """Refuse what has the right types and still cannot serve. Raises ConfigError."""
+    _check_id(path, culture)
+    _check_texts(path, culture)
+    _check_shares(path, culture.personas)
+    _check_people(path, culture.personas)
 
-    def refuse(key: str, what: str, fix: str) -> ConfigError:
-        return ConfigError(f"{path}: $.{key}", what, fix)
 
+def _refusal(path: Path, key: str, what: str, fix: str) -> ConfigError:
+    return ConfigError(f"{path}: $.{key}", what, fix)
+
+
+def _check_id(path: Path, culture: Culture) -> None:
     if not CULTURE_ID.fullmatch(culture.id):
-        raise refuse(
-            "id",
-            f'"{culture.id}" cannot be an id.',
-            "Use at most 64 lower-case letters, digits and hyphens, starting with a letter or digit.",
-        )
+        what = f'"{culture.id}" cannot be an id.'
+        fix = "Use at most 64 lower-case letters, digits and hyphens, starting with a letter or digit."
+        raise _refusal(path, "id", what, fix)
     if culture.id != path.stem:
-        raise refuse(
-            "id",
-            f'the id "{culture.id}" differs from the name of its file.',
-            f'Set id = "{path.stem}", or rename the file to {culture.id}.toml.',
-        )
+        what = f'the id "{culture.id}" differs from the name of its file.'
+        fix = f'Set id = "{path.stem}", or rename the file to {culture.id}.toml.'
+        raise _refusal(path, "id", what, fix)
+
+
+def _check_texts(path: Path, culture: Culture) -> None:
+    """Words go into prompts as they stand: a line break in one would break the sentence."""
     pool = culture.personas
     texts: dict[str, Sequence[str]] = {
         "name": [culture.name],
@@ -205,22 +212,18 @@ def _check(path: Path, culture: Culture) -> None:
     }
     for key, values in texts.items():
         for value in values:
-            # These words go into prompts as they stand: a line break would break the sentence.
             if not value or value != value.strip() or not value.isprintable():
-                raise refuse(
-                    key,
-                    f"{value!r} is empty, starts or ends in a space, or holds a line break.",
-                    "Write it as it reads in a sentence.",
-                )
+                what = f"{value!r} is empty, starts or ends in a space, or holds a line break."
+                raise _refusal(path, key, what, "Write it as it reads in a sentence.")
         if repeated := sorted({value for value in values if values.count(value) > 1}):
-            raise refuse(key, f'"{repeated[0]}" stands here more than once.', "Keep it once.")
+            raise _refusal(path, key, f'"{repeated[0]}" stands here more than once.', "Keep it once.")
     for key, names in (("personas.women", pool.women), ("personas.men", pool.men)):
         if len(names) < 2:
-            raise refuse(
-                key,
-                "this needs at least two names, so that two people of one dialogue can be told apart.",
-                "Add names that are common in this culture.",
-            )
+            what = "this needs at least two names, so that two people of one dialogue can be told apart."
+            raise _refusal(path, key, what, "Add names that are common in this culture.")
+
+
+def _check_shares(path: Path, pool: PersonaPool) -> None:
     for key, weights in (
         ("personas.ages", pool.ages),
         ("personas.places", pool.places),
@@ -228,22 +231,21 @@ def _check(path: Path, culture: Culture) -> None:
     ):
         for value, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
-                raise refuse(
-                    f'{key}."{value}"', f"a share cannot be {weight}.", "Use a number that is 0 or more."
-                )
+                what = f"a share cannot be {weight}."
+                raise _refusal(path, f'{key}."{value}"', what, "Use a number that is 0 or more.")
         if not any(weights.values()):
-            raise refuse(key, "nothing here has a share above 0.", "Give at least one a share, such as 1.0.")
+            what = "nothing here has a share above 0."
+            raise _refusal(path, key, what, "Give at least one a share, such as 1.0.")
+
+
+def _check_people(path: Path, pool: PersonaPool) -> None:
     for band in pool.ages:
         if not _AGE_BAND.fullmatch(band):
-            raise refuse(
-                f'personas.ages."{band}"', "this is not an age band.", 'Write it as "30-44" or "60+".'
-            )
+            key = f'personas.ages."{band}"'
+            raise _refusal(path, key, "this is not an age band.", 'Write it as "30-44" or "60+".')
     if not any(weight for work, weight in pool.occupations.items() if work not in ("retired", "student")):
-        raise refuse(
-            "personas.occupations",
-            "people who are neither retired nor students have no occupation to draw.",
-            "Add an occupation that suits every age.",
-        )
+        what = "people who are neither retired nor students have no occupation to draw."
+        raise _refusal(path, "personas.occupations", what, "Add an occupation that suits every age.")
 
 
 # The people
