@@ -22,7 +22,7 @@ Vectors: TypeAlias = "NDArray[np.float32]"
 class Sampling(Struct, frozen=True, omit_defaults=True):
     """How a reply is sampled; sent as it stands. `extra` holds what only some servers know.
 
-    `top_logprobs` asks for that many of the likeliest first tokens, where the endpoint tells them.
+    `top_logprobs` asks for that many of the likeliest first tokens, where the endpoint reports them.
     """
 
     temperature: float = 0.7
@@ -40,8 +40,8 @@ class Prompt:
     The bytes of an earlier prompt are a prefix of the bytes of a later one, so a server's prefix
     cache stays warm and a long history costs nothing to send again but the sending.
 
-    Who says what is told by the role alone: words that a chat template would read as its own marks are
-    taken apart here, on the way of all text to all models (`prompts.text.without_tokens`).
+    Roles alone say who speaks: words that a chat template would read as its own special tokens are broken up
+    here, on the way of all text to all models (`text.without_tokens`).
     """
 
     __slots__ = ("_parts",)
@@ -74,7 +74,7 @@ class Completion(Struct, frozen=True):
     """A model's reply. `finish_reason` is the endpoint's word: `stop`, `length`, ...
 
     `first_tokens` are the likeliest tokens, each with its log-probability, where the reply's first word
-    begins; empty unless they were asked for and the endpoint told them.
+    begins; empty unless they were asked for and the endpoint reported them.
     """
 
     text: str
@@ -109,7 +109,7 @@ class ChatModel(Protocol):
 class Embedding(Struct, frozen=True, eq=False):
     """An embedder's reply: one row of `vectors` a text, in order, and the usage of all calls that it needed.
 
-    Tokens that the endpoint does not tell are unreported in `usage`, never zero.
+    Tokens that the endpoint does not report are `unreported` in `usage`, never zero.
     """
 
     vectors: Vectors

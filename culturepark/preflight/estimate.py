@@ -1,7 +1,7 @@
-"""What a plan will take: calls, tokens and money by role. Arithmetic only; nothing is called.
+"""An estimate of what a plan will cost: calls, tokens and money by role. Arithmetic only; no model is called.
 
 Prompts are built as they will be, with filler where a model would speak, for one dialogue of each
-kind; the rest are taken to be as long. What no arithmetic can know is in the constants below.
+kind; the others count as equally long. What no arithmetic can know is in the constants below.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from culturepark.prompts.registry import profile_named
 from culturepark.settings import Kind, Role, Settings
 
 CHARACTERS_PER_TOKEN = 4.0
-"""English on a large model's tokeniser; other scripts take more tokens."""
+"""English has so many characters a token on a large model's tokeniser; other scripts have fewer."""
 REPLY_FILL = 0.85
-"""How much of its limit of tokens a turn takes."""
+"""A turn fills this share of its limit of tokens."""
 OPINIONS_PER_TURN = 2.0
-"""Opinions found in one turn of a delegate."""
+"""So many opinions are found in one turn of a delegate."""
 TOKENS_PER_OPINION = 30
-"""One sentence."""
+"""An opinion, one sentence, has so many tokens."""
 TOKENS_PER_VERDICT = 40
-"""The verifier's JSON with its reason."""
+"""The verifier's JSON with its reason has so many tokens."""
 TOKENS_AROUND_OPINION = 30
-"""An opinion's quote and JSON in the extractor's reply."""
+"""In the extractor's reply, an opinion's quote and JSON add so many tokens."""
 REWRITTEN = 0.1
-"""Share of opinions that contradict the stance, and so are rewritten and verified again."""
+"""This share of opinions contradicts the stance, and so is rewritten and verified again."""
 
 ASSUMPTIONS = (
     f"a token is {CHARACTERS_PER_TOKEN:g} characters (English)",
@@ -42,7 +42,7 @@ _SAMPLING_OF: dict[Kind, str] = {"cross": "speaker", "in-culture": "in-culture",
 
 
 class RoleEstimate(Struct, frozen=True):
-    """What one role will take. `money` is None where a price is not configured, 0 for local models."""
+    """The calls, tokens and cost of one role. `money` is None if a price is unknown, 0 for local models."""
 
     role: Role
     model: str
@@ -54,7 +54,8 @@ class RoleEstimate(Struct, frozen=True):
 
 
 class Estimate(Struct, frozen=True):
-    """What a plan will take. `kinds` counts dialogues; `money` is None if any part is unknown."""
+    """The calls, tokens and cost of a plan. `kinds` counts dialogues by kind; `money` is None if that of any
+    role is unknown."""
 
     kinds: dict[Kind, int]
     turns: int
@@ -82,7 +83,7 @@ def turns_planned(plan: Plan) -> int:
 
 
 def estimate(settings: Settings, plan: Plan) -> Estimate:
-    """What this plan will take, at most as good as the assumptions above."""
+    """The estimate for this plan, at most as good as the assumptions above."""
     kinds = plan.kinds()
     sums: dict[Role, _Sum] = {
         role: _Sum() for role in ("speaker", "extractor", "verifier", "rewriter", "embedder")
@@ -134,29 +135,29 @@ def _talk(settings: Settings, plan: Plan, brief: Brief, dialogues: int, into: _S
 def _refinement(
     settings: Settings, plan: Plan, brief: Brief, dialogues: int, reply_tokens: float, sums: dict[Role, _Sum]
 ) -> float:
-    """Add what refining dialogues like this one takes; returns how many opinions they give."""
+    """Add the calls that refine dialogues like this one; returns how many opinions they give."""
     per_dialogue = brief.utterances * len(brief.delegates) / len(brief.speakers)
     per_turn = float(brief.direct_reasons) if brief.kind == "direct" else OPINIONS_PER_TURN
     turns = dialogues * per_dialogue
     opinions = turns * per_turn
     rewritten = opinions * REWRITTEN if settings.refine.rewrite else 0.0
-    who, opinion = brief.delegates[0], _filler(TOKENS_PER_OPINION)
+    speaker, opinion = brief.delegates[0], _filler(TOKENS_PER_OPINION)
 
     extractor = profile_named(settings.model_of("extractor").profile)
     if extractor.judges:
-        prompt, _ = extractor.extraction(brief, who, _filler(reply_tokens))
+        prompt, _ = extractor.extraction(brief, speaker, _filler(reply_tokens))
         answer = per_turn * (TOKENS_PER_OPINION + TOKENS_AROUND_OPINION)
         sums["extractor"].add(turns, len(prompt.encoded()) / CHARACTERS_PER_TOKEN, answer)
     verifier = profile_named(settings.model_of("verifier").profile)
     embedded = opinions  # each text once, be it for a verdict or to be kept
     if verifier.judges:
-        prompt, _ = verifier.verification(brief, who, opinion)
+        prompt, _ = verifier.verification(brief, speaker, opinion)
         size = len(prompt.encoded()) / CHARACTERS_PER_TOKEN
         sums["verifier"].add(opinions + rewritten, size, TOKENS_PER_VERDICT)
     else:  # verdicts come from embeddings
         embedded += rewritten
     if rewritten:
-        prompt, cue = profile_named(settings.model_of("rewriter").profile).rewriting(brief, who, opinion)
+        prompt, cue = profile_named(settings.model_of("rewriter").profile).rewriting(brief, speaker, opinion)
         size = (len(prompt.encoded()) + len(cue.prefill)) / CHARACTERS_PER_TOKEN
         sums["rewriter"].add(rewritten, size, TOKENS_PER_OPINION)
     requests = dialogues * (1 if verifier.judges else 1 + (rewritten > 0))

@@ -1,7 +1,7 @@
 """How far the embedding verifier can be trusted: its thresholds, and the labelled set they come from.
 
 The set is `data/calibration.jsonl`: for each built-in seed six short opinions of our own, two for the
-statement, two against it, and two that take no side, of which the second is near the subject.
+statement, two against it, and two that are on neither side, of which the second is near the subject.
 `scripts/calibrate_verifier.py` fits the thresholds on half of the questions, measures on the other
 half and writes `data/calibration.json`.
 """
@@ -24,9 +24,11 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 CLEAR_ACCURACY = 0.85
-"""How often the side must be told rightly, on the training questions, where it counts as clear."""
+"""A side counts as clear where it is classified rightly with this accuracy, on the training questions."""
 _CLEAR_SHARE = 0.2
+"""At least this share of the opinions on a side lies above `margin`."""
 _BOOTSTRAPS = 2000
+"""Confidence intervals come from this many bootstrap samples of questions."""
 
 
 class Labelled(Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +43,7 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     """The two numbers that decide.
 
     An opinion whose best cosine similarity is below `relevance` is about something else; one whose
-    two best similarities differ by less than `margin` takes no clear side.
+    two best similarities differ by less than `margin` is on no clear side.
     """
 
     relevance: float
@@ -60,10 +62,10 @@ class Measure(Struct, frozen=True, forbid_unknown_fields=True):
 class Report(Struct, frozen=True, forbid_unknown_fields=True):
     """What the verifier reaches on questions that the thresholds never saw.
 
-    `three_way` is the accuracy over for, against and off; `side` the accuracy over opinions that take
+    `three_way` is the accuracy over for, against and off; `side` the accuracy over opinions that are on
     a side, whatever their relevance, and `clear_side` that over those of them that the margin calls
     clear; `clear_share` is the share of them. `off_precision` and `off_recall` are those of telling
-    opinions that take no side, and `near_recall` is the recall over the near misses alone.
+    opinions that are on neither side, and `near_recall` is the recall over the near misses alone.
     """
 
     questions: int
@@ -166,7 +168,7 @@ def fit(train: Scored) -> Thresholds:
     """Choose both thresholds on these opinions, to three decimals.
 
     `relevance` is the cut with the best mean of the two recalls (opinions on the statement, opinions
-    off it). `margin` is the smallest cut above which the side is told rightly CLEAR_ACCURACY of the
+    off it). `margin` is the smallest cut above which the side is classified rightly CLEAR_ACCURACY of the
     time; where none is reached with a fifth of the opinions left, it is the cut that leaves a fifth.
     """
     sided = train.truth != 0

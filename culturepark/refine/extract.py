@@ -22,21 +22,21 @@ class Found(Struct, frozen=True):
     end: int
 
 
-_LEANING = re.compile(
+_ANAPHORIC = re.compile(
     r"^(?:it|its|this|that|they|their|these|those|such|and|but|so|because|which|he|she|there|then|also|otherwise)\b",
     re.IGNORECASE,
 )
 
 
 def sentences_as_opinions(turn: str) -> list[Found]:
-    """The sentences of a turn, word for word: nothing is put into anybody's mouth.
+    """The sentences of a turn, word for word: no words are added.
 
-    A sentence that leans on the one before it ("It ...", "They ...", "And ...") stays with it, since
-    by itself nobody could tell what it is about.
+    A sentence that refers to the one before it (anaphora: "It ...", "They ...", "And ...") stays with it, since
+    by itself it would not say what it is about.
     """
     spans: list[tuple[int, int]] = []
     for start, end in sentences(turn):
-        if spans and _LEANING.match(turn[start:end]) and "\n" not in turn[spans[-1][1] : start]:
+        if spans and _ANAPHORIC.match(turn[start:end]) and "\n" not in turn[spans[-1][1] : start]:
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))
@@ -46,7 +46,7 @@ def sentences_as_opinions(turn: str) -> list[Found]:
 def read_opinions(reply: str, turn: str, at_most: int = MAX_OPINIONS) -> list[Found] | None:
     """The first `at_most` opinions in an extractor's reply; None if it cannot be read.
 
-    Takes the JSON asked for, also in a code fence or with words around it, a bare JSON list, or a
+    Accepts the JSON asked for, also in a code fence or with words around it, a bare JSON list, or a
     list with numbers or dashes. A quote that is not in the turn gives the span of the whole turn.
     """
     items = _from_json(reply)

@@ -3,8 +3,8 @@
 A small chat model labels opinions no better than chance. Here an opinion is compared with what each
 side of the question would say (the statement and its negation, in several wordings); what is near to
 neither is novel, and otherwise the nearer side counts as the opinion's. What this reaches on
-held-out questions is in `data/calibration.json`: it tells well whether an opinion is on the question,
-and only fairly which side it takes, because embeddings of opposite opinions are alike. A large chat
+held-out questions is in `data/calibration.json`: it finds well whether an opinion is on the question,
+and only fairly on which side it is, because embeddings of opposite opinions are alike. A large chat
 model judges better.
 """
 
@@ -37,9 +37,10 @@ WORDINGS = (
 """How a position is worded; its similarity is the mean over these."""
 
 _CACHED_SEEDS = 4096
-"""GlobalOpinionQA has 2,556 questions. Two positions of 3,072 numbers are 24 KB a question."""
+"""The positions of at most so many seeds are cached (LRU): all 2,556 questions of GlobalOpinionQA and more.
+Two positions of 3,072 numbers are 24 KB a question."""
 _SIDES = 2
-"""Positions of an ordered scale before that of its middle answers."""
+"""An ordered scale has so many positions before that of its middle answers."""
 
 
 class Position(Struct, frozen=True):
@@ -55,7 +56,7 @@ def positions_of(seed: Seed) -> tuple[Position, ...]:
     An ordered scale has two: for (the statement) and against (the negation), and a third for its
     middle answers, if it has any, which only counts for stances that hold it: what most people say
     in the middle of a scale is near to everything. Without a negation the labels of the answers of
-    each side stand in, which tells the sides apart less well. A nominal scale has one position an
+    each side stand in, which separates the sides less well. A nominal scale has one position an
     option.
     """
     if seed.scale == "nominal":
@@ -150,7 +151,7 @@ class HybridVerifier:
         """
         stated = stated_position(seed, positions_of(seed), stance_code)
         if seed.scale != "nominal" and stated < _SIDES:
-            anchors = anchors[:_SIDES]  # the middle counts only for those who hold it
+            anchors = anchors[:_SIDES]  # the middle counts only for a stance that holds it
         sims = opinions @ anchors.T
         return [judge([float(sim) for sim in row], stated, self._thresholds) for row in sims]
 

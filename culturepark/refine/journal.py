@@ -19,6 +19,7 @@ from culturepark.ports import Completion, Embedding
 from culturepark.usage import Usage, add
 
 _KEY_BYTES = 12
+"""A call's key is a hash of so many bytes."""
 
 
 class Journal:
@@ -39,7 +40,8 @@ class Journal:
         await self._keep_step(step)
 
     def key(self, role: str, asked: bytes) -> bytes:
-        """What tells this call apart. The same question asked again is another call."""
+        """What identifies this call: a hash of the role and of what was asked, and the number of the call if
+        the same was asked before."""
         digest = blake2b(asked, digest_size=_KEY_BYTES, key=role.encode()).digest()
         self._asked[digest] += 1
         nth = self._asked[digest]
@@ -93,9 +95,9 @@ class Journal:
 
 
 async def _nowhere(step: Step) -> None:
-    """Keeps nothing."""
+    """Keep nothing."""
 
 
 def no_journal() -> Journal:
-    """For refinements that nothing is kept of."""
+    """A journal that keeps nothing."""
     return Journal(0, (), _nowhere)

@@ -41,7 +41,7 @@ class RoleModel(Struct):
 
 
 class Refinement(Struct, frozen=True):
-    """What came of one dialogue. `usage` is by role."""
+    """The opinions of one dialogue, the usage of all calls and notes on what could not be read."""
 
     opinions: tuple[Opinion, ...]
     usage: UsageByRole
@@ -49,7 +49,7 @@ class Refinement(Struct, frozen=True):
 
 
 class RefineError(Exception):
-    """A model call that failed for good, with what the refinement had used up to then."""
+    """A model call that failed for good, with the refinement's usage up to then, by role."""
 
     def __init__(self, cause: ModelError, usage: UsageByRole) -> None:
         super().__init__(str(cause))
@@ -101,7 +101,7 @@ class Refiner:
 
 
 class _Work:
-    """The refinement of one dialogue: its brief, its turns and what it has used."""
+    """The refinement of one dialogue: its brief, its turns and its usage so far."""
 
     def __init__(self, refiner: Refiner, brief: Brief, turns: Sequence[Turn], journal: Journal) -> None:
         self._refiner = refiner
@@ -237,7 +237,7 @@ class _Work:
             reason = "contradicts_after_rewrite" if opinion.rewritten else "contradicts"
             return replace(opinion, rejected=reason, detail=opinion.verdict_reason)
         if opinion.rewritten and opinion.verdict != "entails":
-            # A rewrite was made to fit the stance; one that lost the subject is no opinion of anybody.
+            # A rewrite was made to fit the stance; one that lost the subject is no opinion of the speaker's.
             return replace(opinion, rejected="off_topic_after_rewrite", detail=opinion.verdict_reason)
         if opinion.verdict == "novel" and settings.faults.drop_novel:
             return replace(opinion, rejected="novel", detail="as in the published reference")
@@ -255,7 +255,7 @@ class _Work:
         return judgement or why
 
     async def _judge_by_vectors(self, opinions: Sequence[tuple[int, str]]) -> list[Judgement | str]:
-        judged: list[Judgement | str] = ["nobody's opinion"] * len(opinions)
+        judged: list[Judgement | str] = ["the opinion of no delegate"] * len(opinions)
         for speaker in self._brief.delegates:
             stance = self._brief.stances[speaker]
             assert stance is not None  # delegates hold one
@@ -315,8 +315,8 @@ class _Work:
     # --- calls
 
     async def _together(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """All of these at once. If one fails the others are still waited for, since what they take
-        is paid for and has to be counted. Raises ModelError."""
+        """All of these at once. If one fails the others are still waited for, since their
+        usage is paid for and has to be counted. Raises ModelError."""
         results = await asyncio.gather(*calls, return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
@@ -359,7 +359,7 @@ class _Work:
         return completion
 
     async def _lost(self, role: str, usage: Usage) -> None:
-        """Count what no reply in the journal tells of."""
+        """Count usage that no reply in the journal holds, and keep it there."""
         if usage.calls:
             self._spend(role, usage)
             if role != "embedder" or self._refiner.paid_vectors:

@@ -1,7 +1,7 @@
 """Diversity without verbosity: near-duplicates out, one medoid of each cluster kept.
 
 Deterministic: the same opinions in the same order give the same choice, whatever the number of
-processes. No embedder tells opposite opinions apart, so opinions are split by the stance's side
+processes. Embeddings of opposite opinions are alike, so opinions are split by the stance's side
 and by verdict before they are clustered.
 """
 
@@ -129,7 +129,7 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
         return list(sizes)
     shares = [0] * len(sizes)
     for _ in range(total):
-        # The group that is furthest below its due takes the next one (largest first on ties).
+        # The next one goes to the group that is furthest below its due (D'Hondt's method).
         open_groups = [g for g in range(len(sizes)) if shares[g] < sizes[g]]
         best = max(open_groups, key=lambda g: (shares[g] == 0, sizes[g] / (shares[g] + 1), -g))
         shares[best] += 1

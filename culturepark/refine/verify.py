@@ -26,7 +26,7 @@ class Judgement(Struct, frozen=True):
     score: float | None = None
 
 
-# Words that deny a verdict, or that tell of a text that asks for one.
+# Words that deny a verdict, or that report a text that asks for one (prompt injection).
 _DOUBTFUL = re.compile(
     r"\b(?:not|neither|nor|never|cannot|no|ignor\w*|instruct\w*|inject\w*|command\w*|demand\w*|request\w*|"
     r"ask(?:s|ed|ing)?|told|tells|tr(?:y|ies|ied|ying)|refus\w*|pretend\w*)\b|n['\u2019]t\b"
@@ -36,8 +36,8 @@ _DOUBTFUL = re.compile(
 def read_verdict(reply: str) -> Judgement | None:
     """The verdict in a reply; None if there is none, or more than one.
 
-    Takes the JSON asked for, also with words around it, or a reply that names exactly one verdict.
-    Nothing is guessed: a reply that cannot be read, that denies what it names, or that tells of being
+    Accepts the JSON asked for, also with words around it, or a reply that names exactly one verdict.
+    Nothing is guessed: a reply that cannot be read, that denies what it names, or that reports being
     asked for it, is no verdict.
     """
     start, end = reply.find("{"), reply.rfind("}")

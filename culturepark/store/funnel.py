@@ -46,7 +46,7 @@ def of_outcome(outcome: Outcome) -> Funnel:
 
 
 def of_choices(choices: Iterable[Choice]) -> Funnel:
-    """What selecting a cell adds, and takes from `waiting`."""
+    """What selecting a cell adds, and subtracts from `waiting`."""
     funnel: Funnel = Counter()
     for choice in choices:
         funnel["waiting"] -= 1
@@ -87,7 +87,7 @@ def view(funnel: Mapping[str, int], planned: int) -> dict[str, Any]:
 
 
 def usage_view(funnel: Mapping[str, int], settings: Settings) -> dict[str, Any]:
-    """Calls, tokens and money by role. Unknown prices and unreported tokens make money unknown
+    """Usage and its cost by role, for readers. Unknown prices and unreported tokens make money unknown
     (None), never zero."""
     return {
         role: {**asdict(usage), "money": cost(usage, settings.prices_of(role))}
@@ -96,7 +96,7 @@ def usage_view(funnel: Mapping[str, int], settings: Settings) -> dict[str, Any]:
 
 
 def usage_of(funnel: Mapping[str, int]) -> UsageByRole:
-    """Calls and tokens by role."""
+    """The usage by role that a funnel counts."""
     roles = sorted({key.split(":")[1] for key in funnel if key.startswith("usage:")})
     return {
         role: Usage(**{field: funnel.get(f"usage:{role}:{field}", 0) for field in _USAGE}) for role in roles
@@ -104,7 +104,7 @@ def usage_of(funnel: Mapping[str, int]) -> UsageByRole:
 
 
 def of_usage(by_role: Mapping[str, Usage]) -> Funnel:
-    """Calls and tokens by role, as a funnel counts them."""
+    """Usage by role, as a funnel counts it."""
     return Counter(
         {
             f"usage:{role}:{field}": getattr(usage, field)
