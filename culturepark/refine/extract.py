@@ -31,8 +31,8 @@ _ANAPHORIC = re.compile(
 def sentences_as_opinions(turn: str) -> list[Found]:
     """The sentences of a turn, word for word: no words are added.
 
-    A sentence that refers to the one before it (anaphora: "It ...", "They ...", "And ...") stays with it, since
-    by itself it would not say what it is about.
+    A sentence that refers to the one before it (anaphora: "It ...", "They ...", "And ...") stays with it,
+    since by itself it would not say what it is about.
     """
     spans: list[tuple[int, int]] = []
     for start, end in sentences(turn):
