@@ -59,10 +59,10 @@ from culturepark.usage import Usage
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _POLL_S = 2.0
-"""Between looks at a run's processes, which take from what they look at."""
+"""Seconds between samples of a run's processes, since each sample costs CPU, too."""
 _PROFILE = profile_named("small")
 
-Asked = tuple[Prompt, Sampling]
+Request = tuple[Prompt, Sampling]
 """A prompt and how its reply is sampled."""
 
 
@@ -88,7 +88,7 @@ class Figures(Struct, frozen=True):
         return (self.completion_tokens + self.evaluated_tokens) / self.wall_s
 
 
-class Whole(Struct, frozen=True):
+class RunFigures(Struct, frozen=True):
     """A whole run: while the engine was asked, and what surrounds that. CPU is in seconds."""
 
     asked: Figures
@@ -177,8 +177,8 @@ class BareModel:
         return Completion(choice["message"]["content"], usage, choice["finish_reason"], "", url, 0.0)
 
 
-async def _talk(
-    model: BareModel, settings: Settings, plan: Plan, rewrites: Sequence[Sequence[Asked]], in_flight: int
+async def _hold_dialogues(
+    model: BareModel, settings: Settings, plan: Plan, rewrites: Sequence[Sequence[Request]], in_flight: int
 ) -> None:
     """Hold the plan's dialogues, `in_flight` at once; after each, one of the `rewrites` in turn."""
     speaker = CulturalSpeaker(plan, settings, model, _PROFILE)
@@ -202,7 +202,7 @@ async def _talk(
 def bare(
     name: str,
     settings: Settings,
-    rewrites: Sequence[Sequence[Asked]],
+    rewrites: Sequence[Sequence[Request]],
     in_flight: int,
     served: Engine,
     *,
@@ -223,7 +223,7 @@ def bare(
     pids = [os.getpid(), served.pid]
     busy, own, engine_s = _busy_s(), sum(map(cpu_s_of, pids)), cpu_s_of(served.pid)
     began = time.monotonic()
-    asyncio.run(_talk(model, settings, plan, rewrites, in_flight))
+    asyncio.run(_hold_dialogues(model, settings, plan, rewrites, in_flight))
     wall_s = time.monotonic() - began
     engine_s = cpu_s_of(served.pid) - engine_s
     others_s = _busy_s() - busy - (sum(map(cpu_s_of, pids)) - own)
@@ -248,7 +248,7 @@ def _busy_s() -> float:
 
 def whole(
     overrides: Sequence[str], turns: Turns, beside: Sequence[int] = ()
-) -> tuple[Whole, list[Rewritten]]:
+) -> tuple[RunFigures, list[Rewritten]]:
     """Run `culturepark generate` on the quickstart, in `turns` with the trees `beside` it; with the opinions
     that it had rewritten."""
     with tempfile.TemporaryDirectory(prefix="culturepark-bench-") as folder:
@@ -281,7 +281,7 @@ def whole(
     by_kind = meter.by_kind()
     others_s = meter.busy_between(first, last) - own_s
     asked = _figures("culturepark", usage, turns.working_s(process.pid, first, last), engine_s, others_s)
-    made = Whole(
+    made = RunFigures(
         asked,
         round(command_s, 2),
         round(by_kind["chat"], 2),
@@ -307,7 +307,7 @@ class _Meter:
         self._samples: list[tuple[float, float, float, float]] = []
 
     def read(self, pids: Sequence[int]) -> None:
-        """Take a sample of the trees below `pids`."""
+        """Sample the trees below `pids`."""
         for one in (one for pid in pids for one in tree_of(pid)):
             # A process names itself only some time after it was made.
             if self._kinds.get(one, "other") == "other":
@@ -354,10 +354,10 @@ def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]  # pyright: ignore
 
 
-def _rewriting(plan: Plan, rewritten: Sequence[Rewritten]) -> list[list[Asked]]:
+def _rewriting(plan: Plan, rewritten: Sequence[Rewritten]) -> list[list[Request]]:
     """The requests behind rewritten opinions, for each dialogue of their plan."""
     numbers = {plan.brief(number).id: number for number in range(len(plan))}
-    found: list[list[Asked]] = [[] for _ in numbers]
+    found: list[list[Request]] = [[] for _ in numbers]
     for row in rewritten:
         brief = plan.brief(number := numbers[row.dialogue_id])
         speaker = (row.turn - 1) % len(brief.speakers)
@@ -377,8 +377,8 @@ def plan_of(settings: Settings) -> Plan:
 
 
 def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Whole runs against the bare client at its best: of one server, as the engine comes, and a server for
-    each CPU, as runs have it, each with so many requests at once."""
+    """RunFigures runs against the bare client at its best: of one server, as the engine comes, and a server
+    for each CPU, as runs have it, each with so many requests at once."""
     settings = load_settings(None, overrides)
     cpus = os.cpu_count() or 1
     short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=4))
@@ -388,7 +388,7 @@ def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dic
     tried = {how: _told(_bare_with(how, short, [[]])) for how in hows}
     # By all that the engine worked on: how long replies are is a matter of chance.
     best = max(tried, key=lambda how: tried[how].processed_per_s)
-    wholes: list[Whole] = []
+    wholes: list[RunFigures] = []
     bares: list[Figures] = []
     # What runs have rewritten, from a shorter one.
     lent = [*overrides, f"plan.dialogues_per_question={min(4, settings.plan.dialogues_per_question)}"]
@@ -432,7 +432,7 @@ class _How(NamedTuple):
         return f"bare, {layout}, {self.slots} slots, {self.at_once} at once"
 
 
-def _bare_with(how: _How, held: Settings, rewrites: Sequence[Sequence[Asked]]) -> Figures:
+def _bare_with(how: _How, held: Settings, rewrites: Sequence[Sequence[Request]]) -> Figures:
     model = replace(held.model_of("speaker"), parallel=how.slots, threads=how.threads)
     with engine(servers_of(model, os.cpu_count() or 1)) as served:
         return bare(str(how), held, rewrites, how.at_once, served)
@@ -471,7 +471,7 @@ def be_bare() -> None:
     sys.stdout.buffer.write(msgspec.json.encode((made, time.time())))
 
 
-def _ratios(wholes: Sequence[Whole], bares: Sequence[Figures]) -> dict[str, dict[str, float]]:
+def _ratios(wholes: Sequence[RunFigures], bares: Sequence[Figures]) -> dict[str, dict[str, float]]:
     pairs = list(zip(wholes, bares, strict=True))
     return {
         "completions_while_asked": _spread(w.asked.completions_per_s / b.completions_per_s for w, b in pairs),

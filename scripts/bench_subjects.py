@@ -1,4 +1,4 @@
-"""The benchmark's yardsticks: the same dialogues without actors. `bench.py` runs them as processes.
+"""The benchmark's baselines: the same dialogues without actors. `bench.py` runs them as processes.
 
     python scripts/bench_subjects.py bare|sdk URL DIALOGUES IN_FLIGHT
 
@@ -48,7 +48,7 @@ class _Choice(Struct):
     message: _Message
 
 
-class _Reply(Struct):
+class Reply(Struct):
     choices: list[_Choice]
 
 
@@ -73,7 +73,7 @@ def shapes() -> list[Shape]:
 
 async def bare(url: str, dialogues: int, in_flight: int) -> None:
     """aiohttp and msgspec, nothing else."""
-    reply = msgspec.json.Decoder(_Reply)
+    reply = msgspec.json.Decoder(Reply)
     encode = msgspec.json.encode
     tail = b'],"model":"mock","temperature":0.7,"max_tokens":168}'
     headers = {"Content-Type": "application/json"}

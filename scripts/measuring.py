@@ -1,4 +1,4 @@
-"""What a command and all the processes below it take: CPU, memory, and what the mock endpoint saw."""
+"""The CPU and memory of a command and all processes below it, and the counts of the mock endpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLE_S = 0.1
 
 
 class Sample(Struct, frozen=True):
-    """What the endpoint and the processes had come to at one moment."""
+    """The counts of the endpoint and the use of the processes at one moment."""
 
     time_s: float
     chats: int
@@ -100,8 +100,8 @@ def mock_endpoint(*arguments: str) -> Iterator[Mock]:
 def measure(
     command: Sequence[str], mock: Mock, watch: Callable[[int], None] = lambda _: None, timeout_s: float = 1800
 ) -> Measured:
-    """Run a command that calls the mock endpoint, to its end. `watch` is told the process's id at
-    each sample. Raises RuntimeError if it fails."""
+    """Run a command that calls the mock endpoint, to its end. `watch` is called with the
+    process's id at each sample. Raises RuntimeError if it fails."""
     before = _children_cpu_s()
     first = mock.stats()
     began = time.monotonic()
@@ -164,7 +164,7 @@ def _steady(samples: Sequence[Sample], calls: int) -> float:
 
 
 class _Meter:
-    """CPU of all processes that a tree has had, those that have ended by their last reading."""
+    """CPU of all processes that a tree has had; ended ones count with their last reading."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], float] = {}

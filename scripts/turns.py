@@ -1,4 +1,5 @@
-"""Programs that work in turn, so that all of them find the machine as fast, or as slow, as the others do.
+"""Programs that run in turn (interleaving), so that all of them are measured at the same speed of the
+machine.
 
 The speed of a shared machine changes within minutes, by more than what is to be measured.
 """
@@ -15,12 +16,13 @@ from types import TracebackType
 from measuring import stat_of, tree_of
 
 TURN_S = 10.0
-"""Long beside what a program takes to go on, short beside the changes of a machine. What is stopped for much
-longer would be found dead by what it is connected to."""
+"""Seconds of a turn: long beside the time that a program needs to resume, short beside the changes of a
+machine. A process stopped for much longer would be declared dead by its peers."""
 
 
 class Turns:
-    """Lets one process tree after the other work, the others stopped, until it is left."""
+    """Lets one process tree after the other run, with the others stopped, until the block ends (round
+    robin)."""
 
     def __init__(self) -> None:
         self._stopped: dict[int, list[tuple[float, float]]] = {}
@@ -38,7 +40,7 @@ class Turns:
         self._thread.join()
 
     def add(self, pid: int) -> None:
-        """Let the tree below `pid` take part, from the next turn on."""
+        """Include the tree below `pid` from the next turn on."""
         self._stopped[pid] = []
 
     def working_s(self, pid: int, first: float, last: float) -> float:
@@ -48,27 +50,27 @@ class Turns:
 
     def _alternate(self) -> None:
         while not self._over.is_set():
-            # Alone, nobody has a turn: the next one who is added would start beside it.
+            # A single tree has no turns: the next one that is added starts beside it.
             for pid in list(self._stopped) if len(self._stopped) > 1 else ():
-                others = [one for one in list(self._stopped) if one != pid and _works(one)]
-                if not _works(pid) and others:
+                others = [one for one in list(self._stopped) if one != pid and _is_alive(one)]
+                if not _is_alive(pid) and others:
                     continue
                 began = time.time()
                 for other in others:
-                    _tell(other, signal.SIGSTOP)
+                    _send_signal(other, signal.SIGSTOP)
                 self._over.wait(TURN_S)
                 for other in others:
-                    _tell(other, signal.SIGCONT)
+                    _send_signal(other, signal.SIGCONT)
                     self._stopped[other].append((began, time.time()))
             self._over.wait(0.01)
 
 
-def _works(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     return stat_of(pid)[:1] not in ([], ["Z"])
 
 
-def _tell(pid: int, what: signal.Signals) -> None:
-    for _ in range(2):  # what was made meanwhile is found the second time
+def _send_signal(pid: int, number: signal.Signals) -> None:
+    for _ in range(2):  # a process started meanwhile is found the second time
         for one in tree_of(pid):
             with suppress(ProcessLookupError):
-                os.kill(one, what)
+                os.kill(one, number)
