@@ -20,13 +20,12 @@ from culturepark.errors import ConfigError
 from culturepark.evaluation import forgetting, harness, vsm
 from culturepark.evaluation.answer_cache import AnswerCache, delete_results
 from culturepark.evaluation.labelled import (
-    SYNTHETIC,
     LabelledSet,
-    find_labelled,
     only_cultures,
     read_labelled,
     stratified_sample,
 )
+from culturepark.evaluation.labelled_tasks import SYNTHETIC, find_labelled
 from culturepark.evaluation.measure import Measurement, compare_pairs, pairs_with_first
 from culturepark.evaluation.opinions import SurveyQuestion, survey_questions
 from culturepark.evaluation.report import Measured, check_free, report_of, write_report

@@ -180,7 +180,8 @@ def _cancel(console: Console, run: Run, settings: Settings, names: Sequence[str]
 def _exams(against: Sequence[Path], labelled: Sequence[str]) -> dict[str, list[str]]:
     """The texts of evaluation sets that the user names, by set. Raises ConfigError."""
     from culturepark.evaluation.exam_texts import labelled_texts
-    from culturepark.evaluation.labelled import find_labelled, read_labelled
+    from culturepark.evaluation.labelled import read_labelled
+    from culturepark.evaluation.labelled_tasks import find_labelled
     from culturepark.training.leakage import read_set
 
     found = [(path.name, read_set(path)) for path in against]

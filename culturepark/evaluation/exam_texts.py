@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from culturepark.evaluation import forgetting, vsm
-from culturepark.evaluation.labelled import SYNTHETIC, LabelledSet, find_labelled, read_labelled
+from culturepark.evaluation.labelled import LabelledSet, read_labelled
+from culturepark.evaluation.labelled_tasks import SYNTHETIC, find_labelled
 from culturepark.seeds.builtin import builtin_seeds
 from culturepark.store.rundir import Run
 

@@ -12,9 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
-from culturepark.evaluation import labelled, moderation
+from culturepark.evaluation import labelled, labelled_tasks, moderation
 from culturepark.evaluation.asking import Answer, Asker, Method, prompt_of
-from culturepark.evaluation.labelled import LabelledSet, Task
+from culturepark.evaluation.labelled import LabelledSet
+from culturepark.evaluation.labelled_tasks import Task
 from culturepark.evaluation.measure import Measurement
 from culturepark.prompts.training_rows import judged_of
 from tests.builders import cultures
@@ -138,7 +139,7 @@ def test_several_labels_in_a_cell(tmp_path: Path) -> None:
 
 
 def test_votes(tmp_path: Path) -> None:
-    votes = labelled.Votes(("x", "y"), 2, "rude", "kind")
+    votes = labelled_tasks.Votes(("x", "y"), 2, "rude", "kind")
     task = variant(label="", mapping={}, votes=votes)
     found = of(tmp_path, "text,x,y\na,0.0,2.0\nb,1,1\nc,3,0\nd,,\n", task)
     assert classes(found) == ["rude", "kind", "rude"]
@@ -348,24 +349,24 @@ PUBLISHED: dict[str, tuple[str, str]] = {
 """For each task file that ships, rows of our own in the format its set is published in, and their classes."""
 
 
-@pytest.mark.parametrize("name", sorted(set(labelled.shipped_tasks()) - {labelled.SYNTHETIC}))
+@pytest.mark.parametrize("name", sorted(set(labelled_tasks.shipped_tasks()) - {labelled_tasks.SYNTHETIC}))
 def test_a_task_file_that_ships_reads_its_format(tmp_path: Path, name: str) -> None:
     path = tmp_path / "file"
     words, expected = PUBLISHED[name]
     path.write_text(words, "utf-8", newline="")
-    task, found_at = labelled.find_labelled(f"{name}={path}")
+    task, found_at = labelled_tasks.find_labelled(f"{name}={path}")
     assert (task.name, found_at) == (name, path)
     assert task.culture in cultures()
     assert all((task.source, task.licence, task.citation, task.language))
-    assert f"--labelled {name}=" in labelled.shipped_tasks()[name].read_text("utf-8").splitlines()[0]
+    assert f"--labelled {name}=" in labelled_tasks.shipped_tasks()[name].read_text("utf-8").splitlines()[0]
     assert classes(labelled.read_labelled(task, path)) == expected.split()
 
 
 def test_sets_in_all_eight_languages() -> None:
-    tasks = [labelled.read_task(path) for path in labelled.shipped_tasks().values()]
+    tasks = [labelled_tasks.read_task(path) for path in labelled_tasks.shipped_tasks().values()]
     eight = {one.id for one in cultures().values() if one.id != "english"}
     assert {task.culture for task in tasks} - {""} == eight
-    ours = labelled.read_labelled(*labelled.find_labelled(labelled.SYNTHETIC))
+    ours = labelled.read_labelled(*labelled_tasks.find_labelled(labelled_tasks.SYNTHETIC))
     assert {row.culture for row in ours.rows} == eight
     assert len(ours.rows) == 128
     assert ours.issues == labelled.DataIssues(rows=128)
@@ -373,9 +374,13 @@ def test_sets_in_all_eight_languages() -> None:
 
 
 def test_a_task_file_of_the_users_own(tmp_path: Path) -> None:
-    own = labelled.shipped_tasks()[labelled.SYNTHETIC].read_text("utf-8").replace("synthetic.csv", "my.csv")
+    own = (
+        labelled_tasks.shipped_tasks()[labelled_tasks.SYNTHETIC]
+        .read_text("utf-8")
+        .replace("synthetic.csv", "my.csv")
+    )
     (tmp_path / "my=task.toml").write_text(own, "utf-8")
-    task, path = labelled.find_labelled(str(tmp_path / "my=task.toml"))
+    task, path = labelled_tasks.find_labelled(str(tmp_path / "my=task.toml"))
     assert (task.file, path) == ("my.csv", tmp_path / "my.csv")
 
 
@@ -396,12 +401,12 @@ def test_a_task_file_of_the_users_own(tmp_path: Path) -> None:
     ],
 )
 def test_a_task_file_that_cannot_serve(tmp_path: Path, old: str, new: str, where: str) -> None:
-    words = labelled.shipped_tasks()[labelled.SYNTHETIC].read_text("utf-8")
+    words = labelled_tasks.shipped_tasks()[labelled_tasks.SYNTHETIC].read_text("utf-8")
     assert old in words
     path = tmp_path / "task.toml"
     path.write_text(words.replace(old, new), "utf-8")
     with pytest.raises(ConfigError) as raised:
-        labelled.read_task(path)
+        labelled_tasks.read_task(path)
     assert str(path) in raised.value.where
     assert where in str(raised.value)
 
@@ -416,4 +421,4 @@ def test_a_task_file_that_cannot_serve(tmp_path: Path, old: str, new: str, where
 )
 def test_what_labelled_cannot_name(words: str, what: str) -> None:
     with pytest.raises(ConfigError, match=what):
-        labelled.find_labelled(words)
+        labelled_tasks.find_labelled(words)
