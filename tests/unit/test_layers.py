@@ -1,0 +1,122 @@
+"""What import-linter cannot see: imports by name, words that had several meanings, the size of the root."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCH = "culturepark/launch.py"
+_IMPORTERS = {"import_module", "__import__", "find_spec", "resolve_name", "run_module"}
+"""Functions that are given the name of a module to import."""
+_MOST_IN_ROOT = 18
+"""Modules that may lie in the root of culturepark: among more of them it is hard to find the right one."""
+
+TAKE = r'''
+# On the wire and on disk the moderator's incarnation number keeps the name it had.
+culturepark/messages.py
+  On disk are the tags `outcome`, `spoke` and `step` and their fields' names, `take` for a term among them;
+  term: int = msgspec.field(name="take")
+  term: int = msgspec.field(name="take")
+culturepark/store/head.py
+  term: int | None = msgspec.field(name="take")
+# What models read, and patterns over what they say.
+culturepark/prompts/small.py
+  "Thank you, {other}. What I take from this is that",
+culturepark/dialogue/health.py
+  "thank", "bye", "farewell", "take care", "see you", "gracias", "agradezco", "hasta ", "nos vemos",
+culturepark/text.py
+  r"take care(?: of yoursel(?:f|ves))?)"
+  r"(?:i(?:'m| am)? )?look(?:ing)? forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
+# The printed help of `plan`, which stays as users know it.
+culturepark/cli/generate.py
+  """Show what would run and what it would take; calls nothing."""
+'''
+"""Lines on which the word `take` may stand, below the names of their files, without their indentation."""
+
+OTHERS = ""
+"""Lines on which the other words may stand."""
+
+
+def listed(text: str) -> Iterator[tuple[str, str]]:
+    """File and line of each line of such a list."""
+    place = ""
+    for line in text.splitlines():
+        if line.startswith("  "):
+            yield place, line.strip()
+        elif not line.startswith("#"):
+            place = line
+
+
+def sources(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def lines_with(pattern: str) -> list[tuple[str, str]]:
+    """File and line of each line of the source that matches, in all of its docstrings and comments too."""
+    found: list[tuple[str, str]] = []
+    for path in sources("culturepark", "actors"):
+        lines = path.read_text("utf-8").splitlines()
+        place = path.relative_to(ROOT).as_posix()
+        found += [(place, line.strip()) for line in lines if re.search(pattern, line)]
+    return found
+
+
+def modules_imported_by_name(tree: ast.AST) -> Iterator[str]:
+    """The names that calls such as `import_module("a.b")` are given."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if name in _IMPORTERS:
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            words = [part for one in given for part in ast.walk(one) if isinstance(part, ast.Constant)]
+            yield from (part.value for part in words if isinstance(part.value, str))
+
+
+def is_of_actors(name: str) -> bool:
+    return name.partition(".")[0] == "actors"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'import importlib\nimportlib.import_module("actors.driver")',
+        'from importlib import import_module\nimport_module(name="actors")',
+        '__import__("actors.driver")',
+        'part = "driver"\nimportlib.import_module(f"actors.{part}")',
+    ],
+)
+def test_an_import_by_name_is_seen(code: str) -> None:
+    assert any(is_of_actors(name) for name in modules_imported_by_name(ast.parse(code)))
+
+
+def test_launch_is_the_one_way_back_to_actors() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources("culturepark")
+        if any(map(is_of_actors, modules_imported_by_name(ast.parse(path.read_text("utf-8")))))
+    }
+    assert found == {LAUNCH}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [(r"\btake\b", TAKE), (r"(?i)\b(?:seat|pulse|lean|resting|knee)\b", OTHERS)],
+    ids=["take", "others"],
+)
+def test_words_of_our_own_are_gone(pattern: str, allowed: str) -> None:
+    found, may = Counter(lines_with(pattern)), Counter(listed(allowed))
+    more, gone = found - may, may - found
+    assert not more, "say it with a plain verb or the field's term, or list the line if a model reads it"
+    assert not gone, "these lines are no longer there: take them off the list"
+
+
+def test_the_root_of_culturepark_stays_small() -> None:
+    assert len(list((ROOT / "culturepark").glob("*.py"))) <= _MOST_IN_ROOT
