@@ -251,9 +251,9 @@ class Moderator(MessagingActor):
 def write_events(root: Path, conductor: Conductor, error: BaseException) -> None:
     """Write what the conductor saw last to `logs/conductor-events.jsonl`, for debugging.
 
-    A line on the failure and the state, then a line an event, oldest first. None of them holds a word of a
-    model or of an error's message, which may quote one. A node that does not see the run directory, or a full
-    disk, leaves no file.
+    A line on the failure and the state, then one line for each event, oldest first. None of them holds a word
+    of a model or of an error's message, which may quote one. A node that does not see the run directory, or a
+    full disk, leaves no file.
     """
     progress = msgspec.to_builtins(conductor.progress())
     del progress["stopped"]  # in words, which may be an endpoint's

@@ -33,8 +33,8 @@ from culturepark.errors import ConfigError
 from culturepark.seeds import Answers, Seed, draw, stance_of
 from culturepark.seeds.stance import Stance
 from culturepark.settings import (
-    CHAT_ROLES,
     IDENTITY_TABLES,
+    ROLES,
     WHOLE,
     Kind,
     PlanSettings,
@@ -372,7 +372,7 @@ class Plan:
                 model.dimensions,
             ]
             for name, model in settings.models.items()
-            if name in {settings.roles.of(role) for role in (*CHAT_ROLES, "embedder")}
+            if name in {settings.roles.of(role) for role in ROLES}
         }
         used = [
             c for c in self.cultures.values() if c.id in {*(d.id for d in self._cultures), self.contact.id}

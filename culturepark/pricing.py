@@ -7,7 +7,7 @@ from msgspec import Struct
 from culturepark.usage import Usage
 
 _PER = 1e6
-"""Prices are money for so many tokens."""
+"""Prices are money for this many tokens."""
 
 
 class Prices(Struct, frozen=True):

@@ -249,7 +249,7 @@ _SET_PHRASE = re.compile(
 )
 _FILLERS = re.compile(r"(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)+", re.IGNORECASE)
 _FEW_WORDS = 2
-"""So few words after a greeting or thanks, such as a name, belong to it."""
+"""At most this many words after a greeting or thanks, such as a name, belong to it."""
 
 
 def is_courtesy(clause: str) -> bool:

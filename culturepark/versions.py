@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 PROMPT_VERSION = "2"
-"""Of every word a model reads (`prompts/`): part of a run's fingerprint and of a sample's provenance."""
+"""The version of the words that models read (`prompts/`). It is part of a run's fingerprint and of a sample's
+provenance."""
 
 PLAN_VERSION = 1
-"""Of the plan: changes when the same settings would give other dialogues."""
+"""The version of the plan. It changes when the same settings would give other dialogues."""

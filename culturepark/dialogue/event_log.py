@@ -23,6 +23,7 @@ POSTS = 8
 """Posts that are kept of one event, the first ones; the others are only counted."""
 
 _OF_POST = 4
+"""Items of an entry that describe one post."""
 _Kind = type | str
 _Entry = tuple[Any, ...]
 """When (None if unknown), kind of event, dialogue (-1 if none), turn (0 if none), detail, count of posts; and

@@ -94,11 +94,13 @@ def labels(found: Iterable[str], dropped: Iterable[str] = ()) -> tuple[str, ...]
 # --- speaking as another person --------------------------------------------------------------------
 
 _TINY = 40
+"""Characters: a shorter text may hold no word at all, and a place before this is at the beginning."""
 _ROLE_LABEL = re.compile(
     r"(?:^|\n)[\s*_#\[(<\"']{0,4}(?:system|assistant|user|human|moderator|interviewer|narrator|ai|bot|chatbot|tool)"
     r"\s?[\]*_)>\"']{0,3}\s?[:\uff1a]"
 )
 _ROLE_LABEL_CHARS = 24
+"""Characters at the beginning of a turn in which a role's label is looked for."""
 _MODERATES = re.compile(r"\bas (?:your|the|today's) moderator\b|\bi am (?:your|the|today's) moderator\b")
 
 # What comes before one's own name, after a space or at the beginning.
@@ -300,11 +302,13 @@ def _argues_for(low: str, clause: str, leads: tuple[str, ...]) -> bool:
 
 
 _LEAD_CHARS = 60
+"""Characters before a clause in which the words that lead into it are looked for."""
 
 
 # --- nothing but thanks --------------------------------------------------------------------------------
 
 _BRIEF = 240
+"""Characters from which a turn is too long to be nothing but thanks."""
 # Each turn of nothing but thanks has one of these; most other turns have none.
 _THANKS_WORDS = (
     "thank", "bye", "farewell", "take care", "see you", "gracias", "agradezco", "hasta ", "nos vemos",
@@ -317,7 +321,7 @@ _THANKS_WORDS_ELSEWHERE = (
 )  # fmt: skip
 _CLAUSE_ENDS = re.compile(r"[.,;!\n\u2014\u3002\uff0c\uff01،।]+\s*")
 _SHORT_WORDS = 2
-"""A clause of so few words, such as a name, says nothing beside thanks."""
+"""A clause of at most this many words, such as a name, says nothing beside thanks."""
 
 
 def _only_thanks(text: str, low: str) -> bool:

@@ -186,3 +186,4 @@ def _parts(text: str) -> list[str]:
 _MARKS = str.maketrans("", "", ".,;:!?\"'()\u3002\uff0c\uff01\uff1f\u060c\u061f\u0964")
 _FLAT = _MARKS | {ord("\n"): " "}
 _LONG_WORD = 12
+"""Characters a word on average, above which a text counts as written without spaces between words."""

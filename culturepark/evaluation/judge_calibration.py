@@ -24,6 +24,7 @@ JUDGE = "judge"
 _VERDICT_SEEDS = 10
 """The verdict cases are about at most this many of the built-in questions."""
 _ROUNDING = 1e-9
+"""A difference of shares that is no larger than this is rounding."""
 _VERDICT_OF = {"for": "entails", "against": "contradicts", "off": "novel"}
 """The right verdict by the label of a calibration text."""
 

@@ -43,7 +43,8 @@ WARNINGS = (
     "The dimensions were found between countries; the items of one dimension need not hang together within "
     "a country, and studies that repeated the module found them hardly to.",
 )
-"""In our own words, after the manual of the module and what was found with it since."""
+"""The warnings that go with every result, in our own words, after the manual of the module and what was found
+with it since."""
 
 _COLUMNS = ("item", "question", *(f"option_{code}" for code in CODES))
 

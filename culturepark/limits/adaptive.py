@@ -16,7 +16,7 @@ import math
 from culturepark.messages import Seen
 
 REPORT_EVERY_S = 0.25
-"""A process with news sends a load report once in so many seconds."""
+"""Seconds between the load reports of a process that has news."""
 FIRST_LIMIT = 16
 """Requests at once to a replica of which nothing is known yet."""
 
@@ -33,7 +33,7 @@ _STILL_FALLING = 0.2
 """A latency that falls by more than this when a probe goes deeper was a queue's; half of what a queue
 that fills both levels would give."""
 _PROBE_DEPTH = 5
-"""A probe lowers the limit at most so many times."""
+"""A probe lowers the limit at most this many times."""
 _PROBE_EVERY = 16
 """Time between probes, as a multiple of their length. A probe loses about a seventh of the rate while it
 lasts, so one in seventeen loses about 1 %.
@@ -41,14 +41,14 @@ They come four times as often while they do not agree with each other."""
 _PROBE_LEAST_S = 5.0
 """Seconds between probes, at least."""
 _REPLIES_LEAST, _REPLIES_MOST, _ROUNDS_MOST = 16, 512, 16
-"""Replies of a round, at least and at most; and round trips that it lasts at most."""
+"""The least and the most replies of a round, and the most round trips that it lasts."""
 _ERROR_AIM = 0.05
 """The standard error that a round's mean latency should have, as a part of it; noisier latencies need more
 replies."""
 _CUT = 0.7
 """The limit after a cut, as a part of the limit before (multiplicative decrease)."""
 _CAUTION_S, _CAUTION = 60.0, 1.03
-"""For so many seconds after a refusal, the limit grows by at most this factor a round."""
+"""Seconds of caution after a refusal, and the factor by which the limit grows at most a round meanwhile."""
 _BROKEN_S = 2.0
 """Seconds without growth after a fault of the server."""
 _SETTLE_S = 0.3

@@ -16,10 +16,10 @@ from culturepark.messages import Seen, Share
 from culturepark.settings import LimitSettings, ModelSettings
 
 FORGET_S = 10.0
-"""A process that has sent no report for so many seconds loses its shares (failure detector)."""
+"""A process that has sent no report for this many seconds loses its shares (failure detector)."""
 _SLOW, _NOT_SLOW = 3.0, 2.0
-"""A replica is left out when its latency is above so many times that of the others, and comes back when it is
-below so many times (hysteresis)."""
+"""A replica is left out when its latency, as a multiple of the others', is above the first, and comes back
+when it is below the second (hysteresis)."""
 _FAR_FEWER = 0.5
 """While all other replicas have queues, a slow one is left out only if it gives fewer replies than this part
 of theirs."""

@@ -74,13 +74,13 @@ _odd_decoder = msgspec.json.Decoder(_OddReply)
 _plain_usage = msgspec.json.Decoder(_PlainUsage)
 _logprobs = msgspec.json.Decoder(_Logprobs | None)
 _USELESS = 2
-"""After so many useless replies, one more ends the call: each is billed."""
+"""After this many useless replies, one more ends the call: each is billed."""
 _TOKEN_CHARS = 32
-"""Characters of a token, at most: no tokenizer has so many on average."""
+"""The most characters of a token: no tokenizer has as many on average."""
 _LEAST_CHARS = 4096
-"""A text may always have so many characters, whatever `max_tokens` says."""
+"""A text may always have this many characters, whatever `max_tokens` says."""
 _TAILS = 64
-"""So many sets of parameters are cached in their encoded form."""
+"""This many sets of parameters are cached in their encoded form."""
 
 
 class HttpChatModel:

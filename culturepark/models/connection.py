@@ -24,17 +24,17 @@ from msgspec import Struct
 from yarl import URL
 
 _HEAD_BYTES = 65_536
-"""A response's head may have so many bytes."""
+"""A response's head may have at most this many bytes."""
 _KEEP_ALIVE_S = 30.0
-"""A connection that was idle for so many seconds is closed: many servers have forgotten it by then."""
+"""A connection that was idle for this many seconds is closed: many servers have forgotten it by then."""
 _ERROR_BODY_BYTES = 65_536
-"""At most so many bytes of an error response's body are read."""
+"""At most this many bytes of an error response's body are read."""
 _ERROR_BODY_S = 5.0
-"""The body of an error response is waited for at most so many seconds: the status says what matters."""
+"""The body of an error response is waited for at most this many seconds: the status says what matters."""
 _MOST_PIECES = 64
 """A body that comes in more pieces is joined to one array after each read."""
 _CHECK_EVERY_S = 1.0
-"""Deadlines are checked at least so often, in seconds."""
+"""Seconds between two checks of the deadlines, at most."""
 _GZIP_OR_ZLIB = 47
 """The window size that lets zlib recognise either format by its header."""
 _COMMON_HEADERS = b"Content-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"

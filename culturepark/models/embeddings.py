@@ -17,13 +17,13 @@ from culturepark.settings import LimitSettings, ModelSettings
 from culturepark.usage import UNREPORTED, Usage
 
 _BATCH, _BATCH_CHARACTERS = 64, 1 << 16
-"""A request has at most so many texts, and characters unless it is one text: some endpoints refuse more."""
+"""The most texts of a request, and its most characters unless it is one text: some endpoints refuse more."""
 _USELESS = 2
-"""After so many useless replies, one more ends the call: each is billed."""
+"""After this many useless replies, one more ends the call: each is billed."""
 _ENORMOUS = 1e6
 """No number of an embedding is larger, unless it was decoded with the wrong width."""
 _ROW_BYTES = 1 << 20
-"""An embedding has at most so many bytes of JSON: decoded, digits need up to sixteen times the memory."""
+"""An embedding has at most this many bytes of JSON: decoded, digits need up to sixteen times the memory."""
 
 
 Encoding = Literal["base64", "float"]

@@ -40,7 +40,7 @@ With any other 5xx the server itself says that it gives none, and no service bil
 
 
 OnRetry = Callable[[str, str, ModelError, float], None]
-"""Told the call's affinity, the address, what went wrong, and the seconds until the next attempt."""
+"""A callback with the call's affinity, the address, the error, and the seconds until the next attempt."""
 
 
 class Reply(Struct, frozen=True, gc=False):

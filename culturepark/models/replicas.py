@@ -29,7 +29,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 REPLICA_FAULTS: frozenset[FailureKind] = frozenset({"server", "timeout", "connection"})
 """Failures that are the replica's fault: another replica may well answer the same request."""
 _OPEN_AFTER = 3
-"""A replica's circuit breaker opens after so many faults in a row, before any coordinator says so."""
+"""A replica's circuit breaker opens after this many faults in a row, before any coordinator says so."""
 _TRIAL_S = 0.5
 """Seconds between trial requests to a replica whose circuit breaker is open."""
 _FIRST_SHARE = 2

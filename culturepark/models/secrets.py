@@ -12,7 +12,7 @@ from culturepark.settings import ModelSettings
 from culturepark.text import tidy
 
 _SHOWN_CHARS = 240
-"""At most so many characters of an endpoint's words go into an error message."""
+"""At most this many characters of an endpoint's words go into an error message."""
 _SECRET_CHARS = 16
 """A shorter key is a placeholder such as `none`, for a server that wants any: a model may well
 say that word."""

@@ -25,7 +25,7 @@ WINDOW_S = 30.0
 _LEAST_WINDOW_S = 1.0
 """No rate follows from samples that span fewer seconds."""
 _TURNS_BEFORE_GUESSING = 20
-"""The time left is unknown until so many turns were said in this session."""
+"""The time left is unknown until this many turns were said in this session."""
 
 
 class Endpoint(Struct, frozen=True):

@@ -26,7 +26,7 @@ from culturepark.preflight.checks import check_endpoints, models_in_use
 from culturepark.prompts.full import OPINIONS_SCHEMA, VERDICT_SCHEMA
 from culturepark.prompts.profile import sampling_with
 from culturepark.prompts.registry import profile_named
-from culturepark.settings import CHAT_ROLES, LimitSettings, ModelSettings, Role, RoleSettings, Settings
+from culturepark.settings import ROLES, LimitSettings, ModelSettings, Role, RoleSettings, Settings
 from culturepark.text import tidy
 
 _DEADLINE_S = 120.0
@@ -88,8 +88,7 @@ async def examine_models(settings: Settings) -> list[Verdict]:
     if settings.refine.enabled:
         for role, instead in _OF_SMALL_MODELS.items():
             found.setdefault(role, Verdict(role, True, f"needs no call: {instead} (small profile)"))
-    roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder")
-    return [found[role] for role in roles if role in found]
+    return [found[role] for role in ROLES if role in found]
 
 
 async def _examine(settings: Settings, name: str, roles: Sequence[Role]) -> dict[Role, Verdict]:

@@ -15,17 +15,17 @@ from culturepark.prompts.registry import profile_named
 from culturepark.settings import Kind, Role, Settings
 
 CHARACTERS_PER_TOKEN = 4.0
-"""English has so many characters a token on a large model's tokeniser; other scripts have fewer."""
+"""English has this many characters for each token on a large model's tokeniser; other scripts have fewer."""
 REPLY_FILL = 0.85
 """A turn fills this share of its limit of tokens."""
 OPINIONS_PER_TURN = 2.0
-"""So many opinions are found in one turn of a delegate."""
+"""This many opinions are found in one turn of a delegate."""
 TOKENS_PER_OPINION = 30
-"""An opinion, one sentence, has so many tokens."""
+"""An opinion, one sentence, has this many tokens."""
 TOKENS_PER_VERDICT = 40
-"""The verifier's JSON with its reason has so many tokens."""
+"""The verifier's JSON with its reason has this many tokens."""
 TOKENS_AROUND_OPINION = 30
-"""In the extractor's reply, an opinion's quote and JSON add so many tokens."""
+"""In the extractor's reply, an opinion's quote and JSON add this many tokens."""
 REWRITTEN = 0.1
 """This share of opinions contradicts the stance, and so is rewritten and verified again."""
 

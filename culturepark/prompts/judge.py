@@ -48,9 +48,9 @@ UNDERSTANDS: dict[str, str] = {
 }
 
 _REMEMBERED = 6
-"""A judge is shown so many earlier turns, the latest ones."""
+"""A judge is shown at most this many earlier turns, the latest ones."""
 _LONGEST = 600
-"""A judge is shown so many characters of a text, its first ones."""
+"""A judge is shown at most this many characters of a text, its first ones."""
 
 
 def kind_question(text: str) -> str:

@@ -37,10 +37,10 @@ WORDINGS = (
 """How a position is worded; its similarity is the mean over these."""
 
 _CACHED_SEEDS = 4096
-"""The positions of at most so many seeds are cached (LRU): all 2,556 questions of GlobalOpinionQA and more.
+"""The positions of at most this many seeds are cached (LRU): all 2,556 questions of GlobalOpinionQA and more.
 Two positions of 3,072 numbers are 24 KB a question."""
 _SIDES = 2
-"""An ordered scale has so many positions before that of its middle answers."""
+"""An ordered scale has this many positions before that of its middle answers."""
 
 
 class Position(Struct, frozen=True):

@@ -19,7 +19,7 @@ from culturepark.ports import Completion, Embedding
 from culturepark.usage import Usage, add
 
 _KEY_BYTES = 12
-"""A call's key is a hash of so many bytes."""
+"""A call's key is a hash of this many bytes."""
 
 
 class Journal:

@@ -1,8 +1,9 @@
-"""What must hold for every seed, whichever file it came from."""
+"""What must hold for every seed, and for every file of seeds."""
 
 from __future__ import annotations
 
 import math
+import os
 
 from culturepark.errors import SeedError
 from culturepark.seeds.model import SEED_ID, Scale, Seed
@@ -19,6 +20,13 @@ _SCALE_SIZES: dict[Scale, int] = {
     "often4": 4,
     "entitled4": 4,
 }
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> SeedError:
+    """The error of a file that cannot be read."""
+    return SeedError(
+        str(path), f"it cannot be read: {error.strerror}.", "Check the path and that you may read the file."
+    )
 
 
 def check_seed(seed: Seed, where: str) -> None:

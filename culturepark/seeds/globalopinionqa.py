@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from culturepark.errors import SeedError
-from culturepark.seeds.check import check_seed
+from culturepark.seeds.check import check_seed, unreadable
 from culturepark.seeds.imported import ImportResult
 from culturepark.seeds.model import Answers, Option, Seed
 
@@ -153,11 +153,7 @@ def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, tuple[str, str, s
             str(path), f"it is not UTF-8 text (byte {error.start}).", "Give the .csv file as published."
         ) from error
     except OSError as error:
-        raise SeedError(
-            str(path),
-            f"it cannot be read: {error.strerror}.",
-            "Check the path and that you may read the file.",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _literal(text: str, opening: str, closing: str, kind: type, where: str, name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from culturepark.errors import SeedError
-from culturepark.seeds.check import check_seed
+from culturepark.seeds.check import check_seed, unreadable
 from culturepark.seeds.model import Seed
 
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -49,11 +49,7 @@ def read_seeds(path: str | os.PathLike[str]) -> tuple[Seed, ...]:
                 lines[seed.id] = number
                 seeds.append(seed)
     except OSError as error:
-        raise SeedError(
-            str(path),
-            f"it cannot be read: {error.strerror}.",
-            "Check the path and that you may read the file.",
-        ) from error
+        raise unreadable(path, error) from error
     if not seeds:
         raise SeedError(str(path), "it holds no seed.", "Write one JSON object a line.")
     return tuple(seeds)

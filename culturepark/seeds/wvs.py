@@ -17,16 +17,16 @@ import msgspec
 
 from culturepark.errors import SeedError
 from culturepark.seeds.builtin import WVS7_SURVEY, WVS7_WAVE, builtin_seeds, wvs7_column
-from culturepark.seeds.check import check_seed
+from culturepark.seeds.check import check_seed, unreadable
 from culturepark.seeds.imported import ImportResult
 from culturepark.seeds.model import Answers, Seed
 
 COUNTRY, INTERVIEW, WEIGHT = "B_COUNTRY_ALPHA", "D_INTERVIEW", "W_WEIGHT"
 
 _HEADER_WITHIN_LINES = 50
-"""The header is looked for in so many first lines; some copies carry notes above it."""
+"""The header is looked for in this many lines at the beginning; some copies carry notes above it."""
 _LONGEST_HEADER_LINE = 1_000_000
-"""Of each of these lines so many characters are read at most."""
+"""Of each of these lines at most this many characters are read."""
 _MISSING_REASONS = {-1: "dont_know", -2: "no_answer", -3: "not_applicable", -4: "not_asked", -5: "other"}
 
 
@@ -54,11 +54,7 @@ def import_wvs(
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _read(file, str(path), wanted, None if countries is None else set(countries), weighted)
     except OSError as error:
-        raise SeedError(
-            str(path),
-            f"it cannot be read: {error.strerror}.",
-            "Check the path and that you may read the file.",
-        ) from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise SeedError(
             str(path),

@@ -28,7 +28,7 @@ from culturepark.store.shards import verify_shard
 from culturepark.words import plural
 
 _MOST_NAMED = 20
-"""The most problems of one sort that are named one by one."""
+"""Of the problems of one sort, at most this many are named one by one."""
 
 
 class Audit(Struct):

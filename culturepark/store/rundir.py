@@ -31,7 +31,7 @@ from culturepark.plan import Plan
 from culturepark.prompts.profile import sampling_with
 from culturepark.prompts.registry import profile_named
 from culturepark.seeds import encode_seeds, read_seeds
-from culturepark.settings import CHAT_ROLES, IDENTITY_TABLES, Role, Settings
+from culturepark.settings import IDENTITY_TABLES, ROLES, Role, Settings
 from culturepark.settings_load import decode_settings
 from culturepark.store.files import REAL, Files, disk_errors, make_dirs, write_atomically
 from culturepark.versions import PROMPT_VERSION
@@ -112,9 +112,8 @@ def model_names(settings: Settings) -> dict[str, str]:
     from culturepark.models.local.engine import embedded_name
     from culturepark.refine.calibration import shipped_calibration
 
-    roles: tuple[Role, ...] = (*CHAT_ROLES, "embedder")
     names: dict[str, str] = {}
-    for role in roles:
+    for role in ROLES:
         if not settings.roles.of(role):
             continue
         model = settings.model_of(role)

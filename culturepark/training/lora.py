@@ -38,6 +38,7 @@ ADAPTER = "adapter"
 GGUF_FILE = "adapter.gguf"
 
 _WARMUP_SHARE = 0.05
+"""The share of the steps in which the learning rate rises to its full value (linear warm-up)."""
 _LOSS_ROWS = 32
 """The loss before and after is measured on at most this many rows about held-out questions."""
 _MEMORY_WORDS = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")

@@ -31,7 +31,9 @@ MIN_ROWS = 10
 _MAX_UNREACHED = 120
 """After this many polls in a row without an answer, polling ends with an error."""
 _SUFFIX_CHARS = 40
+"""Characters of the suffix that a service puts into the model's name, at most."""
 _WORDS_CHARS = 300
+"""Characters of the service's words that an error shows, at most."""
 _STATES: dict[str, State] = {"succeeded": "finished", "failed": "failed", "cancelled": "cancelled"}
 _REFUSAL = re.compile(
     r"fine.?tun.{0,120}(not available|no longer|not allowed|not permitted|not supported|deprecat|disabled|"

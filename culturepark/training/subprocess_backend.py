@@ -41,6 +41,7 @@ LESS_MEMORY_FIX = (
 _GRACE_S = 10.0
 """Seconds that a process has to end after SIGTERM, and again after SIGKILL."""
 _POLL_S = 0.05
+"""Seconds between two looks at a process that starts or is to end."""
 _LOG_LINES = 3
 """An error shows this many of the last lines of the log."""
 

@@ -24,7 +24,6 @@ from culturepark.dialogue.conductor import Conductor
 from culturepark.dialogue.slots import REFINERS
 from culturepark.errors import RunDirError
 from culturepark.messages import CallFailed, InProgress, Outcome, Spoke, Step, Turn, encode
-from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store import ledger
 from culturepark.store.cells import Sealed
@@ -39,6 +38,7 @@ from culturepark.store.shards import verify_shard
 from culturepark.usage import Usage
 from tests import builders
 from tests.faults import Crash, FaultyFiles
+from tests.property.test_ledger import settings_of
 
 Record = Outcome | Spoke | Step
 CRASH = st.tuples(st.booleans(), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2**32))
@@ -47,20 +47,6 @@ NUMBER = st.integers(0, 19)
 BUSY = st.sampled_from([0, 1, 2, 9, 19])
 """Dialogues of which much is heard."""
 KEYS = (b"extract", b"verify", b"embed")
-
-
-def settings_of(shard_dialogues: int) -> Settings:
-    return builders.settings(
-        plan={
-            "cultures": ["arabic", "korean"],
-            "questions": list(builders.THREE[:2]),
-            "kinds": ["cross", "in-culture"],
-            "dialogues_per_question": 5,
-            "utterances": 2,
-        },
-        refine={"cell_dialogues": 2, "clusters": 2, "near_duplicate": 0.95},
-        store={"shard_dialogues": shard_dialogues},
-    )
 
 
 class Known(Struct):
@@ -345,7 +331,7 @@ def rows_of(root: Path) -> dict[str, list[dict[str, Any]]]:
 
 def undisturbed() -> dict[str, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
-        run = builders.run_in(Path(folder) / "run", settings_of(2000))
+        run = builders.run_in(Path(folder) / "run", settings_of())
         with RunLock.acquire(run.root) as lock:
             calm = Ledger(run, lock)
             for outcome in builders.outcomes(run.plan):

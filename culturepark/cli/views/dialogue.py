@@ -31,6 +31,7 @@ REASONS = {
 
 _SPEAKERS = ("cyan", "magenta")
 _SHARE_WIDTH = 24
+"""Columns of the longest bar."""
 
 
 def show_dialogue(console: Console, view: View, row: dict[str, Any], reasons: bool = True) -> None:

@@ -35,14 +35,15 @@ _SHAPE = struct.Struct("<7ifi")  # hidden, layers, heads, inner, vocabulary, pos
 _PIECES = struct.Struct("<5iQ")  # pieces; ids of begin, end, padding and unknown; bytes of all pieces
 _TENSOR = struct.Struct("<BIQQ")  # type, elements, offset, bytes
 _BLOCK, _BLOCK_BYTES = 32, 18
-"""A block of weights: a scale in half precision, then a nibble each, the first sixteen in the low halves."""
+"""Weights in a block, and its bytes: a scale in half precision, then a nibble for each weight, the first
+sixteen in the low halves."""
 _UNKNOWN_PENALTY = 10.0
 """How much less likely a character of no piece is than the least likely piece, as in SentencePiece."""
 _WORD = "\u2581"
 """Stands for the space before a word. No piece has one inside, so words can be tokenized one by one."""
 _CACHED_WORDS, _LONGEST_CACHED = 1 << 16, 24
-"""So many words are cached with their pieces, of at most so many characters: in languages that put no spaces
-between words, a whole sentence looks like one word and is seldom said again."""
+"""The most words that are cached with their pieces, and the most characters of each: in languages that put no
+spaces between words, a whole sentence looks like one word and is seldom said again."""
 _CHUNK_TOKENS = 256
 """Tokens of one batch: with more, products of matrices get no faster, and fewer threads have work."""
 _ROWS = 64

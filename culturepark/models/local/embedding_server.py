@@ -13,8 +13,8 @@ from culturepark.models.local.engine import LOOPBACK
 from culturepark.models.local.weights import EMBEDDER_NAME
 
 _MOST_TEXTS, _MOST_CHARACTERS = 2048, 1 << 17
-"""One request may have so many texts, of so many characters in all: it is worked on to its end, even if its
-client has gone."""
+"""The most texts of a request, and the most characters of all of them together: a request is worked on to its
+end, even if its client has gone."""
 
 
 class EmbeddingServer:

@@ -32,7 +32,7 @@ from culturepark.settings import ModelSettings
 
 LOOPBACK = "127.0.0.1"
 _MOST_SERVERS = 16
-"""The packaged model has at most so many servers on one machine."""
+"""The packaged model has at most this many servers on one machine."""
 _PARALLEL = 8
 """Requests that each server decodes together (batch): with half as many the packaged model's servers are
 slower, with twice as many no faster."""

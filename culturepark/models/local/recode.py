@@ -20,7 +20,7 @@ import structlog
 FORMAT = "Q8_0"
 """The quantization that the packaged weights are converted to, as GGUF names it."""
 _STALE_S = 600.0
-"""A partial file that was not written to for so many seconds was left by a process that was killed."""
+"""A partial file that was not written to for this many seconds was left by a process that was killed."""
 
 
 def cache_folder() -> Path:
