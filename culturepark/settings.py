@@ -289,7 +289,7 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How models are tuned on the samples."""
 
     backend: Literal["local", "ray-train", "openai", "command"] = "local"
-    """Who trains: LoRA in a process on this machine, the same over Ray Train, the fine-tuning jobs of an
+    """What trains: LoRA in a process on this machine, the same over Ray Train, the fine-tuning jobs of an
     OpenAI-compatible service, or a command of your own."""
     model: str = ""
     """The model that is tuned, by its name in [models]; empty means the speaker's."""

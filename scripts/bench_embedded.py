@@ -377,8 +377,8 @@ def plan_of(settings: Settings) -> Plan:
 
 
 def compare(overrides: Sequence[str], sweep: Sequence[int], repeats: int) -> dict[str, Any]:
-    """RunFigures runs against the bare client at its best: of one server, as the engine comes, and a server
-    for each CPU, as runs have it, each with so many requests at once."""
+    """Whole runs against the bare client at its best: of one server, as the engine comes, and a server for
+    each CPU, as runs have it, each with so many requests at once."""
     settings = load_settings(None, overrides)
     cpus = os.cpu_count() or 1
     short = replace(settings, plan=replace(settings.plan, utterances=4, dialogues_per_question=4))

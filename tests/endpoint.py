@@ -32,9 +32,9 @@ class Call(msgspec.Struct):
 class ScriptedEndpoint:
     """An OpenAI-compatible endpoint on loopback, in a thread; it counts what it is asked.
 
-    With a `key` it refuses (401, counted in `refused`) whoever does not show it. `latency_s` may change
+    With a `key` it refuses (401, counted in `refused`) requests that do not show it. `latency_s` may change
     at any time. `paid` counts requests by what was asked and for which dialogue, `calls` has each of them,
-    `tokens` counts what replies told.
+    `tokens` counts what replies reported.
     """
 
     def __init__(self, key: str = "", latency_s: float = 0.0) -> None:

@@ -37,7 +37,7 @@ class OptionsModel:
         first: tuple[tuple[str, float], ...] = ()
         if self._logprobs and sampling.top_logprobs:
             first = tuple((m, math.log(s)) for m, s in zip(marks, shares, strict=True) if s > 0)
-        # What an option is owed grows with each draw; who is owed most is said next.
+        # What an option is owed grows with each draw; the one that is owed most is said next.
         owed = self._owed.setdefault((affinity, "|".join(sorted(options))), [0.0] * len(options))
         by_name = sorted(range(len(options)), key=lambda i: options[i])
         for rank, place in enumerate(by_name):

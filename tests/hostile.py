@@ -146,7 +146,7 @@ def dripping(start: bytes, byte: bytes) -> Misdeed:
 
 
 async def late_stray(peer: Peer) -> None:
-    """A good reply, and a little behind it another that nobody asked for."""
+    """A good reply, and a little behind it another that no request asked for."""
     await peer.say(framed(good()))
     await asyncio.sleep(0.02)
     await peer.say(framed(good(STRAY)))
@@ -369,8 +369,8 @@ class Hostile:
     """The server. `met` counts requests by dialogue, `open` the connections there are now.
 
     `turns` says which misdeed the requests of a dialogue meet one after the other, the last for ever;
-    `rule` may decide for every request instead, by how many came before. `answer` makes the response for
-    whoever is served well; with `once` the connection ends behind it.
+    `rule` may decide for every request instead, by how many came before. `answer` makes the response to
+    requests that are served well; with `once` the connection ends behind it.
     """
 
     def __init__(self) -> None:

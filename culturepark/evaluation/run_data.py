@@ -122,7 +122,7 @@ def _by_role(of: Iterable[dict[str, Usage]]) -> dict[str, Usage]:
 
 def with_estimated_usage(run_data: RunData) -> RunData:
     """The same, where each call without reported usage counts as the average one of its role in this run,
-    except for roles that are unmetered: their endpoint tells no usage, so that an estimate would be a guess
+    except for roles that are unmetered: their endpoint reports no usage, so that an estimate would be a guess
     (lost calls included, which shards do not tell apart). Estimates are made once: a part of the result
     keeps them."""
     if run_data.unmetered is not None:

@@ -28,7 +28,7 @@ LAST = 19
 
 
 class Interrupted(RealFiles):
-    """A disk that lets somebody in before one of its operations."""
+    """A disk that lets another writer in before one of its operations."""
 
     def __init__(self) -> None:
         self.left = -1
@@ -174,7 +174,7 @@ def test_a_successor_comes_at_any_moment_of_a_seal(
     for run in interrupted(tmp_path, act):
         steps += 1
         if len(writers) == 1:
-            continue  # nobody came
+            continue  # no other one came
         new, old = writers
         new.speaks()
         new.ends(new.owed()[-1])
@@ -226,7 +226,7 @@ def test_a_successor_comes_at_any_moment_of_an_opening(
 
 
 def test_what_a_late_writer_leaves_is_no_part_of_the_run(tmp_path: Path) -> None:
-    """It wrote and synced, and only then learned that it had been replaced: nobody was promised that."""
+    """It wrote and synced, and only then learned that it had been replaced: none of it was acknowledged."""
     run = builders.run_in(tmp_path / "run", settings_of())
     old, new = Writer(run, 1), Writer(run, 2)
     old.ledger.append(said(LAST, 1, 1, "late"))

@@ -154,7 +154,7 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     @rule(number=BUSY, skipped=st.sampled_from([0, 0, 0, 1]), late=st.sampled_from([0, 0, 0, 1]))
     def speaks(self, number: int, skipped: int, late: int) -> None:
-        """The next turn is said; or one too far, or again; or by who is asked no more."""
+        """The next turn is said; or one too far, or again; or by an actor that is asked no more."""
         turn = len(self.known.turns.get(number, ())) + 1 + skipped
         said = Turn(turn, (turn - 1) % 2, f"turn {turn} of {number}", usage=Usage(1, 10, 0, turn))
         self.append(Spoke(number, self.term - late, said), stale=bool(late))
@@ -280,7 +280,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.check_recovered()
 
     def check_recovered(self) -> None:
-        """It is as if the writer had stopped before one of the records that nobody was promised."""
+        """It is as if the writer had stopped before one of the records that were not acknowledged."""
         for kept in range(len(self.may), -1, -1):
             known = Known.of([*self.must, *self.may[:kept]])
             if sorted(self.begun, key=lambda b: b.number) == known.begun() and all(

@@ -55,7 +55,7 @@ class World:
         self.ends: list[Outcome] = []
         self.under_way = 0
         self.spent = Usage()
-        self._takes = itertools.count(1)
+        self._terms = itertools.count(1)
         server.answer = self._answer
 
     def _answer(self, body: bytes) -> bytes:
@@ -66,10 +66,10 @@ class World:
         """Conduct until nothing more happens, or until that many tokens are spent."""
         with RunLock.acquire(self.run.root) as lock:
             ledger = Ledger(self.run, lock)
-            take = next(self._takes)
-            begun = ledger.begin(take)
+            term = next(self._terms)
+            in_progress = ledger.begin(term)
             replicas = dict.fromkeys(self.plan.agent_cultures(), 1)
-            conductor = Conductor(self.plan, self.of, ledger.done(), take, replicas, begun)
+            conductor = Conductor(self.plan, self.of, ledger.done(), term, replicas, in_progress)
             budget = Budget(msgspec.structs.replace(self.of, budget=BudgetSettings(tokens=tokens)))
             await self._conduct(conductor, ledger, budget)
             self.spent = ledger.spent().get("speaker", Usage())

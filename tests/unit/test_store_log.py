@@ -455,7 +455,7 @@ def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
 
 
 def work(directory: Path, files: FaultyFiles, acknowledged: list[bytes], sent: list[bytes]) -> None:
-    """What a collector does, in short. Dropping leaves the acknowledged records to somebody else."""
+    """What a collector does, in short. Dropping leaves the acknowledged records to another process."""
     log = Log.open(directory, files)
     for batch in range(4):
         for number in range(3):
