@@ -147,6 +147,24 @@ def disk_errors(path: Path) -> Generator[None]:
         raise disk_error(path, error) from error
 
 
+def names_in(directory: Path) -> list[str]:
+    """The names in a directory; none if it does not exist. Raises RunDirError."""
+    with disk_errors(directory):
+        try:
+            return os.listdir(directory)
+        except FileNotFoundError:
+            return []
+
+
+def other_format(path: Path, what: str, found: int, known: int) -> RunDirError:
+    """The error of a file whose format this version does not read."""
+    return RunDirError(
+        str(path),
+        f"this {what} has format {found}, and this version reads format {known}",
+        "Use the version of culturepark that the run was made with.",
+    )
+
+
 def make_dirs(path: Path, files: Files = REAL) -> None:
     """Make `path` and what is missing above it, durably.
 

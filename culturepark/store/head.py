@@ -9,7 +9,6 @@ writes its own head alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from culturepark.errors import RunDirError
-from culturepark.store.files import REAL, REPAIR, Files, disk_errors, write_atomically
+from culturepark.store.files import REAL, REPAIR, Files, disk_errors, names_in, other_format, write_atomically
 
 SCHEMA = 1
 """The format of heads that this version writes and reads."""
@@ -97,12 +96,7 @@ def remove_older_heads(directory: Path, epoch: int, files: Files = REAL) -> None
 
 
 def _epochs(directory: Path) -> list[int]:
-    with disk_errors(directory):
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return []
-    return [int(found[1]) for name in names if (found := _HEAD_NAME.fullmatch(name))]
+    return [int(found[1]) for name in names_in(directory) if (found := _HEAD_NAME.fullmatch(name))]
 
 
 def _frame(body: bytes) -> bytes:
@@ -117,11 +111,7 @@ def _head_in(content: bytes, path: Path) -> Head:
             raise ValueError("the hash does not fit")
         schema = msgspec.json.decode(body, type=_Version).schema
         if schema != SCHEMA:
-            raise RunDirError(
-                str(path),
-                f"this head has format {schema}, and this version reads format {SCHEMA}",
-                "Use the version of culturepark that the run was made with.",
-            )
+            raise other_format(path, "head", schema, SCHEMA)
         return msgspec.json.decode(body, type=Head)
     except (ValueError, msgspec.MsgspecError) as error:
         raise RunDirError(str(path), f"this head is damaged ({error})", REPAIR) from error

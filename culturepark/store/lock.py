@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from culturepark import flock
 from culturepark.errors import RunDirError
-from culturepark.store.files import REAL, Files, disk_error, disk_errors, make_dirs, write_new
+from culturepark.store.files import REAL, Files, disk_error, disk_errors, make_dirs, names_in, write_new
 from culturepark.store.head import newest_head_epoch
 
 _POLL_S = 0.1
@@ -155,12 +155,7 @@ def _next_epoch(root: Path, holder: bytes, files: Files) -> int:
 
 
 def _newest_epoch(directory: Path) -> int:
-    with disk_errors(directory):
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return 0
-    return max((int(name) for name in names if name.isdecimal() and name.isascii()), default=0)
+    return max((int(name) for name in names_in(directory) if name.isdecimal() and name.isascii()), default=0)
 
 
 def being_written(root: Path) -> bool:

@@ -7,7 +7,6 @@ holds its own hash, and the hash of the entry before it: a damaged, missing or f
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,16 @@ import msgspec
 from msgspec import Raw, Struct
 
 from culturepark.errors import RunDirError
-from culturepark.store.files import REAL, REPAIR, Files, disk_errors, make_dirs, write_new
+from culturepark.store.files import (
+    REAL,
+    REPAIR,
+    Files,
+    disk_errors,
+    make_dirs,
+    names_in,
+    other_format,
+    write_new,
+)
 
 T = TypeVar("T")
 
@@ -165,12 +173,7 @@ class Manifest:
 
 
 def _highest(directory: Path) -> int:
-    with disk_errors(directory):
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return 0
-    return max((int(name[:-5]) for name in names if _ENTRY_NAME.fullmatch(name)), default=0)
+    return max((int(name[:-5]) for name in names_in(directory) if _ENTRY_NAME.fullmatch(name)), default=0)
 
 
 def _frame(body: bytes, sha256: str) -> bytes:
@@ -196,11 +199,7 @@ def _read(path: Path) -> tuple[Entry, str]:
             raise ValueError("the hash does not fit")
         schema = msgspec.json.decode(body, type=_Version).schema
         if schema != SCHEMA:
-            raise RunDirError(
-                str(path),
-                f"this entry has format {schema}, and this version reads format {SCHEMA}",
-                "Use the version of culturepark that the run was made with.",
-            )
+            raise other_format(path, "entry", schema, SCHEMA)
         return msgspec.json.decode(body, type=Entry), sha256
     except (ValueError, msgspec.MsgspecError) as error:
         raise RunDirError(str(path), f"this entry of the manifest is damaged ({error})", REPAIR) from error

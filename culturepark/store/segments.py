@@ -22,7 +22,7 @@ from zlib import crc32
 from msgspec import Struct
 
 from culturepark.errors import RunDirError
-from culturepark.store.files import disk_errors
+from culturepark.store.files import disk_errors, names_in, other_format
 
 MAX_PAYLOAD_BYTES = 64 << 20
 """The longest payload of a record, in bytes. A damaged length beyond it is seen at once."""
@@ -137,12 +137,7 @@ def segment_name(number: int, epoch: int) -> str:
 
 def segments_on_disk(directory: Path) -> list[tuple[int, int]]:
     """Number and epoch of every segment, also of those that do not count."""
-    with disk_errors(directory):
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return []
-    return [segment_of(name) for name in names if is_segment(name)]
+    return [segment_of(name) for name in names_in(directory) if is_segment(name)]
 
 
 def frame(payload: bytes) -> bytes:
@@ -171,11 +166,7 @@ def scan_segment(directory: Path, name: str, last: bool, strict: bool) -> Iterat
                 return
             if header != SEGMENT_HEADER:
                 if header == _segment_header(header[len(_MAGIC)]):
-                    raise RunDirError(
-                        str(path),
-                        f"this log has format {header[len(_MAGIC)]}, and this version reads format {_FORMAT}",
-                        "Use the version of culturepark that the run was made with.",
-                    )
+                    raise other_format(path, "log", header[len(_MAGIC)], _FORMAT)
                 yield Damage("header", number, 0, len(header))
             offset = len(header)
             while offset < size:
