@@ -13,7 +13,10 @@ import pytest
 from culturepark.settings_load import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_the_configuration_page_is_what_the_settings_say() -> None:
@@ -26,6 +29,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_code_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:culturepark|actors|scripts|tests)/[\w/.-]*\w\.\w+)`?", page.read_text("utf-8"))
+    named += re.findall(r"`(?:pytest )?(tests/[\w/.-]+\.py)", page.read_text("utf-8"))
+    assert [one for one in dict.fromkeys(named) if not (ROOT / one).exists()] == []
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "config").glob("*.toml")), ids=lambda config: config.name)
