@@ -253,6 +253,8 @@ class _InboundConnection(asyncio.Protocol):
         self._buffer = b""
         self._authenticated = False
         self._pending: deque[asyncio.Future[None]] = deque()
+        self._failed = False
+        """A frame could not be handled: neither it nor a later one is ever acknowledged here."""
         self._handled = 0
         self._acknowledged = 0
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -299,13 +301,19 @@ class _InboundConnection(asyncio.Protocol):
             self._inbox.on_failure(error)
             self._transport.abort()
             return
+        if self._failed:
+            return
         if handled is None and not self._pending:
             self._handled += 1
             if self._handled - self._acknowledged >= _ACK_FRAMES:
                 self._acknowledge()
             elif self._ack_timer is None:
                 self._ack_timer = asyncio.get_running_loop().call_later(_ACK_S, self._acknowledge)
-        elif handled is not None:
+        elif handled is None:  # acknowledged in order, after those that are still being handled
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            self._pending.append(done)
+        else:
             self._pending.append(handled)
             handled.add_done_callback(self._pending_done)
 
@@ -314,8 +322,9 @@ class _InboundConnection(asyncio.Protocol):
         before = self._handled
         while pending and pending[0].done():
             if pending[0].cancelled() or pending[0].exception() is not None:
+                self._failed = True
                 pending.clear()
-                return
+                break
             pending.popleft()
             self._handled += 1
         if self._handled != before:

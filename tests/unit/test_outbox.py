@@ -101,6 +101,44 @@ async def test_messages_are_acknowledged_only_when_the_receiver_says_so() -> Non
     assert len(box) == 0
 
 
+async def test_a_frame_that_is_handled_at_once_waits_for_earlier_ones_with_its_acknowledgement() -> None:
+    receiver = Receiver()
+    later = receiver.later = []
+    acknowledged: list[int] = []
+    place = await receiver.inbox.open(HERE)
+    box = outbox_to(lambda: place, on_acknowledged=lambda first, batch: acknowledged.append(first))
+    box.post(message(1))
+    await until(lambda: receiver.numbers == [1])
+    receiver.later = None
+    box.post(message(2))
+    await until(lambda: receiver.numbers == [1, 2])
+    await asyncio.sleep(0.05)
+    assert not acknowledged
+    later[0].set_result(None)
+    await until(lambda: acknowledged == [0, 1])
+
+
+async def test_after_a_frame_that_could_not_be_handled_none_is_acknowledged() -> None:
+    receiver = Receiver()
+    receiver.later = []
+    acknowledged: list[int] = []
+    place = await receiver.inbox.open(HERE)
+    box = outbox_to(lambda: place, on_acknowledged=lambda first, batch: acknowledged.append(first))
+    for number in (1, 2, 3):
+        box.post(message(number))
+        await until(lambda number=number: receiver.numbers[-1:] == [number])
+    receiver.later[1].cancel()
+    receiver.later[0].set_result(None)
+    await until(lambda: acknowledged == [0])
+    receiver.later[2].set_result(None)
+    receiver.later = None
+    box.post(message(4))
+    await until(lambda: receiver.numbers == [1, 2, 3, 4])
+    await asyncio.sleep(0.05)
+    assert acknowledged == [0]
+    assert len(box) == 3
+
+
 async def test_what_was_not_acknowledged_comes_again_after_a_restart() -> None:
     first, second = Receiver(), Receiver()
     first.later = []
