@@ -37,8 +37,9 @@ _CONNECT_S = 10.0
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds before each further attempt to connect (backoff); the last one repeats."""
 _KEEPALIVE = [("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 25_000)]
-"""Socket options in seconds, seconds, a count and milliseconds. Without the last, the kernel would go on
-sending to a machine that has vanished for a quarter of an hour, with its actor long since elsewhere."""
+"""Options of TCP (keep-alive), in seconds, seconds, a count and milliseconds. Without the last, the kernel
+would go on sending to a machine that has vanished for a quarter of an hour, with its actor long since
+elsewhere."""
 
 Place = tuple[str, int]
 """Host and port of an inbox."""

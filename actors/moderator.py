@@ -44,7 +44,7 @@ interval at which load reports come without news, too."""
 _VALIDATE_S = 10.0
 """Seconds between two checks of the conductor's state, which reads all dialogues in flight."""
 EVENTS_FILE = "conductor-events.jsonl"
-"""The file in `logs/` that a run which ends with an internal error leaves, to find the fault by."""
+"""The file in `logs/` that a run which ends with an internal error leaves, for debugging."""
 _FRAMES = 20
 """Frames of a traceback that are written there, the innermost ones."""
 

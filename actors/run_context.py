@@ -105,7 +105,7 @@ class RunContext(Struct, frozen=True, dict=True):
         return profile_named(self.settings.model_of(role).profile)
 
     def logger(self, actor: str) -> structlog.stdlib.BoundLogger:
-        """A log of one JSON object a line, in the run directory, one file an actor."""
+        """A log of one JSON object a line, in the run directory, one file for each actor."""
         return open_logger(Path(self.root), actor)
 
 

@@ -67,8 +67,8 @@ class Worker(MessagingActor):
     def receive(self, payload: bytes) -> None:
         """Begin work on each message; one that is under way already is not begun again (idempotent).
 
-        One of another term is: a new moderator asks, which was told what is on disk, and the answer to the
-        old one is not waited for any more.
+        One of another term is begun again: it is from a new moderator, which knows what is on disk, and the
+        answer to the old one is not waited for any more.
         """
         busy = self._busy
         for message in unpack(payload):

@@ -107,7 +107,7 @@ class ChatModel(Protocol):
 
 
 class Embedding(Struct, frozen=True, eq=False):
-    """An embedder's reply: one row of `vectors` a text, in order, and the usage of all calls that it needed.
+    """An embedder's reply: one row of `vectors` for each text, in order, and the usage of all its calls.
 
     Tokens that the endpoint does not report are `unreported` in `usage`, never zero.
     """

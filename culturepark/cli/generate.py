@@ -104,7 +104,7 @@ def _load_plan(config: Path | None, sets: list[str] | None, shard: str | None) -
 
 
 def _print_hint(console: Console, config: Path | None) -> None:
-    """Say that a key is there and not used, which a newcomer might expect."""
+    """Say that a key is set and not used, since a newcomer might expect that it is."""
     if config is None and os.environ.get("OPENAI_API_KEY"):
         console.print(
             "OPENAI_API_KEY is set and not used by the quickstart: "

@@ -8,7 +8,7 @@ until its outcome is on disk, so a slow disk slows the start of new dialogues in
 is paid for twice but those that were under way. What an actor that died was asked is asked again
 (at-least-once), and an answer that comes twice changes nothing (idempotent).
 
-To find a fault by, `conductor.events` holds what it saw last, and `conductor.validate()` says what does not
+For debugging, `conductor.events` holds what it saw last, and `conductor.validate()` says what does not
 hold of its state.
 """
 

@@ -1,4 +1,4 @@
-"""The last events that a conductor saw and the posts that followed, to find a fault by (stimulus log).
+"""The last events that a conductor saw and the posts that followed, for debugging (stimulus log).
 
     log.add(now_s, message, posts)
     log.records()

@@ -1,8 +1,8 @@
 """Answers of a model as they come, stored beside the results (cache): an evaluation that was stopped asks
 only the rest.
 
-One file a model, `answers/<digest>.jsonl`, the digest being of all that its answers depend on besides the
-question. A line is an answer; a last line that was cut short when the process died is removed.
+One file for each model, `answers/<digest>.jsonl`, the digest being of all that its answers depend on besides
+the question. A line is an answer; a last line that was cut short when the process died is removed.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Better = Literal["lower", "higher", "near 1", "neither"]
 class Measurement(Struct, frozen=True):
     """One figure. `task` and `metric` say what it is, `subset` of what: a culture, a data set, `all`.
 
-    `values` has one row a unit of resampling, named in `units`; None is missing. `statistic` names how
+    `values` has one row for each unit of resampling, named in `units`; None is missing. `statistic` names how
     a figure follows from the rows, with `parameters`. `floors` are the figures of baselines that know
     nothing, by name. `n` counts answers that could be read, `draws` all that was asked, `invalid_rate`
     the part of it that could not be read.

@@ -31,7 +31,7 @@ _GUESSES = 200
 
 
 def questions_of(of: LabelledSet, cultures: Mapping[str, Culture]) -> list[Question]:
-    """One question a text. Ids begin with the culture, and name the text by its row in the file."""
+    """One question for each text. Ids begin with the culture, and name the text by its row in the file."""
     return [
         Question(
             f"{row.culture}/{of.task.name}/{row.number}",

@@ -256,6 +256,6 @@ def sampled(of: Iterable[T], at_most: int, rng_seed: int, id_of: Callable[[T], s
 
 
 def vectors_of(opinions: Sequence[Opinion]) -> Vectors:
-    """One row an opinion; all have a vector."""
+    """One row for each opinion; all have a vector."""
     found = [one.vector for one in opinions if one.vector is not None]
     return np.stack(found) if found else np.zeros((0, 0), dtype=np.float32)

@@ -73,7 +73,7 @@ def paired_bootstrap(
 
     The same rows are drawn of both, RESAMPLES times, or `max_resamples` times where that leaves the p-value
     too coarse: see `resamples_for`. None if it is not defined on either. Raises ValueError unless there is
-    one row a unit in both.
+    one row for each unit in both.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} units cannot be paired with {len(second)}")

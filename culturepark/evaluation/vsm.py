@@ -1,7 +1,7 @@
 """Values Survey Module: people of a culture, as a model plays them, answer 24 questions.
 
-One call a person and item. The warnings of the module's manual hold here too and go with every result: see
-`WARNINGS`.
+One call for each person and item. The warnings of the module's manual hold here too and go with every result:
+see `WARNINGS`.
 """
 
 from __future__ import annotations

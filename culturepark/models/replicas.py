@@ -38,7 +38,7 @@ _LEAST_CONNECTIONS, _UNBOUNDED_CONNECTIONS = 8, 100_000
 _DECIDE_EVERY_S = 0.1
 """Seconds between two decisions on the limits, while this process decides on them alone."""
 _ROUND_OFFSET = 0x2D145116C16FF800
-"""0.17609 of 2**64 (the logarithm of 1.5): by this part of all replicas each round begins further on.
+"""Each round begins further on by this part of all replicas, in units of 2**-64: 0.17609, the log of 1.5.
 Found by trial: two to sixteen kinds in turn are spread evenly over two, three, four and eight replicas."""
 
 

@@ -87,7 +87,7 @@ class ScriptedEmbedder:
     dimensions = 64
 
     async def embed(self, texts: Sequence[str]) -> Embedding:
-        """One row a text; see ports.Embedder."""
+        """One row for each text; see ports.Embedder."""
         rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():

@@ -117,7 +117,7 @@ def _data(name: str) -> bytes:
 
 
 class Scored(Struct, frozen=True):
-    """The labelled set as an embedder sees it: one entry an opinion, all of the same length.
+    """The labelled set as an embedder sees it: one entry for each opinion, all of the same length.
 
     `question` numbers the opinion's question, `truth` is 1 for, -1 against and 0 off, `near` marks the
     near misses, and `sims` has shape (opinions, 2): the similarities with the statement and with its

@@ -105,7 +105,7 @@ def judge(sims: Sequence[float], stated: int, thresholds: Thresholds) -> Judgeme
 
 
 async def embed_positions(embedder: Embedder, positions: Sequence[Position]) -> Embedding:
-    """One row a position: the mean of its wordings' vectors, so its length is a little below 1.
+    """One row for each position: the mean of its wordings' vectors, so its length is a little below 1.
 
     A dot product with it is the mean cosine similarity with the wordings. Raises ModelError.
     """
@@ -146,8 +146,8 @@ class HybridVerifier:
     def judge_all(self, seed: Seed, stance_code: int, anchors: Vectors, opinions: Vectors) -> list[Judgement]:
         """Judge embedded opinions against one answer, in order.
 
-        `anchors` has one row a position of the seed, as `positions` gives them, `opinions` one row an
-        opinion. Raises KeyError for an unknown answer.
+        `anchors` has one row for each position of the seed, as `positions` gives them, `opinions` one row
+        for each opinion. Raises KeyError for an unknown answer.
         """
         stated = stated_position(seed, positions_of(seed), stance_code)
         if seed.scale != "nominal" and stated < _SIDES:
@@ -156,7 +156,7 @@ class HybridVerifier:
         return [judge([float(sim) for sim in row], stated, self._thresholds) for row in sims]
 
     async def positions(self, seed: Seed) -> Embedding:
-        """One row a position of the seed, embedded once for all callers.
+        """One row for each position of the seed, embedded once for all callers.
 
         The first caller gets the usage of that call, be it in the result or in the ModelError that is
         raised; the others get none, so that it is counted once.

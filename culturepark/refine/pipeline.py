@@ -270,7 +270,7 @@ class _Work:
         return judged
 
     async def _positions(self) -> Vectors:
-        """One row a position of the seed. The dialogue that needs them first counts their cost."""
+        """One row for each position of the seed. The dialogue that needs them first counts their cost."""
         try:
             positions = await self._refiner.hybrid.positions(self._brief.seed)
         except ModelError as error:
@@ -292,7 +292,7 @@ class _Work:
         return out
 
     async def _embed(self, texts: Sequence[str]) -> Vectors:
-        """One row a text. What was judged by its vector is not embedded a second time to be kept."""
+        """One row for each text. What was judged by its vector is not embedded a second time to be kept."""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             self._vectors |= zip(new, await self._embedded_now(new), strict=True)

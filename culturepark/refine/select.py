@@ -71,11 +71,11 @@ def select(
 ) -> list[Choice]:
     """Choose among the candidates of one cell.
 
-    `vectors` has one row a candidate. First, candidates within `near_duplicate` of one that the
+    `vectors` has one row for each candidate. First, candidates within `near_duplicate` of one that the
     culture kept before, or of an earlier one here, go. Of the rest, `clusters` are kept (0: all):
     groups share that number in proportion to their size, k-means++ splits each group, and of each
     cluster the medoid stays, or its longest member with `keep_longest` (a fault of the published
-    reference). What is kept is added to `kept_before`. Returns one choice a candidate, in order.
+    reference). What is kept is added to `kept_before`. Returns one choice for each, in order.
     """
     choices: list[Choice | None] = [None] * len(candidates)
     if not candidates:

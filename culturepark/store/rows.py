@@ -110,7 +110,7 @@ DIALOGUES: Any = pa.schema(
         ("ended_s", _F),
     ]
 )
-"""One row a planned dialogue, finished or failed."""
+"""One row for each planned dialogue, finished or failed."""
 
 OPINIONS: Any = pa.schema(
     [
@@ -142,7 +142,7 @@ OPINIONS: Any = pa.schema(
         ("embedding", pa.list_(pa.float32())),
     ]
 )
-"""One row an extracted opinion. `samples` shards hold those with `kept`, `rejected` shards the rest."""
+"""One row for each extracted opinion. `samples` shards hold those with `kept`, `rejected` shards the rest."""
 
 
 _CHUNK_ROWS = 512

@@ -206,7 +206,7 @@ class CachedEmbedder:
         self._known = {} if known is None else known
 
     async def embed(self, texts: Sequence[str]) -> Embedding:
-        """One row a text, in order; see ports.Embedder. Raises ModelError."""
+        """One row for each text, in order; see ports.Embedder. Raises ModelError."""
         usage = Usage()
         if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
             found = await self._embedder.embed(new)

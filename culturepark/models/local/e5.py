@@ -104,7 +104,7 @@ class E5:
         return vectors
 
     def _means(self, windows: Sequence[Sequence[int]]) -> _Matrix:
-        """The mean state of the last layer, one row a window; tokens of all of them in one matrix."""
+        """The mean state of the last layer, one row for each window; tokens of all of them in one matrix."""
         ends = np.cumsum([0, *map(len, windows)])
         spans = list(starmap(slice, pairwise(ends.tolist())))
         x = _unpacked(self._words[np.concatenate([np.asarray(window) for window in windows])])
