@@ -84,7 +84,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """`openai`: any OpenAI-compatible endpoint. `embedded`: a GGUF file served on this machine, or
     the packaged embedder. `scripted`: a fake for tests and benchmarks that follows a rule."""
     model: str = ""
-    """The model's name at the endpoint."""
+    """The model's name at the endpoint. embedded: a model of `culturepark embedded list`, which
+    `culturepark embedded install` puts on this machine; with `path` or `hub` no more than a label."""
     base_urls: tuple[str, ...] = ()
     """Replicas of the endpoint; empty means OPENAI_BASE_URL, or OpenAI's own address."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -93,7 +94,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     profile: Literal["full", "small"] = "full"
     """Which prompts it gets: `full`, or `small` for models of under about a billion parameters."""
     path: str = ""
-    """embedded: the GGUF file; empty means the packaged SmolLM2."""
+    """embedded: a GGUF file of your own; without `path`, `hub` and `model` it is the packaged SmolLM2."""
     hub: str = ""
     """embedded: `owner/name:file.gguf` on the model hub, fetched by `culturepark embedded fetch`
     and by nothing else."""

@@ -45,8 +45,8 @@ from culturepark.cultures import load_cultures
 from culturepark.dialogue.speaker import CulturalSpeaker
 from culturepark.messages import Ask, Spoke
 from culturepark.models.local import engine as embedded
+from culturepark.models.local.catalog import PACKAGED, known_models
 from culturepark.models.local.engine import servers_of
-from culturepark.models.local.weights import WEIGHTS_NAME
 from culturepark.plan import Plan
 from culturepark.ports import Completion, Prompt, Sampling
 from culturepark.prompts.registry import profile_named
@@ -595,7 +595,7 @@ def main() -> None:
             words = name.replace("_", " ")
             print(f"{words:42}{ratio['median']:10.1%} of bare ({ratio['min']:.1%} to {ratio['max']:.1%})")
     if given.json:
-        whole_of = {"machine": _machine(), "model": WEIGHTS_NAME} | results
+        whole_of = {"machine": _machine(), "model": known_models()[PACKAGED].title} | results
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole_of), indent=2) + b"\n")
 
 

