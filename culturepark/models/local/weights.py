@@ -1,6 +1,6 @@
 """The weights of the models that run on this machine: which file settings mean, where it lies, and its hash.
 
-Nothing here downloads any: that is install.py's, on the user's word alone.
+Nothing here downloads any: install.py and download.py do that, on the user's word alone.
 """
 
 from __future__ import annotations
