@@ -85,7 +85,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     the packaged embedder. `scripted`: a fake for tests and benchmarks that follows a rule."""
     model: str = ""
     """The model's name at the endpoint. embedded: a model of `culturepark embedded list`, which
-    `culturepark embedded install` puts on this machine; with `path` or `hub` no more than a label."""
+    `culturepark embedded install` puts on this machine; any other name is no more than a label."""
     base_urls: tuple[str, ...] = ()
     """Replicas of the endpoint; empty means OPENAI_BASE_URL, or OpenAI's own address."""
     api_key_env: str = "OPENAI_API_KEY"

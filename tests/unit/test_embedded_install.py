@@ -598,3 +598,7 @@ def test_the_packaged_model_is_meant_by_no_name_its_name_and_its_title(registry:
         assert len(servers_of(settings, 2)) == 2
     label = ModelSettings(engine="embedded", model="any label", path="own.gguf")
     assert catalog.name_of(label) is None  # a label beside a file of one's own, as ever
+    old = ModelSettings(engine="embedded", model="my speaker")
+    assert catalog.name_of(old) == "smollm2"  # a label, as ever
+    with pytest.raises(ConfigError, match="Did you mean `smollm2`"):
+        catalog.name_of(ModelSettings(engine="embedded", model="smollm"))

@@ -102,23 +102,21 @@ def model_named(name: str, where: str = "embedded model") -> LocalModel:
 def name_of(model: ModelSettings) -> str | None:
     """The name of the model that settings of an embedded one mean; None if `path` or `hub` name its file.
 
-    Raises ConfigError if `model` is no model of `config/models/`, or names one beside `path` or `hub`.
+    A `model` that is no model of `config/models/`, and like none, is a label: the packaged one is served
+    under it. Raises ConfigError if it looks like one misspelt, or names one beside `path` or `hub`.
     """
+    known = known_models()
     if model.path or model.hub:
-        if model.model in known_models():
+        if model.model in known:
             what = f"`model` names {model.model}, and `{'path' if model.path else 'hub'}` names a file."
             raise ConfigError("embedded model", what, "Keep one of them in [models].")
         return None
-    # A run's servers call the packaged one by its title.
-    if model.model in ("", known_models()[PACKAGED].title):
-        return PACKAGED
-    if model.model not in known_models():
-        fix = (
-            f"{did_you_mean(model.model, known_models())}`model` is one of {', '.join(known_models())}; "
-            f"leave it out for {PACKAGED}, or name a file of your own in `path`."
-        )
+    if model.model in known:
+        return model.model
+    if suggestion := did_you_mean(model.model, known):
+        fix = f"{suggestion}`model` is one of {', '.join(known)}; leave it out for {PACKAGED}."
         raise ConfigError("embedded model", f"there is no model {model.model!r}.", fix)
-    return model.model
+    return PACKAGED
 
 
 def is_packaged(model: ModelSettings) -> bool:
