@@ -178,7 +178,7 @@ print(json.dumps(said))
 """
 
 
-async def test_the_engine_answers_as_the_trained_model_does_whoever_was_asked_before(
+async def test_the_engine_answers_as_the_trained_model_does_whichever_was_asked_before(
     run: Run, trained: dict[str, tuple[Job, Outcome, list[str]]]
 ) -> None:
     by_name = adapters_of(run.root)

@@ -157,17 +157,21 @@ class World:
         self.answers.append(OutcomeStored(outcome.number, self.outcomes[outcome.number].failed))
 
 
+ALL_KINDS = {
+    "cultures": ["arabic", "korean"],
+    "questions": ["wvs7-q28"],
+    "kinds": ["cross", "in-culture", "direct"],
+    "dialogues_per_question": 3,
+    "utterances": 4,
+}
+"""A plan with dialogues of every kind."""
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1 << 32), st.booleans(), st.sampled_from([0, 5, 9]), st.integers(1, 5))
 def test_every_dialogue_is_recorded_once(seed: int, refine: bool, fails: int, at_once: int) -> None:
     of = builders.settings(
-        plan={
-            "cultures": ["arabic", "korean"],
-            "questions": ["wvs7-q28"],
-            "kinds": ["cross", "in-culture", "direct"],
-            "dialogues_per_question": 3,
-            "utterances": 4,
-        },
+        plan=ALL_KINDS,
         refine={"enabled": refine},
         limits={"dialogues_in_flight": at_once, "breaker": 1000},
     )
@@ -203,13 +207,7 @@ def test_whatever_comes_and_however_it_stops_nothing_is_lost_or_asked_too_much(
     seed: int, refine: bool, fails: int, at_once: int, breaker: int, after: int, then: str
 ) -> None:
     of = builders.settings(
-        plan={
-            "cultures": ["arabic", "korean"],
-            "questions": ["wvs7-q28"],
-            "kinds": ["cross", "in-culture", "direct"],
-            "dialogues_per_question": 3,
-            "utterances": 4,
-        },
+        plan=ALL_KINDS,
         refine={"enabled": refine},
         limits={"dialogues_in_flight": at_once, "breaker": breaker},
     )

@@ -162,7 +162,7 @@ def test_the_rows_hold_what_was_said_and_decided(tmp_path: Path) -> None:
     assert all(row["failure"] == "timeout" and row["reason"] for row in failed)
 
 
-def test_a_cell_waits_for_its_predecessor_whoever_was_faster(tmp_path: Path) -> None:
+def test_a_cell_waits_for_its_predecessor_whichever_was_faster(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "run", settings_of(shard_dialogues=1))
     plan = disk.run.plan
     outcomes = builders.outcomes(plan)

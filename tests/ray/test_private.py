@@ -61,7 +61,7 @@ def test_all_sockets_are_on_loopback_and_the_directory_is_closed(tmp_path: Path,
 JOIN = "import sys, ray; ray.init(address=sys.argv[1]); print(len(ray.nodes()), 'node')"
 
 
-def test_a_session_waits_for_nobodys_port_and_runs_nothing_needless(tmp_path: Path, generate: Any) -> None:
+def test_a_session_waits_for_no_others_port_and_runs_nothing_needless(tmp_path: Path, generate: Any) -> None:
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # another process may have it already
             other.bind(("127.0.0.1", 52365))
@@ -81,7 +81,7 @@ def test_a_session_waits_for_nobodys_port_and_runs_nothing_needless(tmp_path: Pa
         assert code == 0, printed
 
 
-def test_nobody_joins_without_the_token(tmp_path: Path, generate: Any) -> None:
+def test_no_process_joins_without_the_token(tmp_path: Path, generate: Any) -> None:
     out = tmp_path / "run"
     run = generate(out, *SCRIPTED, 'plan.cultures=["korean"]', 'models.chat.model="latency_ms=3000"')
     wait_for(lambda: any((out / "log").glob("*.wal")), "the run's log")

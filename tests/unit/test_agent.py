@@ -91,7 +91,7 @@ async def test_an_agent_told_the_transcript_asks_the_model_the_very_same(profile
                 assert isinstance(await fresh.speak(Ask(number, TERM, n + 2, "and so on")), Spoke)
 
 
-async def test_a_new_take_does_not_go_on_from_the_old_one() -> None:
+async def test_a_new_term_does_not_go_on_from_the_old_one() -> None:
     plan = plan_of_all()
     agent = speaker(plan, talker())
     turns = await converse(plan, 0, agent)

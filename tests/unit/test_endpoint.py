@@ -179,7 +179,7 @@ async def test_the_first_words_probabilities(
     assert (sent["logprobs"], sent["top_logprobs"]) == (True, 20)
 
 
-async def test_nobody_pays_for_probabilities_that_were_not_asked_for(servers: Servers) -> None:
+async def test_no_call_pays_for_probabilities_that_were_not_asked_for(servers: Servers) -> None:
     said = {"message": {"content": "2"}, "logprobs": {"content": [_place("2")]}}
     completion = await ask(servers.chat(await servers.start(body(choices=[said]))))
     assert completion.first_tokens == ()
@@ -628,7 +628,7 @@ def float64(of: Any) -> str:
         *((reply(rows(float64(kind))), 2) for kind in (np.float16, np.float32, np.float64)),
     ],
 )
-async def test_who_knows_no_base64_is_asked_for_numbers_from_then_on(
+async def test_an_endpoint_without_base64_is_asked_for_numbers_from_then_on(
     servers: Servers, refusal: Handler, calls: int
 ) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -650,14 +650,18 @@ def forms(servers: Servers) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-async def test_who_is_down_or_busy_is_not_asked_once_more_in_numbers(servers: Servers, status: int) -> None:
+async def test_an_endpoint_that_is_down_or_busy_is_not_asked_once_more_in_numbers(
+    servers: Servers, status: int
+) -> None:
     embedder = servers.embedder(await servers.start(reply({"error": "later"}, status)), retries=1)
     with pytest.raises(ModelError, match=str(status)):
         await embedder.embed(["a"])
     assert forms(servers) == ["base64", "base64"]
 
 
-async def test_who_has_answered_in_base64_is_asked_otherwise_only_if_it_says_so(servers: Servers) -> None:
+async def test_an_endpoint_that_answered_in_base64_is_asked_otherwise_only_if_it_says_so(
+    servers: Servers,
+) -> None:
     coded = reply({"data": [{"embedding": as_base64(1.0, 0.0), "index": 0}]})
     too_long = reply({"error": "for more information see the limits"}, 400)
     other = reply({"error": "encoding_format is not supported"}, 400)  # of another replica
@@ -671,7 +675,7 @@ async def test_who_has_answered_in_base64_is_asked_otherwise_only_if_it_says_so(
     assert forms(servers) == ["base64"] * 4 + ["float"] * 2
 
 
-async def test_who_sends_numbers_all_the_same_is_asked_as_before(servers: Servers) -> None:
+async def test_an_endpoint_that_sends_numbers_all_the_same_is_asked_as_before(servers: Servers) -> None:
     """What an endpoint is asked does not depend on what this process has asked it before."""
     embedder = servers.embedder(await servers.start(reply(rows([1.0, 0.0]))))
     for _ in range(2):

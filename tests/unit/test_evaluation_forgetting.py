@@ -50,7 +50,7 @@ def test_the_built_in_set() -> None:
         assert len({option.casefold() for option in item.options}) == 4
 
 
-def test_who_knows_is_right_and_who_does_not_is_at_the_floors() -> None:
+def test_a_model_that_knows_is_right_and_one_that_does_not_is_at_the_floors() -> None:
     found, model = measured(knows)
     assert list(found) == ["arithmetic", "facts", "words", "logic", "reading", "order", "all"]
     assert all(one.interval().value == 1 for one in found.values())

@@ -249,7 +249,7 @@ def test_two_runs_on_the_smaller_ones_budget(run_made: RunData) -> None:
 
 
 def test_one_lost_call_does_not_move_the_budget(run_made: RunData) -> None:
-    """It counts as the average one of its role; a role most of whose calls told nothing is left out."""
+    """It counts as the average one of its role; a role most of whose calls reported nothing is left out."""
 
     def dialogues(tokens: int, lost: int = 0) -> RunData:
         usage = {"extractor": Usage(2, 20, 0, 5)}

@@ -185,7 +185,7 @@ def test_a_repetition_is_seen_in_scripts_without_spaces() -> None:
     assert seen("我妈妈在银行上班，奶奶照看孩子，周末我们一起吃饭。", said, of=brief("Chinese")) == ()
 
 
-def test_who_begins_alike_and_goes_on_otherwise_repeats_nothing() -> None:
+def test_a_turn_that_begins_alike_and_goes_on_otherwise_repeats_nothing() -> None:
     begin = "I strongly agree that when a mother works for pay, the children suffer, because "
     assert (
         seen(

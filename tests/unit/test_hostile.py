@@ -168,7 +168,7 @@ async def test_the_largest_together_take_little_memory() -> None:
 
 
 @pytest.mark.parametrize("text", ["Say hello.", "x" * (8 << 20)])
-async def test_a_connection_that_nobody_accepts(text: str) -> None:
+async def test_a_connection_that_is_never_accepted(text: str) -> None:
     """The kernel shakes hands, and no more; a long prompt does not even get out."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         client = Client(f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
@@ -245,7 +245,7 @@ async def test_jumps_of_the_clock_change_no_wait(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("waits", ["gate", "backoff", "rate"])
-async def test_a_halt_ends_who_waits_and_tells_what_was_taken(waits: str) -> None:
+async def test_a_halt_ends_calls_that_wait_and_tells_what_was_used(waits: str) -> None:
     async with Hostile().serving() as server:
         misdeeds = {"backoff": ("null-content", "429-billion"), "rate": ("null-content",)}.get(
             waits, ("never",)
@@ -273,7 +273,7 @@ async def test_a_halt_ends_who_waits_and_tells_what_was_taken(waits: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["stray", "stray-late"])
-async def test_a_reply_that_nobody_asked_for_answers_no_later_call(name: str) -> None:
+async def test_a_reply_that_no_request_asked_for_answers_no_later_call(name: str) -> None:
     async with Hostile().serving() as server:
         client = Client(server.url)
         for number in range(5):
@@ -283,7 +283,7 @@ async def test_a_reply_that_nobody_asked_for_answers_no_later_call(name: str) ->
         await client.close()
 
 
-async def test_who_is_given_up_on_keeps_no_connection() -> None:
+async def test_a_call_that_is_given_up_keeps_no_connection() -> None:
     async with Hostile().serving() as server:
         client = Client(server.url)
         names = [name for name, (_, kind) in MISDEEDS.items() if kind in ("timeout", "too_large")]

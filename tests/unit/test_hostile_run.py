@@ -150,7 +150,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         "403",
     ],
 )
-async def test_a_poisoned_dialogue_fails_alone_and_holds_up_nobody(tmp_path: Path, poison: str) -> None:
+async def test_a_poisoned_dialogue_fails_alone_and_holds_up_no_other(tmp_path: Path, poison: str) -> None:
     async with Hostile().serving() as server:
         world = World(tmp_path, server)
         poisoned = world.plan.brief(0).affinity

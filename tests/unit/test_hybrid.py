@@ -149,7 +149,7 @@ async def _cost(verifier: HybridVerifier) -> Usage:
     return (await verifier.positions(NOMINAL)).usage
 
 
-async def test_many_who_ask_at_once_share_one_call_and_one_of_them_counts_it():
+async def test_many_callers_at_once_share_one_call_and_one_of_them_counts_it():
     embedder = _Paid()
     verifier = HybridVerifier(embedder, AT)
     costs = await asyncio.gather(*(_cost(verifier) for _ in range(20)))
@@ -173,7 +173,7 @@ async def test_a_call_that_failed_is_counted_once_and_made_again():
     assert len(embedder.calls) == 2
 
 
-async def test_who_is_cancelled_takes_the_call_from_nobody():
+async def test_a_caller_that_is_cancelled_takes_the_call_from_no_other():
     embedder = _Paid()
     verifier = HybridVerifier(embedder, AT)
     first = asyncio.create_task(_cost(verifier))

@@ -263,7 +263,7 @@ async def test_the_loss_of_a_connection_that_no_longer_stands_changes_nothing() 
     receiver.inbox.close()
 
 
-async def test_nobody_gets_in_without_the_token() -> None:
+async def test_no_sender_gets_in_without_the_token() -> None:
     receiver = Receiver(token=b"s" * 32)
     host, port = await receiver.inbox.open(HERE)
     for greeting in (TOKEN, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 4, b""):

@@ -118,7 +118,7 @@ def test_nothing_unknown_is_called_zero(tmp_path: Path) -> None:
     assert cost_of(told_little, run.settings, 22) == Cost()
 
 
-def test_calls_that_told_nothing_make_a_cost_the_least_it_can_be(tmp_path: Path) -> None:
+def test_calls_that_reported_nothing_make_a_cost_the_least_it_can_be(tmp_path: Path) -> None:
     run, snapshot = priced(tmp_path / "run", 6)
     total = dict(total_of(snapshot.funnels))
     whole = cost_of(total, run.settings, 0)
