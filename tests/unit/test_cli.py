@@ -94,6 +94,12 @@ def test_actors_start_without_what_they_do_not_need(actor: str, heavy: set[str])
     assert done.stdout.strip() == "set()"
 
 
+def test_a_console_script_installed_before_cli_was_a_package_still_starts() -> None:
+    code = "import sys; sys.argv = ['culturepark', '--version']; from culturepark.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("culturepark ")
+
+
 def test_version(capsys: Printed) -> None:
     assert culturepark(["--version"]) == 0
     assert re.fullmatch(r"culturepark \d+\.\d+\.\d+\n", capsys.readouterr().out)
