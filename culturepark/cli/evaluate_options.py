@@ -107,6 +107,6 @@ def _check_judge(options: EvaluateOptions) -> None:
     if options.judge_model and judge in (None, NO_JUDGE):
         what = "it is the model of a judge, and --judge names none."
         raise ConfigError("--judge-model", what, "Add `--judge URL`, or leave it out.")
-    if judge not in (None, NO_JUDGE, EMBEDDED) and "://" not in judge:
+    if Task.quality in options.tasks and judge not in (None, NO_JUDGE, EMBEDDED) and "://" not in judge:
         what = f"{judge!r} is no address, not `{EMBEDDED}` and not `{NO_JUDGE}`."
         raise ConfigError("--judge", what, "Name an endpoint such as http://host:8000/v1.")

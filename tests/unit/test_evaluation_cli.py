@@ -280,6 +280,8 @@ def test_an_option_that_would_do_nothing_is_refused(
         ({"task": [Task.quality], "judge_model": "wise"}, "--judge-model"),
         ({"task": [Task.quality], "judge": "none", "judge_model": "wise"}, "--judge-model"),
         ({"task": [Task.quality], "judge": "somebody"}, "--judge"),
+        ({"task": [Task.quality], "judge": ""}, "--judge"),
+        ({"task": [Task.opinions], "judge": ""}, None),
         ({"task": [Task.quality], "judge": URL, "judge_model": "wise"}, None),
         ({"task": [Task.opinions], "people": 0}, "--people"),
         ({"labelled": ["synthetic"], "rows": 9}, None),
