@@ -161,6 +161,12 @@ def _newest_epoch(directory: Path) -> int:
 def being_written(root: Path) -> bool:
     """Whether a process is writing to this run directory now."""
     try:
-        return flock.is_held(root / "lock")
-    except OSError:  # what cannot be locked cannot be written to by a run
+        fd = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # what cannot be opened cannot be written to by a run
         return False
+    try:
+        return not flock.try_acquire(fd, shared=True)
+    except OSError:  # it cannot be told, and to take a run for ended would be the worse error
+        return True
+    finally:
+        os.close(fd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import socket
@@ -12,7 +14,7 @@ from random import Random
 import pytest
 
 from culturepark.errors import RunDirError
-from culturepark.store.lock import RunLock
+from culturepark.store.lock import RunLock, being_written
 from tests.faults import Crash, FaultyFiles
 
 
@@ -124,3 +126,18 @@ def test_a_lock_file_with_rubbish_inside_is_no_obstacle(tmp_path: Path) -> None:
         (tmp_path / "lock").write_bytes(b"")
         with pytest.raises(RunDirError, match="has only begun"):
             RunLock.acquire(tmp_path)
+
+
+def test_a_lock_that_cannot_be_asked_for_counts_as_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not being_written(tmp_path)
+    with RunLock.acquire(tmp_path):
+        assert being_written(tmp_path)
+    assert not being_written(tmp_path)
+
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert being_written(tmp_path)
