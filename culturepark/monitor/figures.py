@@ -18,7 +18,7 @@ from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.rundir import Run
-from culturepark.usage import Usage, tells_usage, total
+from culturepark.usage import Usage, add, tells_usage, total
 
 WINDOW_S = 30.0
 """A rate of "now" is the mean over this many seconds (sliding window)."""
@@ -94,13 +94,13 @@ class Cost(Struct, frozen=True):
     """Money of the dialogues that have ended, and of those that have not; None means unknown.
 
     `to_come` assumes that each dialogue still owed, those in flight included, costs the average so far.
-    The usage of `untold` calls is unknown (most of them broke off): then `so_far` is a lower bound.
+    The usage of `unreported` calls is unknown (most of them broke off): then `so_far` is a lower bound.
     """
 
     so_far: float | None = None
     to_come: float | None = None
     local: bool = False
-    untold: int = 0
+    unreported: int = 0
 
 
 class Dialogues(Struct, frozen=True):
@@ -255,24 +255,32 @@ def cost_of(
     """Money so far, what is spent on dialogues `underway` included, and to come for `owed` dialogues."""
     if all(model.prices.local for model in settings.models.values()):
         return Cost(0.0, 0.0, local=True)
-    by_role, begun = funnels.usage_of(funnel), funnels.usage_of(underway or {})
-    moneys = [_least_cost(role, usage, settings) for role, usage in by_role.items()]
+    of_ended, of_underway = funnels.usage_of(funnel), funnels.usage_of(underway or {})
+    whole = add(of_ended, of_underway)
+    # Judged together: calls under way would drop out once most of them are unreported.
+    metered = {role for role, usage in whole.items() if _is_metered(usage)}
+    costs = [_least_cost(role, usage, role in metered, settings) for role, usage in of_ended.items()]
+    underway_costs = [
+        _least_cost(role, usage, role in metered, settings) for role, usage in of_underway.items()
+    ]
     ended = funnel.get("finished", 0) + funnel.get("failed", 0)
     priced = all(settings.prices_of(role).known for role in settings.roles_used)
-    if None in moneys or not (ended or priced):
+    if None in costs or None in underway_costs or not (ended or priced):
         return Cost()
-    of_ended = sum(m for m in moneys if m is not None)
-    of_begun = [_least_cost(role, usage, settings) for role, usage in begun.items()]
-    so_far = of_ended + sum(m for m in of_begun if m is not None)
-    untold = total(by_role).unreported + total(begun).unreported
+    spent = sum(one for one in costs if one is not None)
+    spent_underway = sum(one for one in underway_costs if one is not None)
+    unreported = total(whole).unreported
     if not owed:
-        return Cost(so_far, 0.0, untold=untold)
-    to_come = max(0.0, of_ended / ended * owed - (so_far - of_ended)) if ended else None
-    return Cost(so_far, to_come, untold=untold)
+        return Cost(spent + spent_underway, 0.0, unreported=unreported)
+    to_come = max(0.0, spent / ended * owed - spent_underway) if ended else None
+    return Cost(spent + spent_underway, to_come, unreported=unreported)
 
 
-def _least_cost(role: str, usage: Usage, settings: Settings) -> float | None:
+def _is_metered(usage: Usage) -> bool:
+    return tells_usage(usage) and usage.tokens > 0
+
+
+def _least_cost(role: str, usage: Usage, metered: bool, settings: Settings) -> float | None:
     """The cost of those of a role's calls whose tokens are known, the least that all of them cost; None if
-    the prices are unknown, or the tokens of most calls."""
-    known = tells_usage(usage) and usage.tokens
-    return cost(replace(usage, unreported=0) if known else usage, settings.prices_of(role))
+    the prices are unknown, or the role is not `metered`: the tokens of most of its calls are unknown."""
+    return cost(replace(usage, unreported=0) if metered else usage, settings.prices_of(role))

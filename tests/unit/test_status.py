@@ -124,8 +124,22 @@ def test_calls_that_reported_nothing_make_a_cost_the_least_it_can_be(tmp_path: P
     whole = cost_of(total, run.settings, 0)
     total["usage:speaker:unreported"] = 3
     total["usage:speaker:calls"] += 3
-    assert cost_of(total, run.settings, 0) == replace(whole, untold=3)
-    assert cost_words(replace(whole, untold=3)) == f"at least {cost_words(whole)}"
+    assert cost_of(total, run.settings, 0) == replace(whole, unreported=3)
+    assert cost_words(replace(whole, unreported=3)) == f"at least {cost_words(whole)}"
+
+
+def test_calls_under_way_are_judged_with_those_of_the_role_that_ended(tmp_path: Path) -> None:
+    run, snapshot = priced(tmp_path / "run", 6)
+    ended = dict(total_of(snapshot.funnels))
+    underway = {
+        "usage:speaker:calls": 3,
+        "usage:speaker:unreported": 2,
+        "usage:speaker:prompt_tokens": 50_000,
+    }
+    reported = cost_of(ended, run.settings, 18, underway | {"usage:speaker:unreported": 0})
+    assert cost_of(ended, run.settings, 18, underway) == replace(reported, unreported=2)
+    silent = {"usage:speaker:calls": 9_999, "usage:speaker:unreported": 9_999}
+    assert cost_of(ended, run.settings, 18, silent) == Cost()
 
 
 def test_the_time_left_is_that_of_the_turns_left(tmp_path: Path) -> None:

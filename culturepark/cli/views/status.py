@@ -97,7 +97,7 @@ def cost_words(cost: Cost) -> str:
     """Money so far, and to come unless nothing is."""
     if cost.local or cost.so_far is None:
         return money(cost.so_far, cost.local)
-    so_far = f"at least {money(cost.so_far)}" if cost.untold else money(cost.so_far)
+    so_far = f"at least {money(cost.so_far)}" if cost.unreported else money(cost.so_far)
     if cost.to_come == 0:
         return so_far
     to_come = "unknown" if cost.to_come is None else f"about {money(cost.to_come)}"
