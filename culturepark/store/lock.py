@@ -166,7 +166,7 @@ def being_written(root: Path) -> bool:
         return False
     try:
         return not flock.try_acquire(fd, shared=True)
-    except OSError:  # it cannot be told, and to take a run for ended would be the worse error
+    except OSError:  # unknown: to call a run ended that is not would be the worse error
         return True
     finally:
         os.close(fd)
