@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
 import traceback
@@ -22,6 +21,7 @@ from actors.supervision import cause_of, leave, losses, never_comes_back
 from culturepark.dialogue.conductor import Conductor
 from culturepark.dialogue.invariants import InvariantViolation
 from culturepark.dialogue.slots import COLLECTOR, REFINERS, Post
+from culturepark.errors import RunDirError
 from culturepark.limits.budget import Budget
 from culturepark.limits.coordinator import Coordinator, known_limits
 from culturepark.messages import (
@@ -36,6 +36,7 @@ from culturepark.messages import (
     stored,
     unpack,
 )
+from culturepark.store.files import REAL, Files, write_view
 
 _SETTLED_S = 3.0
 """Seconds without a call under way after which all that came in is sure to be on disk: a few times the
@@ -73,6 +74,7 @@ class Moderator(MessagingActor):
         async with self._starting:
             if self._conductor is not None:
                 return
+            remove_events(Path(self._context.root))
             term = secrets.randbits(48)
             ended, underway, spent = await self._of_collector("begin", term)
             in_progress = decode_in_progress(underway)
@@ -87,7 +89,7 @@ class Moderator(MessagingActor):
             self._conductor = conductor
             progress = conductor.progress()
             self._log.info(
-                "started", planned=progress.planned, ended=progress.ended, begun=len(in_progress), term=term
+                "started", planned=progress.planned, ended=progress.ended, begun=len(in_progress), take=term
             )
             self._spent(decode(spent))
             with self._noticing():
@@ -248,7 +250,7 @@ class Moderator(MessagingActor):
             write_events(Path(self._context.root), self._conductor, error)
 
 
-def write_events(root: Path, conductor: Conductor, error: BaseException) -> None:
+def write_events(root: Path, conductor: Conductor, error: BaseException, files: Files = REAL) -> None:
     """Write what the conductor saw last to `logs/conductor-events.jsonl`, for debugging.
 
     A line on the failure and the state, then one line for each event, oldest first. None of them holds a word
@@ -266,14 +268,16 @@ def write_events(root: Path, conductor: Conductor, error: BaseException) -> None
     }
     lines = b"".join(msgspec.json.encode(one) + b"\n" for one in (head, *conductor.events.records()))
     path = root / "logs" / EVENTS_FILE
-    partial = path.with_suffix(".part")
+    with contextlib.suppress(OSError, RunDirError):
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(path.parent)  # the run directory is not made anew, should this node not see it
+        write_view(path, lines, files)
+
+
+def remove_events(root: Path, files: Files = REAL) -> None:
+    """Remove the file of an earlier failure, which says nothing of the run that goes on."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        try:
-            partial.write_bytes(lines)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        files.remove(root / "logs" / EVENTS_FILE)
 
 
 def _broken(conductor: Conductor) -> str:

@@ -25,6 +25,8 @@ culturepark/messages.py
   term: int = msgspec.field(name="take")
 culturepark/store/head.py
   term: int | None = msgspec.field(name="take")
+actors/moderator.py
+  "started", planned=progress.planned, ended=progress.ended, begun=len(in_progress), take=term
 # What models read, and patterns over what they say.
 culturepark/prompts/small.py
   "Thank you, {other}. What I take from this is that",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actors.base import MessagingActor
-from actors.moderator import EVENTS_FILE, Moderator, write_events
+from actors.moderator import EVENTS_FILE, Moderator, remove_events, write_events
 from culturepark.dialogue.conductor import Conductor
 from culturepark.dialogue.slots import COLLECTOR, REFINERS, Post
 from culturepark.messages import Spoke, Turn, encode, pack
@@ -107,7 +107,14 @@ def test_a_disk_that_refuses_the_events_is_no_further_failure(tmp_path: Path) ->
     assert not (tmp_path / "not on this node").exists()
     (tmp_path / "logs" / EVENTS_FILE).mkdir(parents=True)
     write_events(tmp_path, conductor, KeyError())
-    assert os.listdir(tmp_path / "logs") == [EVENTS_FILE]
+    assert (tmp_path / "logs" / EVENTS_FILE).is_dir()
+
+
+def test_the_events_of_an_earlier_failure_are_removed(tmp_path: Path) -> None:
+    remove_events(tmp_path)  # there are none
+    write_events(tmp_path, _Moderator(tmp_path).conductor, KeyError())
+    remove_events(tmp_path)
+    assert os.listdir(tmp_path / "logs") == []
 
 
 def test_a_run_with_the_events_of_a_failure_is_opened_again(tmp_path: Path) -> None:
