@@ -207,7 +207,7 @@ def test_a_run_that_goes_on_is_shown_as_its_driver_saw_it(tmp_path: Path, capsys
     assert found["endpoints"][0]["limit"] == 40
     assert found["cost"]["to_come"] > 0
     printed = capsys.readouterr().out
-    for words in ("running", "60 s ago", "15 in flight", "one:8000", "2.4 s", "to come", "arabic"):
+    for words in ("running", " s ago)", "15 in flight", "one:8000", "2.4 s", "to come", "arabic"):
         assert words in printed
 
 
