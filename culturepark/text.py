@@ -129,92 +129,15 @@ def _sentence_ends(text: str, start: int = 0, end: int | None = None) -> Iterato
 
 # --- courtesies ---------------------------------------------------------------------------------------
 
-# Words that state a view: a clause with one of them is no courtesy.
-_VIEW = re.compile(
-    r"\b(?:because|should|must|ought|believe|think|agree|when|whenever|"
-    r"aber|denn|weil|muss|müssen|soll|sollte|sollten|glaube|finde|pero|porque|creo|pienso|debe|deben|debemos|"
-    r"mas|acho|penso|deve|devem|ama|çünkü|bence|gerek|inanıyorum)\b|"
-    r"لكن|لأن|يجب|أعتقد|কিন্তু|কারণ|উচিত|মনে করি|因为|但是|应该|必须|认为|觉得|"
-    r"왜냐하면|하지만|해야|생각",
-    re.IGNORECASE,
-)
-_STOPS = r",.;!\n\u2014\u3002\uff0c\uff01\u3001\u060c\u061b\u0964"
-_NAME = r"(?:,? (?-i:[A-Z])[\w'-]*)?"
-# Words that tell of one's own life, or of how things are done, in thanks that run on without a comma.
-_TELLS = (
-    r"\b(?:my(?! (?:dear )?(?:friend|brother|sister|dear)\b)|our|always|never|"
-    r"siempre|nunca|sempre|immer|nie|hep)\b|her zaman|دائما|সবসময়|总是|항상|언제나"
-)
-_TAIL = rf"(?:(?!{_TELLS})[^{_STOPS}]){{0,60}}"
-_THANKS = (
-    r"(?:muchas |muchísimas |mil )?gracias\b(?! a (?!ti\b|vos\b|usted|tod[oa]s\b))|"
-    r"(?:te|le|os|les) agradezco\b|(?:muit[oa] )?obrigad[oa]s?\b(?! a\b)|agradeço\b|"
-    r"danke\b(?! (?:zu|sagen)\b)|(?:(?:vielen|herzlichen|besten|lieben|schönen|tausend) )+dank\b|"
-    r"ich danke (?:dir|euch|ihnen)\b|"
-    r"(?:çok )?teşekkür(?:ler| ederi[mz])\b|(?:çok )?sağ ?ol|"
-    r"(?:ألف )?(?:شكر(?:ا|ًا)|أشكرك|نشكرك)|(?:আপনাকে |তোমাকে |অনেক |অসংখ্য )*ধন্যবাদ(?! দেওয়া)|"
-    r"(?:我|也|非常|很|真的|真|太|十分|衷心|再次)*(?:谢谢|感谢|多谢)"
-    rf"(?=你|您|大家|各位|分享|邀请|今天|这次|\s*(?:$|[{_STOPS}]))|"
-    r"감사(?:합니다|드립니다|해요)|고마(?:워|웠)|고맙(?:습니다|네)"
-)
-# Where the verb comes last, so do thanks.
-_THANKS_AT_END = (
-    r"(?:감사(?:합니다|드립니다|해요)|고마워요?|고마웠어요?|고맙습니다|teşekkür(?:ler)?(?: ederim)?|"
-    r"ধন্যবাদ(?: জানাই)?)"
-)
-_FAREWELL = (
-    r"see you\b|adiós\b|hasta (?:luego|pronto|la vista|mañana|la próxima)\b|nos vemos\b|tchau\b|adeus\b|"
-    r"até (?:logo|breve|mais|amanhã|[aà] próxima)\b|auf wiedersehen\b|tschüss?\b|"
-    r"bis (?:bald|dann|später|zum nächsten mal)\b|hoşça ?kal|görüş(?:ürüz|mek üzere)|güle güle\b|"
-    r"مع السلامة|إلى اللقاء|وداعا|বিদায়|আবার দেখা হবে|再见|回头见|下次见|保重|"
-    r"안녕히|잘 가|다음에 (?:또 )?(?:봐|만나|뵙)"
-)
-_WISH = (
-    r"wish(?:ing)? you\b(?! (?:could|would|had|were|knew)\b)|"
-    r"all the best\b(?= (?:to|for|in|with|from)\b|\W*$)|best wishes\b|god bless(?: you| your| us| and|\W*$)|"
-    r"(?:until|till) (?:next time|we (?:meet|talk|speak|see))\b|have an? (?:(?:very |really )?"
-    r"(?:good|great|nice|lovely|wonderful|safe|blessed|pleasant|peaceful|beautiful) )+"
-    r"(?:day|evening|night|week|weekend|journey|trip|time|year)\b|same to you\b|likewise\b(?=\W*$)|"
-    r"(?:te|le|os|les) deseo\b|que teng\w+ (?:una?|buen[oa]?)\b|igualmente\b|"
-    r"tudo de bom\b|boa sorte\b|alles gute\b|ich wünsche (?:dir|euch|ihnen)\b|schönen (?:tag|abend) noch\b|"
-    r"kendine iyi bak|iyi (?:günler|akşamlar|geceler)\b|"
-    r"أتمنى لك|مع تمنياتي|بالتوفيق|শুভকামনা|শুভ (?:কামনা|রাত্রি)|ভালো থাক|祝(?:你|您|大家|愿|福)|"
-    r"좋은 하루|행복하세요|건강하세요|잘 지내"
-)
-_PLEASED = (
-    r"(?:ha sido|fue) un (?:gran |verdadero )?placer\b|encantad[oa] de (?:conocer|hablar)|mucho gusto\b|"
-    r"foi um (?:grande )?prazer\b|prazer em (?:conhec|falar)|freut mich\b|"
-    r"es war (?:mir )?(?:eine (?:große )?freude|schön),? (?:mit|dich|sie)\b|memnun oldum|"
-    r"سعدت (?:ب|بال)?(?:الحديث|لقائك|التحدث)|تشرفت ب|很高兴(?:认识|见到|[和与跟])|만나서 반가|반갑습니다"
-)
-_FOR = (
-    r"for (?:(?:the|this|our|a|such a) (?:(?:very |so )?"
-    r"(?:lovely|nice|good|great|warm|wonderful|kind|interesting|pleasant|open|honest|long|delightful) )*"
-    r"(?:talk|conversation|discussion|chat|exchange)\b|"
-    r"your (?:\w+ ){0,3}(?:time|help|words|thoughts|story|stories|insights?|kindness|hospitality|patience|"
-    r"company|openness|honesty|perspective|answers?|views?)\b(?=\W*$)|"
-    r"(?:sharing|telling|listening)(?: (?:that|this|it|all|with|to|me|us|your|so)\b|\W*$)|"
-    r"(?:having me|inviting|taking the time|being here|coming)\b|everything(?: you\b|\W*$))"
-)
-_LEAD = (
-    r"(?:(?:well|oh|yes|no|so|and|but|ah|ok|okay|again|once again|many|"
-    r"(?:i|we)(?: also| really| just)?(?: want(?:ed)? to| would like to|'d like to)?(?: say)?)"
-    r"\b[,!]?\s+){0,8}"
-)
-# What begins a clause and is courtesy whatever follows the comma or stop after it.
-_OPENER = re.compile(
-    rf"[¡\"'\u201c*]{{0,3}}{_LEAD}(?:"
-    r"(?:hello|hi|hey|good ?bye|bye|farewell|welcome|good (?:morning|afternoon|evening)|"
-    r"take care(?: of yoursel(?:f|ves))?)"
-    r"(?: there| again| everyone| all| both| for now| then| dear| my (?:dear )?friend)*"
-    rf"{_NAME}|welcome to [^{_STOPS}]*|"
-    rf"thank(?:s| you)\b(?! to\b)(?:(?! for\b|{_TELLS})[^{_STOPS}])*(?: for\b[^{_STOPS}]*)?|"
-    r"you(?:'re| are) (?:very |most |always )?welcome(?: any ?time| too)?|"
-    r"(?:(?:hola|buen[oa]s (?:días|tardes|noches)|olá|oi|bom dia|boa (?:tarde|noite)|hallo|"
-    r"guten (?:tag|morgen|abend)|merhaba|selam|günaydın)\b|مرحبا|أهلا|السلام عليكم|صباح الخير|مساء الخير|"
-    r"নমস্কার|হ্যালো|你好|您好|大家好|早上好|안녕하세요|안녕)(?:[,\s]\s*[^\W\d_]+){0,2}|"
-    rf"(?:{_THANKS}|{_FAREWELL}|{_WISH}|{_PLEASED}|{_FOR}){_TAIL}|{_TAIL}{_THANKS_AT_END}"
-    rf")\s*(?:[{_STOPS}]+\s*|$|(?=\band\b))",
+# English greetings and thanks, up to the comma or stop after them.
+_VIEW = r"\b(?:because|should|must|ought|believe|think|when|whenever)\b"
+_FILLERS = r"(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)*"
+_GREETING = re.compile(
+    rf"{_FILLERS}(?:"
+    r"(?:hello|hi|hey|goodbye|bye|welcome|good (?:morning|afternoon|evening))"
+    r"(?: there| again| everyone| my (?:dear )?friend)?(?:,? (?-i:[A-Z])[\w'-]*)?|welcome to [^,.;!]*|"
+    rf"(?:many )?thank(?:s| you)\b(?! to\b)(?:(?!{_VIEW})[^,.;!])*|"
+    r"you(?:'re| are) (?:very |most )?welcome)\s*(?:[,.;!]+\s*|$)",
     re.IGNORECASE,
 )
 _ABOUT_THE_TALK = re.compile(
@@ -225,13 +148,13 @@ _ABOUT_THE_TALK = re.compile(
 # What is courtesy only when it is about the other person or the talk, and states no view.
 _WARM = re.compile(
     r"(?:i(?:'m| am|'d be| was) (?:so |very |really |also )?(?:glad|happy|grateful|thankful|pleased|sorry)|"
-    r"i (?:really |truly |do |also )?(?:appreciate|enjoyed)|"
+    r"i (?:really |truly |do |also )?appreciate|"
     r"(?:that|it)(?:'s| was| is|'s been| has been) (?:very |really |so |been )?"
     r"(?:a (?:great |real )?pleasure|lovely|nice|great|good|wonderful|kind|interesting)"
     r"(?= (?:to (?:meet|hear|see|talk|know|speak)|of you|that (?:you|we)(?:'ve|'re| have| are)|"
     r"(?:meeting|talking|speaking|chatting|hearing|getting)))|"
     r"how (?:good|nice|lovely|kind|wonderful|great)|(?:good|nice|lovely|great) to (?:meet|hear|see|talk)|"
-    r"(?:i(?:'m| am)? )?look(?:ing)? forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
+    r"i look forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
     r"peace be)\b",
     re.IGNORECASE,
 )
@@ -240,32 +163,88 @@ _SET_PHRASE = re.compile(
     r"(?: to (?:hear (?:that|it|this)|help|listen))?|"
     r"(?:that|it)(?:'s| is| was) (?:very |really |so |a )?"
     r"(?:kind|wonderful|great|interesting|lovely|good|nice|true)(?: (?:to (?:hear|know)|point|idea|indeed))?|"
-    r"(?:that|it) (?:was|has been) (?:such )?an? (?:great |real )?(?:pleasure|honou?r|joy)|"
     r"i look forward to (?:it|that|hearing more|learning more))\W*$|"
     r"(?:please )?(?:let me know|feel free|(?:do not|don't) hesitate|tell me|go on|come (?:in|and visit))\b|"
     r"if (?:there(?:'s| is)|you (?:have|need)) any.*\b(?:let me know|tell me|ask me|feel free|hesitate|"
     r"i can (?:do|help)|i(?:'m| am) here)\b",
     re.IGNORECASE,
 )
-_FILLERS = re.compile(r"(?:(?:well|oh|yes|so|and|but|ah)\b[,!]?\s+)+", re.IGNORECASE)
+_STATES_VIEW = re.compile(_VIEW, re.IGNORECASE)
+_LEADING_FILLERS = re.compile(rf"^{_FILLERS}", re.IGNORECASE)
 _FEW_WORDS = 2
 """At most this many words after a greeting or thanks, such as a name, belong to it."""
 
+# Whole phrases that say nothing else, in the languages of the shipped cultures. A phrase has no open end:
+# "all the best" is one, and "all the best in life comes from family" is none.
+_WHOLE = (
+    # English
+    r"(?:hello|hi|good ?bye|bye|farewell|good (?:morning|afternoon|evening|night))(?: all| for now)?|"
+    r"(?:no,? )?(?:i (?:just )?want(?:ed)? to say )?thank(?:s| you)(?: (?:so|very) much)?(?: again)?|"
+    r"take care(?: of yoursel(?:f|ves))?|see you(?: (?:soon|later|again|then|tomorrow|next (?:time|week)))*|"
+    r"(?:until|till) (?:next time|we (?:meet|talk|speak) again)|"
+    r"(?:(?:i|we) )?wish(?:ing)? you (?:and your family )?(?:all the best|well|peace|happiness|success)|"
+    r"(?:all the best|best wishes)(?: (?:to|for) you(?: all)?(?: and your family)?)?|"
+    r"god bless you(?: all)?(?: and your family)?|peace be (?:up)?on you|same to you|likewise|"
+    r"have an? (?:good|great|nice|lovely|wonderful|blessed|safe) (?:day|evening|night|week|trip|time)|"
+    r"it (?:was|has been) (?:such )?an? (?:great |real )?(?:pleasure|honou?r|joy)|"
+    r"i(?:'ve)? (?:really |truly )?enjoyed (?:our|this) (?:talk|conversation|discussion|chat)|"
+    # Spanish
+    r"hola|buen[oa]s (?:días|tardes|noches)|(?:(?:muchas|muchísimas|mil) )?gracias(?: a (?:ti|usted|todos))?"
+    r"(?: por (?:todo|compartir|escuchar(?:me)?|(?:tu|su) tiempo|(?:la|esta) (?:charla|conversación)))?|"
+    r"(?:te|le|os|les) (?:lo )?agradezco(?: mucho)?|adiós|hasta (?:luego|pronto|la vista|mañana|la próxima)|"
+    r"nos vemos(?: pronto)?|cuídate(?: mucho)?|igualmente|(?:te|le|os|les) deseo (?:todo )?lo mejor|"
+    r"que tengas? un buen día|(?:ha sido|fue) un (?:gran )?placer|mucho gusto|encantad[oa](?: de conocerte)?|"
+    # Portuguese
+    r"olá|bom dia|boa (?:tarde|noite|sorte)|tudo de bom|tchau|adeus|até (?:logo|breve|mais|amanhã|a próxima)|"
+    r"(?:muit[oa] )?obrigad[oa](?: a (?:você|todos))?(?: (?:por (?:tudo|compartilhar|ouvir)|pela conversa))?|"
+    r"(?:eu )?agradeço(?: muito)?|foi um (?:grande )?prazer|prazer em conhecê-l[oa]|"
+    # German
+    r"hallo|guten (?:tag|morgen|abend)|gute nacht|ich danke (?:dir|euch|ihnen)(?: sehr)?|"
+    r"(?:danke(?: (?:sehr|schön|vielmals|dir|euch|ihnen))?|(?:(?:vielen|herzlichen|besten|lieben) )+dank)"
+    r"(?: für (?:das gespräch|alles))?|auf wiedersehen|tschüss?|bis (?:bald|dann|später|morgen)|mach'?s gut|"
+    r"(?:ich wünsche (?:dir|euch|ihnen) )?alles gute|(?:einen )?schönen (?:tag|abend) noch|(?:es )?"
+    r"freut mich|es war (?:mir )?(?:eine freude|schön),? mit (?:dir|euch|ihnen) zu (?:sprechen|reden)|"
+    # Turkish
+    r"merhaba|selam|günaydın|(?:çok )?sağ ?ol(?:un)?|hoşça ?kal(?:ın)?|görüşürüz|görüşmek üzere|güle güle|"
+    r"(?:(?:anlattığın|paylaştığın|her şey) için )?(?:çok )?teşekkür(?:ler| eder[ıi][mz])|"
+    r"kendine iyi bak|iyi (?:günler|akşamlar|geceler)|(?:çok )?memnun oldum|"
+    # Arabic
+    r"مرحبا|أهلا(?: وسهلا)?|السلام عليكم|صباح الخير|مساء الخير|مع السلامة|إلى اللقاء|وداعا|بالتوفيق|"
+    r"تشرفت بك|"
+    r"(?:شكرا|شكرًا|أشكركم?)(?: جزيلا| جزيلًا)?(?: لكم?)?(?: على (?:هذا الحديث|كل شيء|وقتك))?|"
+    # Bengali
+    r"নমস্কার|(?:আপনাকে |তোমাকে )?(?:অনেক |অসংখ্য )?ধন্যবাদ|বিদায়|আবার দেখা হবে|শুভকামনা|শুভ রাত্রি|"
+    r"ভালো থাকবেন|"
+    # Chinese
+    r"(?:你|您|大家|早上|晚上)好|再见|回头见|下次见|保重|很高兴(?:认识|见到)[你您]|"
+    r"(?:我|也|非常|很|真的|太|十分|衷心|再次){0,3}(?:谢谢|感谢|多谢)(?:你们?|您|大家|各位)?(?:了|的分享)?|"
+    r"祝(?:你|您|大家)(?:一切顺利|好运|幸福|健康|平安)|"
+    # Korean
+    r"안녕하세요|안녕히 (?:계세요|가세요)|만나서 반가(?:워요|웠어요|웠습니다)|(?:만나서 )?반갑습니다|"
+    r"(?:(?:이야기해|말씀해|들어|시간 내) ?주셔서 )?(?:정말 |너무 |대단히 )?"
+    r"(?:감사(?:합니다|드립니다|해요)|고마(?:워|워요|웠어요)|고맙습니다)|좋은 하루 (?:보내세요|되세요)"
+)
+_VOCATIVE = r"(?-i:[A-ZÀ-ÖØ-Þ])[\w'-]*|(?:frau|herr|señora?|senhora?) [\w'-]+|يا \w+|\w{1,4} ?[씨님]"
+_BETWEEN = r"(?:\s*[,.;!\u2014\u3002\uff0c\uff01\u3001\u060c\u061b\u0964]+\s*|\s+)(?:(?:and|y|e|und|ve)\s+)?"
+_PHRASE = rf"(?:{_WHOLE})(?:{_BETWEEN}(?:{_VOCATIVE}))?"
+_NOTHING_ELSE = re.compile(rf"[¡\"'\u201c*\s]*{_PHRASE}(?:{_BETWEEN}{_PHRASE}){{0,4}}\W*", re.IGNORECASE)
+
 
 def is_courtesy(clause: str) -> bool:
-    """Whether a clause only greets, thanks, says farewell, wishes well or is kind to the other person, in
-    any language of the shipped cultures.
+    """Whether a clause only greets, thanks, says farewell, wishes well or is kind to the other person.
 
-    A clause that states a view ("because", "should", "I think") is never a courtesy. Apostrophes are plain.
+    In English, kind words may go on ("I am glad that you told me so") unless they state a view ("because",
+    "should", "I think"); whatever else counts, in the languages of the shipped cultures, is a set phrase
+    from beginning to end. Apostrophes are plain.
     """
-    if _VIEW.search(clause):
-        return False
     left = clause
-    while match := _OPENER.match(left):
+    while match := _GREETING.match(left):
         left = left[match.end() :]
     if left != clause and words(left) <= _FEW_WORDS:
         return True
-    if fillers := _FILLERS.match(left):
-        left = left[fillers.end() :]
-    warm = _WARM.match(left) and _ABOUT_THE_TALK.search(left)
-    return bool(warm or _SET_PHRASE.match(left))
+    left = _LEADING_FILLERS.sub("", left)
+    if not _STATES_VIEW.search(left):
+        warm = _WARM.match(left) and _ABOUT_THE_TALK.search(left)
+        if warm or _SET_PHRASE.match(left):
+            return True
+    return _NOTHING_ELSE.fullmatch(clause) is not None

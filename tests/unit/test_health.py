@@ -230,6 +230,19 @@ def test_the_same_sentence_again_and_again_is_a_loop() -> None:
         "이야기해 주셔서 감사합니다. 안녕히 계세요.",
         "شكرا جزيلا لك، إلى اللقاء.",
         "ধন্যবাদ, বিদায়।",
+        "Vielen Dank.",
+        "Vielen Dank, Emma!",
+        "Thank you, I really appreciate it.",
+        "Thanks. I'm so glad we talked.",
+        "Thank you for everything, and have a blessed life.",
+        "Thank you very much. I wish your family peace.",
+        "Thank you. For all you shared with me today.",
+        "Thank you. Look forward to more talks.",
+        "Thanks, Emma, for the lovely talk and for your kind words.",
+        "Let me say thank you.",
+        "Gracias a los dos por todo.",
+        "Ich möchte danke sagen.",
+        "Size teşekkür etmek istiyorum.",
     ],
 )
 def test_nothing_but_thanks_is_a_dying_dialogue(text: str) -> None:
@@ -249,6 +262,13 @@ def test_nothing_but_thanks_is_a_dying_dialogue(text: str) -> None:
         "Hello Emma, good to meet you.",
         "Thank you. Take care of elders and children first.",
         "谢谢你，在我家大家一起吃饭。",
+        "Thank you, Emma. Guests say goodbye three times at the door.",
+        "Thanks to hard work a family lives well.",
+        "Gracias a mis padres aprendí a trabajar.",
+        "Danke sagen gehört zum Essen.",
+        "Teşekkür etmek önemlidir.",
+        "Dankbarkeit zählt.",
+        "感谢父母是孩子的责任。",
     ],
 )
 def test_thanks_with_something_to_say_are_none(text: str) -> None:

@@ -31,10 +31,10 @@ actors/moderator.py
 culturepark/prompts/small.py
   "Thank you, {other}. What I take from this is that",
 culturepark/dialogue/health.py
-  "thank", "bye", "farewell", "take care", "see you", "gracias", "agradezco", "hasta ", "nos vemos",
+  "thank", "bye", "farewell", "take care", "see you", "gracias", "hasta ",
 culturepark/text.py
-  r"take care(?: of yoursel(?:f|ves))?)"
-  r"(?:i(?:'m| am)? )?look(?:ing)? forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
+  r"i look forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
+  r"take care(?: of yoursel(?:f|ves))?|see you(?: (?:soon|later|again|then|tomorrow|next (?:time|week)))*|"
 # The printed help of `plan`, which stays as users know it.
 culturepark/cli/generate.py
   """Show what would run and what it would take; calls nothing."""

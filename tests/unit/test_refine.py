@@ -286,6 +286,12 @@ def test_what_might_change_in_meaning_stays_in_the_third_person(text: str) -> No
         ("Nice to meet you, Omar.", True),
         ("If there is any quarrel, the elders settle it.", False),
         ("Welcome guests bring blessings to a house.", False),
+        ("All the best in life comes from family.", False),
+        ("Until we meet the needs of the poor we are not free.", False),
+        ("Thank you, Emma. For sharing with neighbours is what God wants.", False),
+        ("Gracias. Las madres mandan en casa.", False),
+        ("Muchas gracias, Emma. Hasta luego.", True),
+        ("Goodbye and take care.", True),
     ],
 )
 def test_what_holds_no_opinion(text: str, empty: bool) -> None:
