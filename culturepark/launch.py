@@ -2,7 +2,8 @@
 
 Imports point from scripts to actors to culturepark. The command line lives in culturepark, and a run needs
 actors; so `actors.driver` is imported here, when a run is launched, and everything else works with no Ray
-installed. Nothing else may do so (`tests/unit/test_layers.py`).
+installed. The one other module of actors that culturepark names is `actors.ray_train`, which
+`training.subprocess_backend` runs as a program, in a process of its own (`tests/unit/test_layers.py`).
 """
 
 from __future__ import annotations

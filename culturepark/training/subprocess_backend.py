@@ -172,7 +172,7 @@ class SubprocessBackend:
 SUPERVISOR = "culturepark.training.supervisor"
 LOCAL, COMMAND = "culturepark.training.run_local", "culturepark.training.run_command"
 RAY_TRAIN = "actors.ray_train"
-"""The module of `ray-train`, by name alone: nothing here imports Ray."""
+"""The module of `ray-train`, by name alone: it is run as a program, and nothing here imports Ray."""
 
 
 def save_outcome(job: Job, outcome: Outcome) -> None:

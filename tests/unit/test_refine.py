@@ -640,6 +640,13 @@ async def test_a_refusal_costs_the_opinion_and_not_the_dialogue(role: str) -> No
         assert "contradicts" in rejected
 
 
+async def test_where_there_is_no_opinion_nothing_is_embedded() -> None:
+    embedder = builders.CountingEmbedder()
+    refined = await refine(AssertionError, "Shall we have tea?", profile="small", embedder=embedder)
+    assert [o.rejected for o in refined.opinions] == ["no_opinion"]
+    assert not embedder.batches
+
+
 async def test_a_small_models_opinions_are_its_own_sentences() -> None:
     """No model is asked: sentences are taken word for word, and the embedder judges."""
     embedder = builders.CountingEmbedder()
