@@ -51,8 +51,8 @@ def _segment_header(format_number: int) -> bytes:
 SEGMENT_HEADER = _segment_header(_FORMAT)
 
 
-class Record(Struct, frozen=True):
-    """One record: its payload, and where it stands."""
+class LogEntry(Struct, frozen=True):
+    """A record that was read (log entry): its payload, and where it stands."""
 
     segment: int
     offset: int
@@ -88,7 +88,7 @@ class Damage(Struct, frozen=True):
 
 def scan(
     directory: Path, segments: Sequence[str] | None = None, *, strict: bool = False
-) -> Iterator[Record | Damage]:
+) -> Iterator[LogEntry | Damage]:
     """All that the log holds, in order, with each damage where it lies. Changes nothing on disk.
 
     `segments` are the names of those that count, in order; None: what `list_segments` finds. Holds one record
@@ -105,9 +105,9 @@ def scan(
         expected = number + 1
 
 
-def replay(directory: Path, segments: Sequence[str] | None = None) -> Iterator[Record]:
+def replay(directory: Path, segments: Sequence[str] | None = None) -> Iterator[LogEntry]:
     """The good records, in order; damage is passed over. Otherwise as `scan`."""
-    return (item for item in scan(directory, segments) if isinstance(item, Record))
+    return (item for item in scan(directory, segments) if isinstance(item, LogEntry))
 
 
 def list_segments(directory: Path) -> list[str]:
@@ -146,7 +146,7 @@ def frame(payload: bytes) -> bytes:
     return _HEAD.pack(length, crc32(payload, crc32(_LENGTH.pack(length)))) + payload
 
 
-def scan_segment(directory: Path, name: str, last: bool, strict: bool) -> Iterator[Record | Damage]:
+def scan_segment(directory: Path, name: str, last: bool, strict: bool) -> Iterator[LogEntry | Damage]:
     """One segment as `scan` reads it; `last`: it is the one that was written to last."""
     path = directory / name
     number, _ = segment_of(name)
@@ -172,7 +172,7 @@ def scan_segment(directory: Path, name: str, last: bool, strict: bool) -> Iterat
             while offset < size:
                 payload = _payload_at(file, offset, size)
                 if payload is not None:
-                    yield Record(number, offset, payload)
+                    yield LogEntry(number, offset, payload)
                     offset += _HEAD.size + len(payload)
                 else:
                     end = _after_damage(file, offset, size)

@@ -24,7 +24,7 @@ from culturepark.store.segments import (
     MAX_PAYLOAD_BYTES,
     SEGMENT_HEADER,
     Damage,
-    Record,
+    LogEntry,
     frame,
     is_segment,
     list_segments,
@@ -123,7 +123,7 @@ class Log:
         """The file names of all segments, oldest first."""
         return tuple(self._names.values())
 
-    def replay(self) -> Iterator[Record]:
+    def replay(self) -> Iterator[LogEntry]:
         """The good records on disk, in order."""
         return replay(self.directory, self.names())
 
@@ -289,7 +289,7 @@ def _clean_copy(directory: Path, name: str, last: bool, known: list[Damage]) -> 
     """The segment's content without its damage, in chunks. Raises RunDirError."""
     batch, batch_bytes = [SEGMENT_HEADER], 0
     for item in scan_segment(directory, name, last, strict=True):
-        if isinstance(item, Record):
+        if isinstance(item, LogEntry):
             batch.append(frame(item.payload))
             batch_bytes += len(item.payload)
             if batch_bytes >= CHUNK_BYTES:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from culturepark.errors import RunDirError
-from culturepark.store.segments import SEGMENT_HEADER, Damage, Record, replay, scan
+from culturepark.store.segments import SEGMENT_HEADER, Damage, LogEntry, replay, scan
 from culturepark.store.wal import Log
 from tests.faults import Crash, FaultyFiles
 
@@ -188,11 +188,11 @@ def test_any_damage_is_accounted_for_byte_by_byte(
         at += item.bytes if isinstance(item, Damage) else 8 + len(item.payload)
     assert at == len(content)
     sent = iter(payloads)
-    served = [item.payload for item in items if isinstance(item, Record)]
+    served = [item.payload for item in items if isinstance(item, LogEntry)]
     assert all(payload in sent for payload in served)
     recovered = Log.open(root / "log", FaultyFiles(root))
     for found in recovered.damage:
         if found.bytes:
             assert (root / found.saved).read_bytes() == content[found.offset : found.offset + found.bytes]
-    assert list(replay(root / "log")) == [item for item in scan(root / "log") if isinstance(item, Record)]
+    assert list(replay(root / "log")) == [item for item in scan(root / "log") if isinstance(item, LogEntry)]
     assert [entry.payload for entry in replay(root / "log")] == served

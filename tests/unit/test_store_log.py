@@ -18,7 +18,7 @@ from culturepark.store.segments import (
     MAX_PAYLOAD_BYTES,
     SEGMENT_HEADER,
     Damage,
-    Record,
+    LogEntry,
     list_segments,
     replay,
     scan,
@@ -81,7 +81,7 @@ def test_records_come_back_in_order_with_their_places(tmp_path: Path) -> None:
     first, second = offsets(PAYLOADS[:2]), offsets([*PAYLOADS[2:], b"after reopening"])
     places = [(1, at) for at in first[:-1]] + [(2, at) for at in second[:-1]]
     assert [
-        (item.segment, item.offset) for item in scan(tmp_path / "log") if isinstance(item, Record)
+        (item.segment, item.offset) for item in scan(tmp_path / "log") if isinstance(item, LogEntry)
     ] == places
     assert payloads_of(tmp_path / "log") == [*PAYLOADS, b"after reopening"]
 
