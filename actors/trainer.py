@@ -19,7 +19,13 @@ from culturepark.store.rundir import Run, load_run
 from culturepark.training.backends import open_backend
 from culturepark.training.datasets import read_dataset
 from culturepark.training.jobs import ENDED, create_job, run_training
-from culturepark.training.leakage import CachedEmbedder, Report, check_dataset, read_report, training_texts
+from culturepark.training.leakage import (
+    CachedEmbedder,
+    LeakageReport,
+    check_dataset,
+    read_report,
+    training_texts,
+)
 from culturepark.training.ports import Job
 from culturepark.training.records import Records, training_lock
 
@@ -118,7 +124,7 @@ class Trainer:
         on all the same. Only a small dataset is searched by embeddings: a large one would delay the
         training."""
 
-        async def look() -> Report | None:
+        async def look() -> LeakageReport | None:
             sets = exam_texts(run, read_dataset(dataset).held_out)
             if (before := read_report(dataset)) and before.items.keys() >= sets.keys():
                 return None

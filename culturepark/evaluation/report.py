@@ -50,7 +50,7 @@ class Figure(Struct, frozen=True):
     invalid_rate: float
 
 
-class Report(Struct, frozen=True):
+class EvaluationReport(Struct, frozen=True):
     """All that one evaluation found. `notes` are cautions that go with figures."""
 
     figures: tuple[Figure, ...]
@@ -64,11 +64,13 @@ Measured = dict[str, list[Measurement]]
 """Measurements by model, in the order of the models."""
 
 
-def report_of(measured: Measured, comparisons: Sequence[Comparison], notes: Sequence[str] = ()) -> Report:
+def report_of(
+    measured: Measured, comparisons: Sequence[Comparison], notes: Sequence[str] = ()
+) -> EvaluationReport:
     """Figures with their intervals, models in turn."""
     figures = tuple(_figure(model, one) for model, found in measured.items() for one in found)
     own = (note for found in measured.values() for one in found for note in one.notes)
-    return Report(figures, tuple(comparisons), tuple(dict.fromkeys((*notes, *own))))
+    return EvaluationReport(figures, tuple(comparisons), tuple(dict.fromkeys((*notes, *own))))
 
 
 def _figure(model: str, of: Measurement) -> Figure:
@@ -105,7 +107,7 @@ def check_free(out: Path, force: bool) -> None:
         raise ConfigError("--out", f"{out} holds results already.", fix)
 
 
-def write_report(out: Path, report: Report, measured: Measured) -> None:
+def write_report(out: Path, report: EvaluationReport, measured: Measured) -> None:
     """Write the results to a directory: as JSON and Parquet, and unit by unit. Raises RunDirError."""
     make_dirs(out)
     write_atomically(out / MEASUREMENTS, msgspec.json.encode(measured))

@@ -73,7 +73,7 @@ class Status(Struct, frozen=True, kw_only=True):
     cultures: dict[str, dict[str, Any]] = {}
 
 
-class Report(Struct, frozen=True):
+class StatusReport(Struct, frozen=True):
     """A status, whether the run goes on, and how old the view of it is; None if it is of this moment."""
 
     state: State
@@ -147,7 +147,7 @@ def read_status(root: Path) -> Status | None:
         return None
 
 
-def status_report(root: Path, now_s: float) -> Report:
+def status_report(root: Path, now_s: float) -> StatusReport:
     """Where the run in this directory stands; `now_s` is Unix time.
 
     Raises RunDirError if there is no run, or a damaged one.
@@ -159,11 +159,11 @@ def status_report(root: Path, now_s: float) -> Report:
     writing = being_written(root)
     age_s = None if last is None else max(0.0, now_s - last.written_s)
     if writing and last is not None and not last.starting:
-        return Report("running", age_s, last)
+        return StatusReport("running", age_s, last)
     starts = last is not None and last.starting and age_s is not None and age_s < _STARTING_S
     view = View(root)
     state = state_of(writing or starts, view.complete, _was_closed(view))
-    return Report(state, age_s if starts else None, _from_disk(view, last, now_s))
+    return StatusReport(state, age_s if starts else None, _from_disk(view, last, now_s))
 
 
 def state_of(active: bool, complete: bool, closed: bool) -> State:
@@ -207,7 +207,7 @@ def _was_closed(view: View) -> bool:
 # --- for readers
 
 
-def as_json_text(report: Report) -> str:
+def as_json_text(report: StatusReport) -> str:
     """The report as one JSON object on one line."""
     fields: dict[str, Any] = {"state": report.state, "age_s": report.age_s}
     return msgspec.json.encode(fields | msgspec.to_builtins(report.status)).decode()

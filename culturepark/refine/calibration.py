@@ -59,7 +59,7 @@ class Measure(Struct, frozen=True, forbid_unknown_fields=True):
     n: int
 
 
-class Report(Struct, frozen=True, forbid_unknown_fields=True):
+class CalibrationReport(Struct, frozen=True, forbid_unknown_fields=True):
     """What the verifier reaches on questions that the thresholds never saw.
 
     `three_way` is the accuracy over for, against and off; `side` the accuracy over opinions that are on
@@ -94,8 +94,8 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     thresholds: Thresholds
     train_questions: tuple[str, ...]
     n_train: int
-    held_out: Report
-    cross_validated: Report
+    held_out: CalibrationReport
+    cross_validated: CalibrationReport
     floors: Floors
 
 
@@ -188,7 +188,7 @@ def fit(train: Scored) -> Thresholds:
     return Thresholds(round(relevance, 3), round(margin, 3))
 
 
-def measure(pieces: Sequence[tuple[Scored, Thresholds]], rng: np.random.Generator) -> Report:
+def measure(pieces: Sequence[tuple[Scored, Thresholds]], rng: np.random.Generator) -> CalibrationReport:
     """Measure opinions, each piece by its own thresholds; no question may be in two pieces."""
     question = np.concatenate([scored.question for scored, _ in pieces])
     truth = np.concatenate([scored.truth for scored, _ in pieces])
@@ -210,7 +210,7 @@ def measure(pieces: Sequence[tuple[Scored, Thresholds]], rng: np.random.Generato
         value = hits.sum() / max(1, counts.sum())
         return Measure(*(round(float(x), 3) for x in (value, low, high)), n=int(counts.sum()))
 
-    return Report(
+    return CalibrationReport(
         questions=len(names),
         three_way=share(np.where(on, side, 0) == truth, np.ones_like(sided)),
         side=share(side == truth, sided),

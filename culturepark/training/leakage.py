@@ -59,7 +59,7 @@ class Match(Struct, frozen=True):
     """The training text in which it was found."""
 
 
-class Report(Struct, frozen=True):
+class LeakageReport(Struct, frozen=True):
     """Which texts were checked, and the matches. `nearest` is the closest pair by embedding of each set,
     whether or not it counts as a match."""
 
@@ -146,7 +146,7 @@ async def check_contamination(
     sets: Mapping[str, Sequence[str]],
     embedder: Embedder | None = None,
     min_cosine: float = MIN_COSINE,
-) -> Report:
+) -> LeakageReport:
     """Search training texts for evaluation texts by all three methods; without an embedder by words alone.
 
     Raises ModelError from the embedder.
@@ -169,12 +169,12 @@ async def check_contamination(
             nearest[name] = max(pairs, key=lambda pair: pair.score)
             matches += [pair for pair in pairs if pair.score >= min_cosine]
     counts = {name: len(dict.fromkeys(items)) for name, items in sets.items()}
-    return Report(len(texts), counts, tuple(matches), nearest)
+    return LeakageReport(len(texts), counts, tuple(matches), nearest)
 
 
 async def check_dataset(
     dataset: Path, sets: Mapping[str, Sequence[str]], embedder: Embedder | None
-) -> Report:
+) -> LeakageReport:
     """`check_contamination` of a sealed dataset. The report is stored beside its rows; the results of an
     earlier report on other sets stay in it. Raises ModelError, RunDirError."""
     report = await check_contamination(training_texts(dataset), sets, embedder)
@@ -189,10 +189,10 @@ async def check_dataset(
     return report
 
 
-def read_report(dataset: Path) -> Report | None:
+def read_report(dataset: Path) -> LeakageReport | None:
     """The report on a sealed dataset; None if there is none, or it cannot be read."""
     try:
-        return msgspec.json.decode((dataset / REPORT).read_bytes(), type=Report)
+        return msgspec.json.decode((dataset / REPORT).read_bytes(), type=LeakageReport)
     except (OSError, msgspec.MsgspecError):
         return None
 

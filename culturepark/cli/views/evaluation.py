@@ -13,7 +13,7 @@ from rich.text import Text
 from culturepark.cli.views.terminal import heading, safe_line, safe_text, table
 from culturepark.evaluation.labelled import LabelledSet
 from culturepark.evaluation.measure import Better, Comparison
-from culturepark.evaluation.report import FLOORS, Figure, Report
+from culturepark.evaluation.report import FLOORS, EvaluationReport, Figure
 from culturepark.words import count, plural
 
 _ARROWS: dict[Better, str] = {"lower": "↓", "higher": "↑", "near 1": "→1", "neither": ""}
@@ -37,7 +37,7 @@ def progress_bar(console: Console, name: str, total: int) -> Generator[Callable[
         yield lambda: progress.advance(bar)
 
 
-def show_report(console: Console, report: Report) -> None:
+def show_report(console: Console, report: EvaluationReport) -> None:
     """A table of figures a model, one of differences if two were compared, and the cautions."""
     for model in dict.fromkeys(one.model for one in report.figures):
         heading(console, safe_line(model).plain)

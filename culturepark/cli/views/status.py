@@ -10,7 +10,7 @@ from rich.text import Text
 from culturepark.cli.views.run import funnel_table
 from culturepark.cli.views.terminal import key_values, safe_line, table
 from culturepark.monitor.figures import WINDOW_S, Cost, Dialogues, Endpoint, Speed, Tokens
-from culturepark.monitor.status import Report, State, host_and_port
+from culturepark.monitor.status import State, StatusReport, host_and_port
 from culturepark.words import clock, count, money, plural
 
 _OLD_S = 10.0
@@ -24,7 +24,7 @@ _WORDS: dict[State, tuple[str, str]] = {
 }
 
 
-def status_view(root: Path, report: Report, refine: bool) -> RenderableType:
+def status_view(root: Path, report: StatusReport, refine: bool) -> RenderableType:
     """The report for a terminal. `refine`: whether the run makes samples at all."""
     status, now = report.status, report.state == "running"
     words, style = _WORDS[report.state]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from culturepark.cli.views.terminal import safe_line
 from culturepark.training.adapters import adapters_of
-from culturepark.training.leakage import REPORT, Report, read_report
+from culturepark.training.leakage import REPORT, LeakageReport, read_report
 from culturepark.training.ports import Outcome
 from culturepark.training.records import Records
 from culturepark.words import clock, plural
@@ -31,7 +31,7 @@ def show_trainings(console: Console, root: Path) -> None:
             console.print(safe_line(words, "yellow"), soft_wrap=True)
 
 
-def show_leakage(console: Console, dataset: str, report: Report) -> None:
+def show_leakage(console: Console, dataset: str, report: LeakageReport) -> None:
     """The evaluation texts that were found in the training rows of one dataset."""
     for name, items in report.items.items():
         found = [match for match in report.matches if match.set_name == name]
