@@ -17,12 +17,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.event_batching import batch_events
 from actors.mailbox import Inbox, Outbox, Place
 from actors.ray_patches import without_addons
-from actors.supervision import cause_of, leave, never_comes_back
+from actors.supervision import RETRY_S, cause_of, leave, never_comes_back
 
 without_addons()  # here, as Ray reads an actor's arguments as soon as it has imported its class
 
-_RETRY_S = 0.1
-"""Seconds before an actor that is being restarted is asked again where its inbox is."""
 _GC_THRESHOLDS = (20_000, 50, 50)
 """Thresholds of Python's garbage collector in an actor's process, by generation."""
 _UNNAMED_S = 30.0
@@ -106,7 +104,7 @@ class MessagingActor:
                     raise
             else:
                 return place
-            await asyncio.sleep(_RETRY_S)  # it died or is starting again; Ray restarts it
+            await asyncio.sleep(RETRY_S)  # it died or is starting again; Ray restarts it
 
 
 def _tune_process() -> None:

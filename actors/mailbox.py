@@ -71,7 +71,7 @@ class Outbox:
         self._queue: deque[bytes] = deque()
         self._unacknowledged: deque[list[bytes]] = deque()
         self._posted = 0
-        self._acknowledged = 0
+        self._messages_acknowledged = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flush: asyncio.Handle | None = None
@@ -89,7 +89,7 @@ class Outbox:
 
     def __len__(self) -> int:
         """Messages that were not acknowledged yet."""
-        return self._posted - self._acknowledged
+        return self._posted - self._messages_acknowledged
 
     def flush(self) -> None:
         """Send what is queued, as far as the connection accepts it."""
@@ -155,12 +155,12 @@ class Outbox:
         self._on_connection(False)
         self._connecting = self._connect()
 
-    def acknowledged(self, frames: int) -> None:
+    def frames_acknowledged(self, frames: int) -> None:
         """The receiver has handled this many further frames."""
         for _ in range(min(frames, len(self._unacknowledged))):
             batch = self._unacknowledged.popleft()
-            first = self._acknowledged
-            self._acknowledged = first + len(batch)
+            first = self._messages_acknowledged
+            self._messages_acknowledged = first + len(batch)
             if self._on_acknowledged:
                 self._on_acknowledged(first, batch)
 
@@ -177,7 +177,7 @@ class _OutboundConnection(asyncio.Protocol):
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._transport: asyncio.Transport
-        self._acknowledged = 0
+        self._frames_acknowledged = 0
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -199,8 +199,8 @@ class _OutboundConnection(asyncio.Protocol):
         self._buffer = data[whole:]
         if whole:
             acknowledged = int.from_bytes(data[whole - 4 : whole], "little")
-            self._outbox.acknowledged((acknowledged - self._acknowledged) % (1 << 32))
-            self._acknowledged = acknowledged
+            self._outbox.frames_acknowledged((acknowledged - self._frames_acknowledged) % (1 << 32))
+            self._frames_acknowledged = acknowledged
 
 
 class Inbox:
@@ -256,8 +256,8 @@ class _InboundConnection(asyncio.Protocol):
         self._pending: deque[asyncio.Future[None]] = deque()
         self._failed = False
         """A frame could not be handled: neither it nor a later one is ever acknowledged here."""
-        self._handled = 0
-        self._acknowledged = 0
+        self._frames_handled = 0
+        self._frames_acknowledged = 0
         self._ack_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -305,8 +305,8 @@ class _InboundConnection(asyncio.Protocol):
         if self._failed:
             return
         if handled is None and not self._pending:
-            self._handled += 1
-            if self._handled - self._acknowledged >= _ACK_FRAMES:
+            self._frames_handled += 1
+            if self._frames_handled - self._frames_acknowledged >= _ACK_FRAMES:
                 self._acknowledge()
             elif self._ack_timer is None:
                 self._ack_timer = asyncio.get_running_loop().call_later(_ACK_S, self._acknowledge)
@@ -320,23 +320,23 @@ class _InboundConnection(asyncio.Protocol):
 
     def _pending_done(self, _: asyncio.Future[None]) -> None:
         pending = self._pending
-        before = self._handled
+        before = self._frames_handled
         while pending and pending[0].done():
             if pending[0].cancelled() or pending[0].exception() is not None:
                 self._failed = True
                 pending.clear()
                 break
             pending.popleft()
-            self._handled += 1
-        if self._handled != before:
+            self._frames_handled += 1
+        if self._frames_handled != before:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        self._acknowledged = self._handled
-        self._transport.write((self._handled % (1 << 32)).to_bytes(4, "little"))
+        self._frames_acknowledged = self._frames_handled
+        self._transport.write((self._frames_handled % (1 << 32)).to_bytes(4, "little"))
 
 
 def keep_alive(transport: asyncio.Transport) -> None:

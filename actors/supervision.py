@@ -11,8 +11,8 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from culturepark.errors import CultureParkError
 
-_RETRY_S = 0.1
-"""Seconds before an actor that did not answer, or that has no senders, is asked again."""
+RETRY_S = 0.1
+"""Seconds before an actor is asked again that did not answer, is being restarted or has no senders."""
 _EXIT_AFTER_S = 0.2
 """Seconds that an actor's process lives on after `leave`, so that what it wrote last gets out."""
 
@@ -33,10 +33,10 @@ async def losses(handle: Any) -> AsyncIterator[str]:
             if never_comes_back(error):
                 raise
             why = str(error)
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)
         else:
             if incarnation == known:  # it has no senders, and must not be kept from telling where it is
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(RETRY_S)
             elif known or why:
                 yield why
             known, why = incarnation, ""

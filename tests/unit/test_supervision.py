@@ -52,7 +52,7 @@ class Actor:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(supervision, "_RETRY_S", 0.01)
+    monkeypatch.setattr(supervision, "RETRY_S", 0.01)
     return []
 
 
