@@ -55,14 +55,14 @@ class Collector(MessagingActor):
         """
         async with self._writing:
             await asyncio.to_thread(self._open)
-            begun = await asyncio.to_thread(self._ledger.begin, term)
-            return self._ledger.done(), encode_in_progress(begun), encode(Spent(self._ledger.spent()))
+            in_progress = await asyncio.to_thread(self._ledger.begin, term)
+            return self._ledger.done(), encode_in_progress(in_progress), encode(Spent(self._ledger.spent()))
 
-    async def begun(self, numbers: list[int]) -> bytes:
+    async def in_progress(self, numbers: list[int]) -> bytes:
         """What is on disk of these dialogues, as far as they have not ended."""
         async with self._writing:
             await asyncio.to_thread(self._open)
-            return encode_in_progress(await asyncio.to_thread(self._ledger.begun, numbers))
+            return encode_in_progress(await asyncio.to_thread(self._ledger.in_progress, numbers))
 
     def receive(self, payload: bytes) -> asyncio.Future[None]:
         """Queue records; the future is done when they are durable."""

@@ -132,7 +132,7 @@ class Moderator(MessagingActor):
     def _in_flight(self) -> int:
         return sum(one["in_flight"] for one in self._limits.view())
 
-    def _let_go(self) -> None:
+    def _abandon_late(self) -> None:
         """Abandon what will not end: dialogues that a drain left too long, or that a budget holds back
         once all their calls have come in and are on disk."""
         assert self._conductor is not None  # start made it
@@ -151,7 +151,7 @@ class Moderator(MessagingActor):
         """Where the run stands; begins the run if this process has not yet."""
         await self.start()
         assert self._conductor is not None  # start made it
-        self._let_go()
+        self._abandon_late()
         progress = self._conductor.progress()
         self._validate(now=progress.idle)
         return {
@@ -162,7 +162,7 @@ class Moderator(MessagingActor):
         }
 
     async def drain(self, by: str, reason: str) -> None:
-        """Start no more dialogues; let go of those that do not end in time."""
+        """Start no more dialogues; abandon those that do not end in time."""
         await self.start()
         assert self._conductor is not None  # start made it
         self._log.info("draining", by=by, reason=reason)
@@ -202,7 +202,7 @@ class Moderator(MessagingActor):
     async def _paid_for(self, address: str) -> list[InProgress]:
         """Which calls for the dialogues that wait for this actor are on disk."""
         assert self._conductor is not None  # start made it
-        return decode_in_progress(await self._of_collector("begun", self._conductor.held_by(address)))
+        return decode_in_progress(await self._of_collector("in_progress", self._conductor.held_by(address)))
 
     async def _of_collector(self, method: str, *given: Any) -> Any:
         """What the collector answers, also when it is only being restarted. Raises RunDirError."""

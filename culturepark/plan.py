@@ -62,7 +62,7 @@ class Cell(Struct, frozen=True):
 class Brief(Struct, frozen=True):
     """All that is known of a dialogue before its first word.
 
-    `speakers` are in order of speaking; `stances` run beside them, None for somebody who holds no
+    `speakers` are in order of speaking; `stances` run beside them, None for a speaker with no
     drawn stance (the main contact). `delegates` are the indices of those whose opinions count.
     """
 

@@ -149,7 +149,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _from_here(key: tuple[str, ...], value: Any) -> Any:
-    """An override's value with its paths made absolute: whoever types one means the working directory."""
+    """An override's value with its paths made absolute: they start at the working directory."""
     if isinstance(value, dict):
         return {k: _from_here((*key, k), v) for k, v in cast(dict[str, Any], value).items()}
     if isinstance(value, list):

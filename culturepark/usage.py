@@ -69,7 +69,7 @@ def total(by_role: Mapping[str, Usage]) -> Usage:
     return sum(by_role.values(), Usage())
 
 
-def tells_usage(usage: Usage) -> bool:
+def reports_usage(usage: Usage) -> bool:
     """Whether an endpoint reports usage, judged by the sum over calls of one role.
 
     It does unless most of the replies that came reported nothing, or those that did reported no token.

@@ -15,7 +15,7 @@ from culturepark.ports import Vectors
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.store.rundir import Run
-from culturepark.usage import Usage, sum_by_role, tells_usage
+from culturepark.usage import Usage, reports_usage, sum_by_role
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def with_estimated_usage(run_data: RunData) -> RunData:
     if run_data.unmetered is not None:
         return run_data
     usage = run_data.usage
-    unmetered = frozenset(role for role, of in usage.items() if not tells_usage(of))
+    unmetered = frozenset(role for role, of in usage.items() if not reports_usage(of))
     dialogues = tuple(
         replace(dialogue, estimated=_estimated(dialogue, usage, unmetered)) for dialogue in run_data.dialogues
     )

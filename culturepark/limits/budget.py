@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from culturepark.pricing import cost
 from culturepark.settings import Settings
-from culturepark.usage import Usage, UsageByRole, tells_usage, total
+from culturepark.usage import Usage, UsageByRole, reports_usage, total
 
 _UNREPORTED_CALL = 2.0
 """The estimate for a call without known usage is this multiple of an average call."""
@@ -44,7 +44,7 @@ class Budget:
         if not limit:
             return ""
         if unknown := [role for role, usage in spent.items() if self._unknown(role, usage)]:
-            return f"budget.tokens cannot be kept: the endpoint of {unknown[0]} tells no usage"
+            return f"budget.tokens cannot be kept: the endpoint of {unknown[0]} reports no usage"
         tokens = total(_estimated(spent)).tokens
         if tokens * (1 + under_way) < limit:
             return ""
@@ -67,7 +67,7 @@ class Budget:
 
     def _unknown(self, role: str, usage: Usage) -> bool:
         """Whether a role's usage cannot be summed. Local models cost nothing and need not report it."""
-        return not tells_usage(usage) and not self._settings.prices_of(role).local
+        return not reports_usage(usage) and not self._settings.prices_of(role).local
 
 
 def _estimated(spent: Mapping[str, Usage]) -> UsageByRole:

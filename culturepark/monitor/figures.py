@@ -18,7 +18,7 @@ from culturepark.settings import Settings
 from culturepark.store import funnel as funnels
 from culturepark.store.funnel import Funnel
 from culturepark.store.rundir import Run
-from culturepark.usage import Usage, add, tells_usage, total
+from culturepark.usage import Usage, add, reports_usage, total
 
 WINDOW_S = 30.0
 """A rate of "now" is the mean over this many seconds (sliding window)."""
@@ -86,7 +86,7 @@ class Tokens(Struct, frozen=True):
     @property
     def unknown(self) -> bool:
         """Whether nothing is known of them at all: over roles, whose endpoints differ in what they report, a
-        majority (`usage.tells_usage`) says nothing."""
+        majority (`usage.reports_usage`) says nothing."""
         return bool(self.unreported) and not self.prompt and not self.completion
 
 
@@ -277,7 +277,7 @@ def cost_of(
 
 
 def _is_metered(usage: Usage) -> bool:
-    return tells_usage(usage) and usage.tokens > 0
+    return reports_usage(usage) and usage.tokens > 0
 
 
 def _least_cost(role: str, usage: Usage, metered: bool, settings: Settings) -> float | None:

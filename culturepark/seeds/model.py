@@ -44,7 +44,7 @@ class Answers(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def asked(self) -> bool:
-        """Whether anybody there gave a valid answer."""
+        """Whether there is any valid answer from there."""
         return bool(self.shares)
 
     def digest(self) -> str:

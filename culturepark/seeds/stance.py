@@ -1,4 +1,4 @@
-"""A persona's stance: which answer it holds, and how somebody who holds it would begin to speak."""
+"""A persona's stance: which answer it holds, and how a persona that holds it would begin to speak."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def draw(
 
 
 def stance_of(seed: Seed, answers: Answers, code: int) -> Stance:
-    """The stance of somebody who gave this answer. Raises KeyError if the seed has no such option."""
+    """The stance of a persona that gives this answer. Raises KeyError if the seed has no such option."""
     return Stance(
         code=code,
         label=_label(seed, code),

@@ -86,7 +86,7 @@ class Ledger:
         self._strays: list[Stray] = []
         set_aside = self._quarantine()
         self._cells = Cells(run)
-        self._begun: dict[int, _Underway] = {}
+        self._in_progress: dict[int, _Underway] = {}
         self.underway: Funnel = Counter()
         """Usage, as funnels count it, of dialogues that have begun and not ended."""
         self._term = head.term if head else None
@@ -144,11 +144,11 @@ class Ledger:
         self._term = term
         self._advance_head(self._log.names())
         self._lock.check()
-        return self.begun(set(self._begun))
+        return self.in_progress(set(self._in_progress))
 
-    def begun(self, numbers: Collection[int]) -> list[InProgress]:
+    def in_progress(self, numbers: Collection[int]) -> list[InProgress]:
         """What is on disk of these dialogues, as far as they have not ended; read from the log."""
-        turns: dict[int, list[Turn]] = {n: [] for n in sorted(numbers) if n in self._begun}
+        turns: dict[int, list[Turn]] = {n: [] for n in sorted(numbers) if n in self._in_progress}
         steps: dict[int, dict[bytes, Step]] = {n: {} for n in turns}
         for logged in self._log.replay():
             head = decode_head(logged.payload)
@@ -186,7 +186,7 @@ class Ledger:
 
     def _goes_on(self, head: SpokeHead | StepHead, segment: int) -> bool:
         """Note a turn or call of a dialogue under way; False if it is not the next one."""
-        known = self._begun.get(head.number) or _Underway(segment)
+        known = self._in_progress.get(head.number) or _Underway(segment)
         if isinstance(head, SpokeHead):
             if head.turn.number != known.turns + 1:
                 return False
@@ -199,8 +199,8 @@ class Ledger:
             role, usage = head.role, head.usage
         known.usage = add(known.usage, {role: usage})
         funnels.add(self.underway, funnels.of_usage({role: usage}))
-        if head.number not in self._begun:
-            self._begun[head.number] = known
+        if head.number not in self._in_progress:
+            self._in_progress[head.number] = known
             self._needed[segment] += 1
         return True
 
@@ -326,6 +326,6 @@ class Ledger:
     def _hold(self, outcome: Outcome, segment: int) -> None:
         self._cells.add(outcome, segment)
         self._needed[segment] += 1
-        if begun := self._begun.pop(outcome.number, None):
-            self._needed[begun.segment] -= 1
-            self.underway.subtract(funnels.of_usage(begun.usage))
+        if known := self._in_progress.pop(outcome.number, None):
+            self._needed[known.segment] -= 1
+            self.underway.subtract(funnels.of_usage(known.usage))

@@ -120,7 +120,7 @@ def assert_kept(run: Run, kept: set[int], last: Writer, expected: dict[str, list
     """The next writer knows all that was acknowledged, and ends the run as an undisturbed one."""
     after = Writer(run, 99)
     assert kept <= {number for number in range(LAST + 1) if after.ledger.has(number)}
-    (begun,) = after.ledger.begun([LAST])
+    (begun,) = after.ledger.in_progress([LAST])
     assert [turn.number for turn in begun.turns] == list(range(1, last.spoken + 1))
     assert {turn.text for turn in begun.turns[-2:]} == {f"of term {last.term}"}
     after.ends(*range(LAST + 1))
@@ -233,6 +233,6 @@ def test_what_a_late_writer_leaves_is_no_part_of_the_run(tmp_path: Path) -> None
     with pytest.raises(RunDirError, match="no longer the writer"):
         old.ledger.sync()
     new.speaks()
-    (begun,) = Writer(run, 3).ledger.begun([LAST])
+    (begun,) = Writer(run, 3).ledger.in_progress([LAST])
     assert [turn.text for turn in begun.turns] == ["of term 2"]
     assert isinstance(old.outcomes[0], Outcome)

@@ -252,13 +252,13 @@ def test_a_dialogue_under_way_is_known_by_its_turns_and_paid_calls(tmp_path: Pat
     disk.ledger.append(said(3, 3, term=7))  # from before the crash: another conductor conducts now
     disk.ledger.append(said(3, 3, term=8, text="and goes on"))
     disk.ledger.sync()
-    (begun,) = disk.ledger.begun([3, 4])
+    (begun,) = disk.ledger.in_progress([3, 4])
     assert [t.text for t in begun.turns] == ["so it is", "so it is", "and goes on"]
     # Its outcome says what it took in all; nothing of it is counted twice.
     usage = {"speaker": Usage(3, 30, 0, 15), "verifier": Usage(1, 100)}
     disk.ledger.append(encode(Outcome(3, begun.turns, usage=usage)))
     disk.ledger.sync()
-    assert disk.ledger.begun([3]) == []
+    assert disk.ledger.in_progress([3]) == []
     assert disk.ledger.spent() == usage
     disk.ledger.append(said(3, 4, term=8))
     disk.crash()
@@ -283,7 +283,7 @@ def test_turns_count_on_after_the_collector_alone_was_restarted(tmp_path: Path) 
     (begun,) = disk.ledger.begin(8)
     assert [turn.number for turn in begun.turns] == [1, 2, 3]
     disk.ledger.append(said(19, 4, term=7))
-    assert len(disk.ledger.begun([19])[0].turns) == 3
+    assert len(disk.ledger.in_progress([19])[0].turns) == 3
 
 
 def test_no_turn_is_accepted_while_no_term_is_known(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ class RecoveryMachine(RuleBasedStateMachine):
             self.term += 1
             self.begun = self.ledger.begin(self.term)
         else:
-            self.begun = self.ledger.begun(range(len(self.outcomes)))
+            self.begun = self.ledger.in_progress(range(len(self.outcomes)))
 
     def reopen(self, crash: tuple[bool, float, int] = (False, 1.0, 0)) -> None:
         self.end(crash)

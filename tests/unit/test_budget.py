@@ -51,9 +51,9 @@ def test_money_is_counted_with_the_prices_of_each_role() -> None:
 
 def test_what_is_unknown_is_never_taken_for_zero() -> None:
     unknown = {"speaker": Usage(calls=3, unreported=1)}
-    assert "tells no usage" in Budget(given("budget.tokens=1000")).reached(unknown, 0)
+    assert "reports no usage" in Budget(given("budget.tokens=1000")).reached(unknown, 0)
     mostly = {"speaker": Usage(calls=5, prompt_tokens=20, unreported=3)}
-    assert "tells no usage" in Budget(given("budget.tokens=1000")).reached(mostly, 0)
+    assert "reports no usage" in Budget(given("budget.tokens=1000")).reached(mostly, 0)
     assert "unknown" in Budget(given(*PRICES, "budget.money=1.0")).reached(mostly, 0)
     assert "unknown" in Budget(given(*PRICES, "budget.money=1.0")).reached(unknown, 0)
     embedded = Budget(load_settings(None, ["budget.tokens=1000"]))
@@ -81,7 +81,7 @@ def test_a_lost_call_is_no_reason_to_stop() -> None:
     known = {"speaker": Usage(996, 2000, 0, 992), "verifier": lost}
     assert "3,016 are spent" in Budget(given("budget.tokens=3016")).reached(known, 0)
     silent = {"speaker": lost + Usage(calls=1, unreported=1)}
-    assert "tells no usage" in tokens.reached(silent, 0)
+    assert "reports no usage" in tokens.reached(silent, 0)
 
 
 def test_a_budget_of_money_needs_prices() -> None:

@@ -46,7 +46,7 @@ from culturepark.refine.verify import VERDICTS
 from culturepark.store.manifest import Manifest
 from culturepark.store.readers import rows
 from culturepark.text import tidy
-from culturepark.usage import Usage, tells_usage
+from culturepark.usage import Usage, reports_usage
 from tests import builders, runs
 from tests.evaluation_models import OptionsModel, Shares, always, at_place, evenly
 
@@ -318,7 +318,7 @@ def test_a_role_is_silent_as_a_budget_says(calls: int, unreported: int, tokens: 
     models = {"chat": chat, "vectors": {"engine": "scripted"}}
     limited = runs.settings(models=models, budget={"tokens": 10**12})
     reason = Budget(limited).reached({"speaker": usage}, 0)
-    assert tells_usage(usage) != ("cannot be kept" in reason)
+    assert reports_usage(usage) != ("cannot be kept" in reason)
 
 
 def test_more_of_the_same_is_not_said_to_be_worse(run_made: RunData) -> None:

@@ -104,7 +104,7 @@ def state(root: Path, begins: bool = True) -> Any:
     run = open_run(root, OF, builders.plan(OF))
     with RunLock.acquire(root) as lock:
         ledger = Ledger(run, lock)
-        begun = ledger.begin(8) if begins else ledger.begun(range(20))
+        begun = ledger.begin(8) if begins else ledger.in_progress(range(20))
         return ledger.done(), begun, ledger.spent(), ledger.funnels, ledger.report.set_aside
 
 

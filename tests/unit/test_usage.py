@@ -6,7 +6,7 @@ import pytest
 
 from culturepark.pricing import Prices, cost
 from culturepark.settings import ModelSettings, RoleSettings, Settings
-from culturepark.usage import UNREPORTED, Usage, add, sum_by_role, tells_usage, total
+from culturepark.usage import UNREPORTED, Usage, add, reports_usage, sum_by_role, total
 
 LOST = Usage(calls=1, unreported=1, lost=1)
 ONE = Usage(1, 10, 4, 5)
@@ -34,8 +34,8 @@ def test_sums_by_role_keep_the_order_of_roles_and_change_nothing() -> None:
         (Usage(calls=1) + UNREPORTED, False),  # a count of zero is none
     ],
 )
-def test_an_endpoint_tells_usage_unless_most_replies_come_without(usage: Usage, tells: bool) -> None:
-    assert tells_usage(usage) == tells
+def test_an_endpoint_reports_usage_unless_most_replies_come_without(usage: Usage, tells: bool) -> None:
+    assert reports_usage(usage) == tells
 
 
 def test_a_cost_is_known_with_all_prices_and_tokens_or_not_at_all() -> None:

@@ -39,9 +39,9 @@ def show_dialogue(console: Console, view: View, row: dict[str, Any], reasons: bo
     brief = view.plan.brief(row["number"])
     heading(console, f"Dialogue {row['id']}")
     console.print(safe_text(f'"{row["statement"]}"', "bold"))
-    told = [row["survey"] and f"{row['survey']} {row['wave']}", row["seed_id"], row["kind"]]
-    told += [row["style"]] if row["kind"] != "direct" else []
-    console.print(safe_text("; ".join(part for part in (*told, row["language"]) if part), "dim"))
+    parts = [row["survey"] and f"{row['survey']} {row['wave']}", row["seed_id"], row["kind"]]
+    parts += [row["style"]] if row["kind"] != "direct" else []
+    console.print(safe_text("; ".join(part for part in (*parts, row["language"]) if part), "dim"))
     console.print()
     console.print(Padding(_people(view, brief), (0, 0, 0, 1)))
     console.print(Padding(_distribution(brief), (1, 0, 1, 1)))

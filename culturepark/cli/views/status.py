@@ -73,7 +73,7 @@ def tokens_words(tokens: Tokens) -> str:
         return "unknown"
     cached = f" ({count(tokens.cached)} from the cache)" if tokens.cached else ""
     words = f"{count(tokens.prompt)} read{cached}, {count(tokens.completion)} written"
-    return f"{words}; {plural(tokens.unreported, 'call')} told none" if tokens.unreported else words
+    return f"{words}; {plural(tokens.unreported, 'call')} unreported" if tokens.unreported else words
 
 
 def speed_words(now: Speed, overall: Speed) -> str:
