@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -100,7 +101,7 @@ class Cost(Struct, frozen=True):
     so_far: float | None = None
     to_come: float | None = None
     local: bool = False
-    unreported: int = 0
+    unreported: int = msgspec.field(name="untold", default=0)
 
 
 class Dialogues(Struct, frozen=True):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from culturepark.cultures import load_cultures
 from culturepark.errors import RunDirError
+from culturepark.monitor.status import STATUS_FILE, Status
 from culturepark.plan import Plan
 from culturepark.seeds import load_seeds
 from culturepark.settings_load import load_settings
@@ -24,6 +26,13 @@ RUNS = Path(__file__).parents[1] / "data" / "runs"
 def old(tmp_path: Path) -> Path:
     """Both runs, to be written to."""
     return Path(shutil.copytree(RUNS, tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("run", ["finished", "cut-short"])
+def test_the_fields_of_a_status_keep_their_names(run: str) -> None:
+    data = (RUNS / run / STATUS_FILE).read_bytes()
+    again = msgspec.json.encode(msgspec.json.decode(data, type=Status))
+    assert msgspec.json.decode(again) == msgspec.json.decode(data)
 
 
 def test_a_finished_run_reads(old: Path) -> None:
