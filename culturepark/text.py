@@ -229,14 +229,68 @@ _BETWEEN = r"(?:\s*[,.;!\u2014\u3002\uff0c\uff01\u3001\u060c\u061b\u0964]+\s*|\s
 _PHRASE = rf"(?:{_WHOLE})(?:{_BETWEEN}(?:{_VOCATIVE}))?"
 _NOTHING_ELSE = re.compile(rf"[¡\"'\u201c*\s]*{_PHRASE}(?:{_BETWEEN}{_PHRASE}){{0,4}}\W*", re.IGNORECASE)
 
+# Each turn of nothing but thanks has one of these; most other turns have none.
+_THANKS_WORDS = (
+    "thank", "bye", "farewell", "take care", "see you", "gracias", "hasta ",
+    "obrigad", "tchau", "adeus", "dank", "wiederseh",
+)  # fmt: skip
+_THANKS_WORDS_ELSEWHERE = (
+    *_THANKS_WORDS, "tschüs", "adiós", "até ", "teşekkür", "sağ ol", "sağol", "hoşça",
+    "görüşürüz", "شكر", "السلامة", "اللقاء", "ধন্যবাদ", "বিদায়", "谢", "再见", "감사", "고마", "고맙", "안녕히",
+)  # fmt: skip
+_THANKS = re.compile(
+    r"\bthank(?:s| you)\b|\bgood ?bye\b|\bbye\b|\bfarewell\b|\btake care\b|\bsee you\b|"
+    r"\bgracias\b|\badiós\b|\bhasta (?:luego|pronto|la vista)\b|"
+    r"\bobrigad[oa]s?\b|\btchau\b|\badeus\b|\baté (?:logo|breve|mais)\b|"
+    r"\b(?:danke|(?:vielen|herzlichen|besten) dank)\b|\bauf wiedersehen\b|\btschüss?\b|"
+    r"\bteşekkür|\bsağ ?ol|\bhoşça ?kal|\bgörüşürüz\b|شكرا|شكرًا|مع السلامة|إلى اللقاء|ধন্যবাদ|বিদায়|"
+    r"谢谢|感谢|再见|감사(?:합니다|드립니다)|고마워|고맙습니다|안녕히"
+)
+# What may follow thanks, however it goes on.
+_WISHES = re.compile(
+    r"(?:and |so |well |oh )?(?:i wish you|(?:i )?wish(?:ing)? you|all the best|best wishes|have an? |"
+    r"you(?:'re| are) (?:very |most )?welcome|(?:until|till) (?:next|we)|"
+    r"it (?:was|has been) (?:a |so |very |really )?(?:pleasure|nice|lovely|good|great|honou?r)|"
+    r"i(?:'m| am) (?:so |very )?(?:glad|grateful|thankful|happy) |i (?:really )?(?:appreciate|enjoyed) |"
+    r"likewise|same to you|for (?:the|your|this|sharing|listening|everything|all|taking|having)\b|"
+    r"(?:i )?look(?:ing)? forward|peace be|god bless|igualmente|que tenga|"
+    r"alles gute|bis bald|tudo de bom|kendine iyi bak|祝)"
+)
+# A clause with one of these states something, whatever else it says: a view, one's own life, or thanks and
+# farewells that are told of.
+_STATES_MORE = re.compile(
+    r"\b(?:because|should|must|ought|believe|think|agree|always|never|my|"
+    r"our(?! (?:talk|conversation|discussion|chat)\b)|"
+    r"aber|denn|pero|porque|creo|mas|acho|ama|çünkü)\b|لكن|لأن|因为|但是|왜냐하면|하지만|"
+    r"\btake care of (?!you|each other|him|her|them)|"
+    r"^thanks to (?!you|all\b|both|each|every)(?:(?!and )\S+ ){3}|"
+    r"\b(?:they|s?he|people|guests|children) (?:says?|said) (?:good ?bye|farewell|thank)|"
+    r"^gracias a (?:l[ao]s?|mis?|sus?|nuestr\w+) (?:(?!dos |por )\S+ ){2}|^danke (?:zu )?sagen\b|"
+    r"\bteşekkür etmek (?!ist)|感谢(?:父母|长辈)"
+)
+_THANKS_CLAUSE_ENDS = re.compile(r"[.,;!\n\u2014\u3002\uff0c\uff01،।]+\s*")
+_MANY_WORDS = 14
+"""A clause of more words than this is more than thanks or a wish."""
 
-def is_courtesy(clause: str) -> bool:
+
+def is_courtesy(clause: str, *, beside_thanks: bool = False) -> bool:
     """Whether a clause only greets, thanks, says farewell, wishes well or is kind to the other person.
 
     In English, kind words may go on ("I am glad that you told me so") unless they state a view ("because",
     "should", "I think"); whatever else counts, in the languages of the shipped cultures, is a set phrase
     from beginning to end. Apostrophes are plain.
+
+    `beside_thanks`: the clause stands in a turn that thanks, in lower case. Then good wishes and kind words
+    count whatever their end, and so does a name or another word or two.
     """
+    if beside_thanks:
+        count = words(clause)
+        if count <= _FEW_WORDS:
+            return True
+        if count > _MANY_WORDS or _STATES_MORE.search(clause):
+            return False
+        if _THANKS.search(clause) or _WISHES.match(clause):
+            return True
     left = clause
     while match := _GREETING.match(left):
         left = left[match.end() :]
@@ -248,3 +302,12 @@ def is_courtesy(clause: str) -> bool:
         if warm or _SET_PHRASE.match(left):
             return True
     return _NOTHING_ELSE.fullmatch(clause) is not None
+
+
+def is_only_thanks(text: str) -> bool:
+    """Whether a turn, in lower case, is thanks, farewells and good wishes, and nothing else."""
+    known = _THANKS_WORDS if text.isascii() else _THANKS_WORDS_ELSEWHERE
+    if not any(word in text for word in known) or text.rstrip("\"' ").endswith(("?", "\uff1f", "\u061f")):
+        return False
+    clauses = _THANKS_CLAUSE_ENDS.split(text)
+    return _THANKS.search(text) is not None and all(is_courtesy(one, beside_thanks=True) for one in clauses)

@@ -118,7 +118,7 @@ def _print_hint(console: Console, config: Path | None) -> None:
 
 
 def plan_command(config: Config = None, sets: Sets = None, shard: Shard = None) -> None:
-    """Show what would run and what it would take; calls nothing."""
+    """Show what would run and what it would cost; calls nothing."""
     from culturepark.cli.views.plan import show_plan
     from culturepark.cli.views.terminal import stdout_console
     from culturepark.preflight.estimate import estimate

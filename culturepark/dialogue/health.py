@@ -20,7 +20,7 @@ from culturepark.plan import Brief
 from culturepark.seeds.model import Answers, Seed
 from culturepark.seeds.stance import Stance, stance_of
 from culturepark.settings import HealthSettings, Symptom
-from culturepark.text import is_courtesy, words
+from culturepark.text import is_only_thanks
 
 Verdict = Literal["accept", "retry", "end"]
 
@@ -57,7 +57,7 @@ def symptoms(brief: Brief, earlier: Earlier, turn: Turn) -> tuple[Symptom, ...]:
         found.append("left_stance")
     if (again := earlier.again(text, turn.number)) is not None:
         found.append(again)
-    if len(text) < _BRIEF and _only_thanks(low):
+    if len(text) < _BRIEF and is_only_thanks(low):
         found.append("dies_in_thanks")
     return tuple(found)
 
@@ -309,65 +309,3 @@ _LEAD_CHARS = 60
 
 _BRIEF = 240
 """Characters from which a turn is too long to be nothing but thanks."""
-# Each turn of nothing but thanks has one of these; most other turns have none.
-_THANKS_WORDS = (
-    "thank", "bye", "farewell", "take care", "see you", "gracias", "hasta ",
-    "obrigad", "tchau", "adeus", "dank", "wiederseh",
-)  # fmt: skip
-_THANKS_WORDS_ELSEWHERE = (
-    *_THANKS_WORDS, "tschüs", "adiós", "até ", "teşekkür", "sağ ol", "sağol", "hoşça",
-    "görüşürüz", "شكر", "السلامة", "اللقاء", "ধন্যবাদ", "বিদায়", "谢", "再见", "감사", "고마", "고맙", "안녕히",
-)  # fmt: skip
-_THANKS = re.compile(
-    r"\bthank(?:s| you)\b|\bgood ?bye\b|\bbye\b|\bfarewell\b|\btake care\b|\bsee you\b|"
-    r"\bgracias\b|\badiós\b|\bhasta (?:luego|pronto|la vista)\b|"
-    r"\bobrigad[oa]s?\b|\btchau\b|\badeus\b|\baté (?:logo|breve|mais)\b|"
-    r"\b(?:danke|(?:vielen|herzlichen|besten) dank)\b|\bauf wiedersehen\b|\btschüss?\b|"
-    r"\bteşekkür|\bsağ ?ol|\bhoşça ?kal|\bgörüşürüz\b|شكرا|شكرًا|مع السلامة|إلى اللقاء|ধন্যবাদ|বিদায়|"
-    r"谢谢|感谢|再见|감사(?:합니다|드립니다)|고마워|고맙습니다|안녕히"
-)
-# What may follow thanks, however it goes on.
-_WISHES = re.compile(
-    r"(?:and |so |well |oh )?(?:i wish you|(?:i )?wish(?:ing)? you|all the best|best wishes|have an? |"
-    r"you(?:'re| are) (?:very |most )?welcome|(?:until|till) (?:next|we)|"
-    r"it (?:was|has been) (?:a |so |very |really )?(?:pleasure|nice|lovely|good|great|honou?r)|"
-    r"i(?:'m| am) (?:so |very )?(?:glad|grateful|thankful|happy) |i (?:really )?(?:appreciate|enjoyed) |"
-    r"likewise|same to you|for (?:the|your|this|sharing|listening|everything|all|taking|having)\b|"
-    r"(?:i )?look(?:ing)? forward|peace be|god bless|igualmente|que tenga|"
-    r"alles gute|bis bald|tudo de bom|kendine iyi bak|祝)"
-)
-# A clause with one of these states something, whatever else it says: a view, one's own life, or thanks and
-# farewells that are told of.
-_STATES = re.compile(
-    r"\b(?:because|should|must|ought|believe|think|agree|always|never|my|"
-    r"our(?! (?:talk|conversation|discussion|chat)\b)|"
-    r"aber|denn|pero|porque|creo|mas|acho|ama|çünkü)\b|لكن|لأن|因为|但是|왜냐하면|하지만|"
-    r"\btake care of (?!you|each other|him|her|them)|"
-    r"^thanks to (?!you|all\b|both|each|every)(?:(?!and )\S+ ){3}|"
-    r"\b(?:they|s?he|people|guests|children) (?:says?|said) (?:good ?bye|farewell|thank)|"
-    r"^gracias a (?:l[ao]s?|mis?|sus?|nuestr\w+) (?:(?!dos |por )\S+ ){2}|^danke (?:zu )?sagen\b|"
-    r"\bteşekkür etmek (?!ist)|感谢(?:父母|长辈)"
-)
-_CLAUSE_ENDS = re.compile(r"[.,;!\n\u2014\u3002\uff0c\uff01،।]+\s*")
-_SHORT_WORDS = 2
-"""A clause of at most this many words, such as a name, says nothing beside thanks."""
-_LONG_WORDS = 14
-"""A clause of more words than this is more than thanks or a wish."""
-
-
-def _only_thanks(low: str) -> bool:
-    known = _THANKS_WORDS if low.isascii() else _THANKS_WORDS_ELSEWHERE
-    if not any(word in low for word in known) or low.rstrip("\"' ").endswith(("?", "\uff1f", "؟")):
-        return False
-    return _THANKS.search(low) is not None and all(map(_says_nothing_more, _CLAUSE_ENDS.split(low)))
-
-
-def _says_nothing_more(clause: str) -> bool:
-    """Whether a clause, beside thanks, adds nothing to them. Good wishes and kind words then count whatever
-    their end, which for an opinion (`is_courtesy`) they do not."""
-    count = words(clause)
-    if count <= _SHORT_WORDS:
-        return True
-    if count > _LONG_WORDS or _STATES.search(clause):
-        return False
-    return bool(_THANKS.search(clause) or _WISHES.match(clause)) or is_courtesy(clause)

@@ -449,7 +449,7 @@ def test_pip_without_a_network_is_told_in_words(tmp_path: Path, monkeypatch: pyt
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
     with pytest.raises(ConfigError) as caught:
         download_wheel("tiny-part1==1.0", tmp_path)
     assert "the package registry cannot be reached" in caught.value.what

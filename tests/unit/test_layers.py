@@ -19,7 +19,7 @@ NAMED_ACTORS = {
 _MOST_IN_ROOT = 18
 """Modules that may lie in the root of culturepark: among more of them it is hard to find the right one."""
 
-TAKE = r'''
+TAKE = r"""
 # On the wire and on disk the moderator's incarnation number keeps the name it had.
 culturepark/messages.py
   On disk are the tags `outcome`, `spoke` and `step` and their fields' names, `take` for a term among them;
@@ -32,15 +32,11 @@ actors/moderator.py
 # What models read, and patterns over what they say.
 culturepark/prompts/small.py
   "Thank you, {other}. What I take from this is that",
-culturepark/dialogue/health.py
-  "thank", "bye", "farewell", "take care", "see you", "gracias", "hasta ",
 culturepark/text.py
   r"i look forward|please (?:share|tell|come|accept|take|have|sit|ask|continue)|"
   r"take care(?: of yoursel(?:f|ves))?|see you(?: (?:soon|later|again|then|tomorrow|next (?:time|week)))*|"
-# The printed help of `plan`, which stays as users know it.
-culturepark/cli/generate.py
-  """Show what would run and what it would take; calls nothing."""
-'''
+  "thank", "bye", "farewell", "take care", "see you", "gracias", "hasta ",
+"""
 """Lines on which the word `take` may stand, below the names of their files, without their indentation."""
 
 OTHERS = ""
