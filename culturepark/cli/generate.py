@@ -49,7 +49,7 @@ def generate(
 
     console = stdout_console()
     settings, plan = _load_plan(config, sets, shard)
-    _print_hint(console, config)
+    _print_hints(console, config, settings)
     if (out / "run.json").exists():
         run = open_run(out, settings, plan)
         before = View(out)
@@ -103,8 +103,16 @@ def _load_plan(config: Path | None, sets: list[str] | None, shard: str | None) -
     return settings, Plan(settings, load_seeds(settings.plan.seeds), cultures)
 
 
-def _print_hint(console: Console, config: Path | None) -> None:
-    """Say that a key is set and not used, since a newcomer might expect that it is."""
+def _print_hints(console: Console, config: Path | None, settings: Settings) -> None:
+    """Say what a newcomer might expect otherwise: that a key is set and not used, that a model's name is no
+    more than a label."""
+    from culturepark.cli.views.terminal import safe_line
+    from culturepark.models.local.catalog import misspelt
+
+    for name, model in settings.models.items():
+        if question := misspelt(model):
+            words = f"models.{name}.model is only a label here, and the packaged model is served. {question}"
+            console.print(safe_line(words, "yellow"), soft_wrap=True)
     if config is None and os.environ.get("OPENAI_API_KEY"):
         console.print(
             "OPENAI_API_KEY is set and not used by the quickstart: "
@@ -123,8 +131,10 @@ def plan_command(config: Config = None, sets: Sets = None, shard: Shard = None) 
     from culturepark.cli.views.terminal import stdout_console
     from culturepark.preflight.estimate import estimate
 
+    console = stdout_console()
     settings, plan = _load_plan(config, sets, shard)
-    show_plan(stdout_console(), settings, plan, estimate(settings, plan))
+    _print_hints(console, config, settings)
+    show_plan(console, settings, plan, estimate(settings, plan))
 
 
 def doctor(config: Config = None, sets: Sets = None) -> None:

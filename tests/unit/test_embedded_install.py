@@ -582,12 +582,20 @@ def test_settings_name_an_installed_model(registry: Registry) -> None:
     assert len(servers_of(settings, 2)) == 1
 
 
-def test_settings_that_name_no_model_or_two_are_refused(registry: Registry) -> None:
-    with pytest.raises(ConfigError, match="Did you mean `tiny`"):
-        weights_of(ModelSettings(engine="embedded", model="tinny"))
+def test_a_label_stays_one_and_what_looks_misspelt_is_asked_about(registry: Registry) -> None:
+    for label in ("my speaker", "tinny"):
+        settings = ModelSettings(engine="embedded", model=label)
+        assert catalog.name_of(settings) == "smollm2"
+        assert catalog.misspelt(settings) == ("Did you mean `tiny`?" if label == "tinny" else "")
     for other in ({"path": "own.gguf"}, {"hub": HUB}):
-        with pytest.raises(ConfigError, match="Keep one of them"):
-            weights_of(ModelSettings(engine="embedded", model="tiny", **other))
+        beside = ModelSettings(engine="embedded", model="tiny", **other)
+        assert catalog.name_of(beside) is None
+        assert catalog.misspelt(beside) == ""
+
+
+def test_plan_asks_about_a_name_that_looks_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert culturepark(["plan", "--set", "models.chat.model=qwen-1.5"]) == 0
+    assert "Did you mean `qwen-1.5b`?" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_packaged_model_is_meant_by_no_name_its_name_and_its_title(registry: Registry) -> None:
@@ -596,9 +604,3 @@ def test_the_packaged_model_is_meant_by_no_name_its_name_and_its_title(registry:
         assert catalog.name_of(settings) == "smollm2"
         assert weights_name(settings) == "SmolLM2-135M-Instruct-Q4_1"
         assert len(servers_of(settings, 2)) == 2
-    label = ModelSettings(engine="embedded", model="any label", path="own.gguf")
-    assert catalog.name_of(label) is None  # a label beside a file of one's own, as ever
-    old = ModelSettings(engine="embedded", model="my speaker")
-    assert catalog.name_of(old) == "smollm2"  # a label, as ever
-    with pytest.raises(ConfigError, match="Did you mean `smollm2`"):
-        catalog.name_of(ModelSettings(engine="embedded", model="smollm"))

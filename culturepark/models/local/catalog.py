@@ -102,28 +102,26 @@ def model_named(name: str, where: str = "embedded model") -> LocalModel:
 def name_of(model: ModelSettings) -> str | None:
     """The name of the model that settings of an embedded one mean; None if `path` or `hub` name its file.
 
-    A `model` that is no model of `config/models/`, and like none, is a label: the packaged one is served
-    under it. Raises ConfigError if it looks like one misspelt, or names one beside `path` or `hub`.
+    Beside a file, and where it is no model of `config/models/`, `model` is a label as it ever was: without a
+    file the packaged model is served under it.
     """
-    known = known_models()
     if model.path or model.hub:
-        if model.model in known:
-            what = f"`model` names {model.model}, and `{'path' if model.path else 'hub'}` names a file."
-            raise ConfigError("embedded model", what, "Keep one of them in [models].")
         return None
-    if model.model in known:
-        return model.model
-    if suggestion := did_you_mean(model.model, known):
-        fix = f"{suggestion}`model` is one of {', '.join(known)}; leave it out for {PACKAGED}."
-        raise ConfigError("embedded model", f"there is no model {model.model!r}.", fix)
-    return PACKAGED
+    return model.model if model.model in known_models() else PACKAGED
+
+
+def misspelt(model: ModelSettings) -> str:
+    """The question which model of `config/models/` may be meant by an embedded one's label; empty if none."""
+    if model.engine != "embedded" or model.path or model.hub or not model.model:
+        return ""
+    known = known_models()
+    served = {*known, known[PACKAGED].title}  # a run's servers call the packaged one by its title
+    return "" if model.model in served else did_you_mean(model.model, known).strip()
 
 
 def is_packaged(model: ModelSettings) -> bool:
-    """Whether settings of an embedded model mean the packaged one. A name that `name_of` refuses means none
-    other."""
-    own = model.model != PACKAGED and model.model in known_models()
-    return not model.path and not model.hub and not own
+    """Whether settings of an embedded model mean the packaged one."""
+    return name_of(model) == PACKAGED
 
 
 def _read(path: Path) -> LocalModel:

