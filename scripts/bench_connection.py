@@ -4,7 +4,7 @@
     python scripts/bench_connection.py --calls 500 --rounds 1 --json FILE
 
 All subjects work in turn in one process, in alternating order, against `mock_endpoint.py` in a process of its
-own whose CPU does not count. A call is a POST of a chat body of some 4 KB (a history of 14 turns), whose
+own whose CPU does not count. A call is a POST of a chat body of 3.4 KB (a history of 14 turns), whose
 reply is decoded by msgspec. Each round opens its connections before it is measured. CPU is what is compared:
 calls/s may be limited by the mock.
 
@@ -54,7 +54,7 @@ Post = Callable[[bytes], Awaitable[bytes]]
 
 
 def chat_body() -> bytes:
-    """A chat request with a history of TURNS turns, some 4 KB."""
+    """A chat request with a history of TURNS turns, 3.4 KB."""
     words = "In my childhood my mother always said that elders are to be heard first, for peace. "
     messages = [{"role": "system", "content": 5 * words}]
     for turn in range(TURNS):

@@ -25,8 +25,8 @@ _DEADLINE_S = 600.0
 
 
 async def measure(name: str) -> Speed:
-    """Serve the installed model `name` and time a few requests: half a minute for a billion parameters on
-    two cores. Raises ConfigError if it is not installed, ModelError if it does not answer."""
+    """Serve the installed model `name` and time a few requests: less than a minute for 1.5 billion
+    parameters on two cores. Raises ConfigError if it is not installed, ModelError if it does not answer."""
     limits = LimitSettings(adaptive=False, deadline_s=_DEADLINE_S)
     async with served(ModelSettings(engine="embedded", model=name)) as ready:
         chat = HttpChatModel(ready, limits)
