@@ -19,8 +19,9 @@ import msgspec
 import pytest
 
 from culturepark.models.endpoint import Reply
+from culturepark.models.local.catalog import PACKAGED
 from culturepark.models.local.serving import served
-from culturepark.models.local.weights import packaged_weights
+from culturepark.models.local.weights import installed_weights
 from culturepark.models.open import open_chat
 from culturepark.ports import Prompt, Sampling
 from culturepark.settings import LimitSettings, ModelSettings
@@ -65,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def trained(run: Run) -> dict[str, tuple[Job, Outcome, list[str]]]:
     """Two adapters; the first one's process is killed after its first checkpoint, then gone on with."""
-    packaged_weights()
+    installed_weights(PACKAGED)
     records, made = Records(run.root), dict[str, tuple[Job, Outcome, list[str]]]()
     for name in ("arabic", "korean"):
         job = create_job(run, name, run.settings)
@@ -100,7 +101,7 @@ def test_loss_falls_over_a_kill(trained: dict[str, tuple[Job, Outcome, list[str]
 
 def test_running_out_of_memory_is_told_and_gone_on_from(run: Run) -> None:
     """The process may not take any more memory once it has a checkpoint; next time it may."""
-    packaged_weights()
+    installed_weights(PACKAGED)
     training = msgspec.structs.replace(run.settings.training, max_steps=4, rank=2)
     job = create_job(run, "korean", msgspec.structs.replace(run.settings, training=training))
     output, limited = Path(job.output), list[int]()

